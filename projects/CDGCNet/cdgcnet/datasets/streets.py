@@ -1,0 +1,92 @@
+"""Street scenes in the Cityscapes folder layout, a stand-in where no download is possible."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from .street_scene import MIN_SIZE, draw_scene
+from .street_stage import Array
+
+GENERATOR_VERSION = 1  # raise it with every change that moves a pixel
+TRAIN_ID_OF_LABEL_ID: dict[int, int] = {  # the official table; every other id is IGNORED
+    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11,
+    25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18,
+}  # fmt: skip
+IGNORED = 255
+CITY_OF_SPLIT = {"train": "trainville", "val": "valstadt"}
+
+
+def write_street_scenes(
+    root: str | Path,
+    *,
+    num_train: int = 240,
+    num_val: int = 40,
+    height: int = 160,
+    width: int = 320,
+    seed: int = 0,
+) -> Path:
+    """Write `num_train` + `num_val` scenes of height x width pixels below `root`, once.
+
+    The tree is a Cityscapes one (leftImg8bit, gtFine with labelIds and labelTrainIds) plus
+    streets.json with the parameters. It is built beside `root` and renamed when complete, so a
+    reader or a second writer never meets half of it; a killed process may leave the hidden
+    `.<name>-*` folder. Returns `root`, at once where it already holds this very data set.
+    Raises ValueError for a bad number, and for an existing `root` that holds anything else:
+    nothing there is ever overwritten. Raises OSError where a file cannot be written.
+    """
+    if min(num_train, num_val) < 1 or min(height, width) < MIN_SIZE or seed < 0:
+        raise ValueError(
+            f"need num_train, num_val >= 1, sides >= {MIN_SIZE} and seed >= 0, got "
+            f"{num_train=}, {num_val=}, {height=}, {width=}, {seed=}"
+        )
+    root = Path(root)
+    wanted = {"generator_version": GENERATOR_VERSION, "num_train": num_train, "num_val": num_val,
+              "height": height, "width": width, "seed": seed}  # fmt: skip
+    if root.exists():
+        _check_tree(root, wanted)
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
+        tree = Path(scratch) / "tree"  # made by mkdir: mkdtemp's own folder is closed to others
+        jobs = [(0, "train", i) for i in range(num_train)] + [(1, "val", i) for i in range(num_val)]
+        for number, split, index in tqdm(jobs, desc=f"drawing {root.name}", unit="scene"):
+            picture, label_ids = draw_scene((seed, number, index), height, width)
+            _write_scene(tree, split, index, picture, label_ids)
+        (tree / "streets.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        try:
+            tree.rename(root)
+        except OSError:
+            if not root.exists():
+                raise
+            _check_tree(root, wanted)  # another process was first: its tree serves as well
+    return root
+
+
+def _check_tree(root: Path, wanted: dict[str, int]) -> None:
+    try:
+        found = json.loads((root / "streets.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found = f"no readable streets.json ({type(error).__name__})"
+    if found != wanted:
+        raise ValueError(f"{root} exists with {found}, expected {wanted}: name another folder")
+
+
+def _write_scene(tree: Path, split: str, index: int, picture: Array, label_ids: Array) -> None:
+    train_ids = np.full(256, IGNORED, np.uint8)
+    train_ids[list(TRAIN_ID_OF_LABEL_ID)] = list(TRAIN_ID_OF_LABEL_ID.values())
+    city = CITY_OF_SPLIT[split]
+    for folder, suffix, pixels in (
+        ("leftImg8bit", "leftImg8bit", picture[..., ::-1]),  # cv2 writes BGR
+        ("gtFine", "gtFine_labelIds", label_ids),
+        ("gtFine", "gtFine_labelTrainIds", train_ids[label_ids]),
+    ):
+        path = tree / folder / split / city / f"{city}_{index:06d}_000019_{suffix}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(path), pixels):
+            raise OSError(f"cv2 could not write {path}")

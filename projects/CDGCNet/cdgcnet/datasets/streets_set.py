@@ -1,0 +1,29 @@
+"""Registration of the built-in street scenes, drawn on first use."""
+
+from functools import partial
+from pathlib import Path
+
+from . import cityscapes
+from .catalog import register as register_one
+from .streets import write_street_scenes
+
+
+def _load(folder: Path, split: str, name: str) -> list[dict]:
+    write_street_scenes(folder)  # returns at once if these scenes are there
+    return cityscapes.load_tree(folder, split, name)
+
+
+def register(root: Path) -> None:
+    """Register ``cdgc_streets_{train,val}``; missing scenes are drawn to ``root/cdgc_streets``.
+
+    They are a Cityscapes tree, read by the same loader as the real one.
+    """
+    for split in ("train", "val"):
+        name = f"cdgc_streets_{split}"
+        register_one(
+            name,
+            partial(_load, root / "cdgc_streets", split, name),
+            classes=cityscapes.NAMES,
+            colors=cityscapes.COLORS,
+            label_ids=cityscapes.LABEL_IDS,
+        )

@@ -1,0 +1,26 @@
+"""Class-wise dynamic graph convolution (Hu et al., ECCV 2020) in plain PyTorch.
+
+This package imports torch and nothing else; ``cdgcnet`` next door is Detectron2 around it.
+"""
+
+from .adjacency import segment_attention, segment_mean, segment_topk_attention
+from .cdgc import CDGCModule
+from .graph_conv import class_linear
+from .losses import OhemCrossEntropyLoss, ohem_cross_entropy
+from .nodes import NODE_MODES, SAMPLES, NodeSet, class_map, resize_targets, select_nodes
+
+__all__ = [
+    "NODE_MODES",
+    "SAMPLES",
+    "CDGCModule",
+    "NodeSet",
+    "OhemCrossEntropyLoss",
+    "class_linear",
+    "class_map",
+    "ohem_cross_entropy",
+    "resize_targets",
+    "segment_attention",
+    "segment_mean",
+    "segment_topk_attention",
+    "select_nodes",
+]

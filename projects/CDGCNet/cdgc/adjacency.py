@@ -1,0 +1,117 @@
+"""Edges of the class graphs: A_m X without ever storing A_m (Eqs. 2-3).
+
+Rows are packed by segment, a segment being the graph of one class in one image.
+Shape shorthand: K rows, S segments, n rows of one segment, C channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Similarities of this many pairs are held at once by the top-k edges (64 MiB in float32).
+_TOPK_PAIRS = 1 << 24
+
+
+def _check_rows(lengths: Sequence[int], *rows: Tensor) -> None:
+    for r in rows:
+        if r.dim() != 2 or r.shape[0] != sum(lengths):
+            raise ValueError(
+                f"expected (K, C) rows with K = sum of lengths = {sum(lengths)}, "
+                f"got {tuple(r.shape)}"
+            )
+
+
+def segment_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float = 1.0
+) -> Tensor:
+    """A X with A = softmax over each segment of ``scale * q kᵀ`` (Eqs. 2-3).
+
+    Args:
+        q, k: (K, C) φ(x) and φ'(x) of the nodes.
+        v: (K, D) node features X.
+        lengths: S segment lengths that sum to K; zeros are allowed.
+        scale: factor on the similarity; the paper has none (1.0).
+
+    Returns:
+        (K, D). Cost Σ n², memory O(K): rows outside a segment are not even candidates, which is
+        what masking with -inf before the softmax means in the dense M x N x N form.
+    """
+    _check_rows(lengths, q, k, v)
+    # split, not slicing: the backward of a slice allocates the full size once per segment.
+    parts = [
+        F.scaled_dot_product_attention(qs[None, None], ks[None, None], vs[None, None], scale=scale)
+        for qs, ks, vs in zip(
+            q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True
+        )
+        if len(qs)
+    ]
+    # An empty node list keeps a gradient path to its inputs.
+    return torch.cat([p[0, 0] for p in parts]) if parts else (q + k).sum(1, keepdim=True) * v
+
+
+def segment_mean(x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Uniform edges A = 1/n: the mean of each segment.
+
+    Args:
+        x: (K, C) node features.
+        lengths: S segment lengths that sum to K.
+
+    Returns:
+        (S, C); zero for an empty segment. Every node of a segment gets the same A X.
+    """
+    _check_rows(lengths, x)
+    means = [
+        rows.mean(0) if len(rows) else x.new_zeros(x.shape[1]) for rows in x.split(list(lengths))
+    ]
+    return torch.stack(means) if means else x.new_zeros(0, x.shape[1])
+
+
+def segment_topk_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    scale: float = 1.0,
+    topk: int = 64,
+    weights: str = "softmax",
+) -> Tensor:
+    """A X where each node is tied to the ``topk`` most similar nodes of its segment only.
+
+    Args:
+        q, k, v, lengths, scale: as in :func:`segment_attention`.
+        topk: neighbours per node; all of a smaller segment.
+        weights: "softmax" over the chosen similarities, or "equal" (the paper's binary top-k
+            matrix, row-normalised), which gives q and k no gradient.
+
+    Raises:
+        ValueError: on an unknown ``weights`` or topk < 1.
+    """
+    _check_rows(lengths, q, k, v)
+    if weights not in ("softmax", "equal"):
+        raise ValueError(f"topk weights must be 'softmax' or 'equal', got {weights!r}")
+    if topk < 1:
+        raise ValueError(f"topk must be at least 1, got {topk}")
+    parts = []
+    for qs, ks, vs in zip(
+        q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True
+    ):
+        n = len(qs)
+        if not n:
+            continue
+        # The gradient of topk's values scatters back into one block of rows at a time, so
+        # neither direction holds more than _TOPK_PAIRS similarities.
+        best = [
+            (rows @ ks.t()).topk(min(topk, n), dim=1)
+            for rows in qs.split(max(1, _TOPK_PAIRS // n))
+        ]
+        neighbours = torch.cat([b.indices for b in best])  # (n, topk)
+        if weights == "equal":
+            parts.append(F.embedding_bag(neighbours, vs, mode="mean"))
+        else:
+            share = (torch.cat([b.values for b in best]) * scale).softmax(1).to(vs.dtype)
+            parts.append(
+                F.embedding_bag(neighbours, vs, per_sample_weights=share, mode="sum")
+            )
+    return torch.cat(parts) if parts else (q + k).sum(1, keepdim=True) * v

@@ -1,0 +1,305 @@
+"""The class-wise dynamic graph convolution module (Sec. 3.3, Fig. 3).
+
+Shape shorthand: B images, C channels, h x w feature map, N = h*w, M classes (1 for
+scope="image"), K selected nodes of the batch.
+
+Two laws make the ragged form below and the paper's dense M x N x N form one function, forward
+and backward: pixels outside S_m are masked with -inf before the softmax (not given zero
+features), and the grouped W has neither bias nor normalisation before the classes are merged.
+"""
+
+import math
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+from .adjacency import segment_attention, segment_mean, segment_topk_attention
+from .gather import nodes_to_pixels, pixels_to_nodes
+from .graph_conv import class_linear
+from .nodes import SAMPLES, NodeSet, class_map, node_positions, resize_targets, select_nodes
+
+EDGES = ("similarity", "uniform", "topk")
+SCOPES = ("class", "image")
+TOPK_WEIGHTS = ("softmax", "equal")
+SCALES = ("none", "sqrt")
+
+
+def _check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+
+
+class CDGCModule(nn.Module):
+    """Features and a coarse prediction in, features refined by class-wise graphs out.
+
+    ``x̂_i = ReLU(norm(Σ_m U_m ReLU(A_m X W_m)_i + b))`` over the at most two classes m whose
+    node set S_m holds pixel i.
+
+    Parameters: ``phi``, ``phi_prime`` (1 or M, C, C) of Eq. 2 (None for uniform edges);
+    ``graph_weight`` W and ``merge_weight`` U (M, C, C), applied as ``row @ W``; ``merge_bias``
+    (C,). One stacked tensor each, so that absent classes have zero, not missing, gradients.
+    """
+
+    phi: nn.Parameter | None
+    phi_prime: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        nodes: str = "dynamic",
+        edges: str = "similarity",
+        scope: str = "class",
+        easy_ratio: float = 1.0,
+        samples: Collection[str] = SAMPLES,
+        topk: int = 64,
+        topk_weights: str = "softmax",
+        scale: float | str = 1.0,
+        shared_phi: bool = True,
+        norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+        relu: bool = True,
+        ignore_label: int = 255,
+        align_corners: bool = True,
+    ):
+        """
+        Args:
+            in_channels: C, of the input and of the refined features.
+            num_classes: M.
+            nodes: training nodes, "dynamic" (Eq. 4, needs targets) or "coarse" (Table 3 "sim").
+                Inference always takes the coarse prediction's nodes.
+            edges: "similarity" (Eqs. 2-3), "uniform" (1/|S_m|) or "topk" (the ``topk`` most
+                similar nodes, weighted as ``topk_weights`` says).
+            scope: "class", or "image" for a plain GCN: one graph over all nodes (Table 1);
+                ``nodes`` then has no effect.
+            easy_ratio, samples: see :func:`cdgc.select_nodes`.
+            scale: factor on the similarity, "none" (1.0, the paper's) or "sqrt" for C**-0.5.
+            shared_phi: one φ and φ' for all classes, or one pair per class.
+            norm: builds the normalisation after the merge from a channel count; None for none.
+            relu: whether a ReLU ends the module.
+            ignore_label: target value that takes a pixel out of every graph in training.
+            align_corners: how targets are resized to nodes; as the logits are.
+
+        Raises:
+            ValueError: on a value outside those named above.
+        """
+        super().__init__()
+        # select_nodes checks its own arguments, but only when it runs: fail at construction.
+        select_nodes(
+            torch.zeros(1, 1, 1, dtype=torch.long),
+            torch.zeros(1, 1, 1, dtype=torch.long),
+            num_classes=max(num_classes, 1),
+            nodes=nodes,
+            samples=samples,
+            easy_ratio=easy_ratio,
+        )
+        _check_choice("edges", edges, EDGES)
+        _check_choice("scope", scope, SCOPES)
+        _check_choice("topk_weights", topk_weights, TOPK_WEIGHTS)
+        if isinstance(scale, str):
+            _check_choice("scale", scale, SCALES)
+        elif not scale > 0:
+            raise ValueError(f"scale must be positive or one of {SCALES}, got {scale}")
+        for name, value in (
+            ("in_channels", in_channels),
+            ("num_classes", num_classes),
+            ("topk", topk),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.nodes = nodes
+        self.edges = edges
+        self.scope = scope
+        self.easy_ratio = easy_ratio
+        self.samples = tuple(samples)
+        self.topk = topk
+        self.topk_weights = topk_weights
+        named = {"none": 1.0, "sqrt": in_channels**-0.5}
+        self.scale = named[scale] if isinstance(scale, str) else float(scale)
+        self.ignore_label = ignore_label
+        self.align_corners = align_corners
+
+        graphs = num_classes if scope == "class" else 1
+        square = (in_channels, in_channels)
+        if edges == "uniform":
+            self.phi = self.phi_prime = None
+        else:
+            self.phi = nn.Parameter(torch.empty(1 if shared_phi else graphs, *square))
+            self.phi_prime = nn.Parameter(torch.empty_like(self.phi))
+        self.graph_weight = nn.Parameter(torch.empty(graphs, *square))
+        self.merge_weight = nn.Parameter(torch.empty(graphs, *square))
+        self.merge_bias = nn.Parameter(torch.zeros(in_channels))
+        self.norm = nn.Identity() if norm is None else norm(in_channels)
+        self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise so that similarities and activations are O(1) for features after BN-ReLU."""
+        c = self.in_channels
+        if self.phi is not None and self.phi_prime is not None:
+            # |x|² ≈ C/2 after BN and ReLU; entries of variance a² give φ(x)ᵀφ'(x) a standard
+            # deviation of sqrt(C)·a²·C/2, which is 1/scale for a² = 2·C^-1.5/scale. Larger
+            # similarities saturate the softmax from the start.
+            std = math.sqrt(2.0 / self.scale) * c**-0.75
+            nn.init.normal_(self.phi, std=std)
+            nn.init.normal_(self.phi_prime, std=std)
+        nn.init.normal_(self.graph_weight, std=math.sqrt(2.0 / c))
+        # A pixel's sum runs over its own class's C channels, not over M*C.
+        nn.init.normal_(self.merge_weight, std=math.sqrt(1.0 / c))
+        nn.init.zeros_(self.merge_bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.num_classes}, nodes={self.nodes}, edges={self.edges}, "
+            f"scope={self.scope}, easy_ratio={self.easy_ratio}, samples={self.samples}"
+        )
+
+    def select(
+        self,
+        coarse_logits: Tensor,
+        targets: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> NodeSet:
+        """Choose the nodes; arguments as in :meth:`forward`."""
+        shape = coarse_logits.shape
+        if coarse_logits.dim() != 4 or shape[1] != self.num_classes:
+            raise ValueError(
+                f"expected coarse_logits (B, {self.num_classes}, h, w), got {tuple(shape)}"
+            )
+        if valid is not None and tuple(valid.shape) != (shape[0], *shape[2:]):
+            raise ValueError(
+                f"expected valid (B, h, w) = {(shape[0], *shape[2:])}, got {tuple(valid.shape)}"
+            )
+        if self.scope == "image":
+            one_class = torch.zeros(
+                shape[0], *shape[2:], dtype=torch.long, device=coarse_logits.device
+            )
+            return select_nodes(one_class, num_classes=1, valid=valid)
+        target_map = None
+        if self.training and targets is not None:
+            if targets.dim() != 3 or targets.shape[0] != shape[0]:
+                raise ValueError(
+                    f"expected targets (B, H, W) with B = {shape[0]}, got {tuple(targets.shape)}"
+                )
+            if targets.is_floating_point() or targets.is_complex():
+                raise ValueError(f"expected integer targets, got {targets.dtype}")
+            target_map = resize_targets(
+                targets, (int(shape[2]), int(shape[3])), self.align_corners
+            )
+        return select_nodes(
+            class_map(coarse_logits),
+            target_map,
+            num_classes=self.num_classes,
+            nodes=self.nodes if self.training else "coarse",
+            samples=self.samples,
+            easy_ratio=self.easy_ratio,
+            ignore_label=self.ignore_label,
+            valid=valid,
+            generator=generator,
+        )
+
+    def _attend(self, x: Tensor, lengths: list[int], classes: list[int]) -> Tensor:
+        """A_m X for every node, rows (K, C) -> (K, C) (Eqs. 2-3)."""
+        assert self.phi is not None and self.phi_prime is not None
+        groups = classes if self.phi.shape[0] > 1 else [len(x)]
+        q = class_linear(x, self.phi, groups)
+        k = class_linear(x, self.phi_prime, groups)
+        x = x.to(q.dtype)
+        if self.edges == "similarity":
+            return segment_attention(q, k, x, lengths, self.scale)
+        return segment_topk_attention(
+            q, k, x, lengths, self.scale, self.topk, self.topk_weights
+        )
+
+    def reason(self, x: Tensor, nodes: NodeSet) -> Tensor:
+        """Graph convolution over chosen nodes: x (B, C, h, w) -> X̂ (B, C, h, w) (Eq. 1)."""
+        batch, channels, height, width = x.shape
+        if channels != self.in_channels or len(nodes.slots) != batch * height * width:
+            raise ValueError(
+                f"expected x (B, {self.in_channels}, h, w) with B*h*w = {len(nodes.slots)} "
+                f"pixels, got {tuple(x.shape)}"
+            )
+        pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*N, C)
+        rows = pixels_to_nodes(pixels, nodes)  # (K, C)
+        counts = nodes.counts.tolist()  # the one host synchronisation of the module
+        lengths = [n for per_image in counts for n in per_image]  # S = M*B segments
+        classes = [sum(per_image) for per_image in counts]
+        if self.edges == "uniform":
+            # All nodes of a segment share one row, so the matrices see one row per segment.
+            present = [n for n in lengths if n]
+            gathered = segment_mean(rows, present)
+            groups = [sum(n > 0 for n in per_image) for per_image in counts]
+        else:
+            gathered = self._attend(rows, lengths, classes)
+            groups = classes
+        z = class_linear(gathered, self.graph_weight, groups).relu()
+        z = class_linear(z, self.merge_weight, groups)
+        if self.edges == "uniform" and present:
+            z = torch.cat(
+                [row.expand(n, -1) for row, n in zip(z.split(1), present, strict=True)]
+            )
+        merged = nodes_to_pixels(z, nodes) + self.merge_bias.to(z.dtype)
+        merged = merged.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return self.relu(self.norm(merged))
+
+    def forward(
+        self,
+        x: Tensor,
+        coarse_logits: Tensor,
+        targets: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, C, h, w) features.
+            coarse_logits: (B, M, h, w); only its class map is used, without gradient.
+            targets: (B, H, W) integer labels at full resolution. Used in training only:
+                evaluation is bit-identical with and without them.
+            valid: (B, h, w) bool, False where a node is batch padding.
+            generator: source of the random share of easy positives.
+
+        Returns:
+            (B, C, h, w) refined features X̂.
+
+        Raises:
+            ValueError: on shapes that do not fit, or dynamic nodes in training without targets.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"expected x (B, {self.in_channels}, h, w), got {tuple(x.shape)}")
+        if coarse_logits.dim() != 4 or (
+            x.shape[0] != coarse_logits.shape[0] or x.shape[2:] != coarse_logits.shape[2:]
+        ):
+            raise ValueError(
+                f"x {tuple(x.shape)} and coarse_logits {tuple(coarse_logits.shape)} must agree in "
+                "B, h and w"
+            )
+        return self.reason(x, self.select(coarse_logits, targets, valid=valid, generator=generator))
+
+
+def valid_nodes(
+    image_sizes: list[tuple[int, int]],
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    align_corners: bool,
+) -> Tensor:
+    """Which nodes of a padded batch lie on an image.
+
+    Args:
+        image_sizes: (H, W) of each image before it was padded at the right and bottom.
+        padded: (H, W) of the batch tensor.
+        size: (h, w) of the feature map.
+        align_corners: as the logits are resized.
+
+    Returns:
+        (B, h, w) bool.
+    """
+    rows = node_positions(padded[0], size[0], align_corners)
+    columns = node_positions(padded[1], size[1], align_corners)
+    return torch.stack([(rows < h)[:, None] & (columns < w)[None] for h, w in image_sizes])

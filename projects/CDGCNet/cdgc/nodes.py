@@ -1,0 +1,217 @@
+"""Which nodes form the graph of each class (Sec. 3.3, Eq. 4).
+
+Shape shorthand: B images, M classes, h x w feature map, N = h*w nodes of one image, K selected
+nodes of the whole batch. C is the set of nodes the coarse prediction gives to a class, G the set
+the ground truth gives to it; C∩G are easy positives, G-C hard positives, C-G hard negatives.
+
+A node list is *ragged*: each pixel belongs to at most two classes (its coarse one and its true
+one), so K <= 2*B*N and an absent class costs nothing.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NODE_MODES = ("coarse", "dynamic")
+SAMPLES = ("easy_positive", "hard_positive", "hard_negative")
+
+
+@dataclass(frozen=True)
+class NodeSet:
+    """The nodes of all class graphs of a batch, sorted by (class, image, pixel).
+
+    Attributes:
+        pixel: (K,) int64, index of each node's pixel in the flattened (B*N) batch.
+        counts: (M, B) int64, how many nodes each class has in each image; sums to K.
+        slots: (B*N, 2) int64, where in ``pixel`` a pixel stands as a node of its coarse class
+            and as a hard positive of its true class; -1 where it does not.
+        easy_positive, hard_positive, hard_negative: (M, B) int64, the nodes by difficulty;
+            None where no ground truth was given.
+    """
+
+    pixel: Tensor
+    counts: Tensor
+    slots: Tensor
+    easy_positive: Tensor | None = None
+    hard_positive: Tensor | None = None
+    hard_negative: Tensor | None = None
+
+
+def class_map(logits: Tensor) -> Tensor:
+    """The class of each node: logits (B, M, h, w) -> (B, h, w) int64, without gradient."""
+    return logits.detach().max(dim=1).indices  # faster than argmax over a strided dimension
+
+
+def node_positions(length: int, nodes: int, align_corners: bool) -> Tensor:
+    """The pixel that each of ``nodes`` feature rows (or columns) stands for.
+
+    Args:
+        length: pixels of the full-resolution axis.
+        nodes: nodes along that axis.
+        align_corners: whether the logits are resized with corners aligned: node i then lies at
+            i*(length-1)/(nodes-1), else at (i+0.5)*length/nodes - 0.5.
+
+    Returns:
+        (nodes,) int64 pixel indices. A plain nearest resize drifts by up to 7 px at 769 -> 97.
+    """
+    i = torch.arange(nodes, dtype=torch.float64)
+    if align_corners:
+        exact = i * ((length - 1) / max(nodes - 1, 1))
+        return (exact + 0.5).floor().long()
+    return ((i + 0.5) * (length / nodes)).floor().long().clamp_(max=length - 1)
+
+
+def resize_targets(targets: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """The target at each node's own pixel: (B, H, W) -> (B, h, w) for ``size`` = (h, w).
+
+    Equals ``targets[:, ::8, ::8]`` for 8k+1 crops with align_corners.
+    """
+    rows = node_positions(targets.shape[-2], size[0], align_corners).to(targets.device)
+    columns = node_positions(targets.shape[-1], size[1], align_corners).to(targets.device)
+    return targets[:, rows[:, None], columns]
+
+
+def _random_share(key: Tensor, groups: int, ratio: float, generator: torch.Generator | None):
+    """A random round(ratio*n) of the n entries of each group, as a mask.
+
+    ``key`` (T,) holds each entry's group; entries >= ``groups`` are never chosen.
+    """
+    noise = torch.rand(key.shape, generator=generator, device=key.device)
+    shuffled = noise.argsort()
+    order = shuffled[key[shuffled].argsort(stable=True)]
+    sorted_key = key[order]
+    bounds = torch.arange(groups + 1, device=key.device)
+    start = torch.searchsorted(sorted_key, bounds)
+    quota = (ratio * (start[1:] - start[:-1]).double()).round().long()
+    group = sorted_key.clamp(max=groups - 1)
+    rank = torch.arange(len(key), device=key.device) - start[group]
+    chosen = torch.zeros_like(key, dtype=torch.bool)
+    chosen[order] = (rank < quota[group]) & (sorted_key < groups)
+    return chosen
+
+
+def _check_arguments(coarse, target, num_classes, nodes, samples, easy_ratio, valid, ignore):
+    if nodes not in NODE_MODES:
+        raise ValueError(f"nodes must be one of {NODE_MODES}, got {nodes!r}")
+    if not samples or not set(samples) <= set(SAMPLES):
+        raise ValueError(f"samples must be a non-empty subset of {SAMPLES}, got {tuple(samples)}")
+    if not 0.0 <= easy_ratio <= 1.0:
+        raise ValueError(f"easy_ratio must be within [0, 1], got {easy_ratio}")
+    if coarse.dim() != 3:
+        raise ValueError(f"coarse_map must be (B, h, w), got {tuple(coarse.shape)}")
+    for name, other in (("target_map", target), ("valid", valid)):
+        if other is not None and other.shape != coarse.shape:
+            raise ValueError(
+                f"{name} must have the shape of coarse_map {tuple(coarse.shape)}, "
+                f"got {tuple(other.shape)}"
+            )
+    if nodes == "dynamic" and target is None:
+        raise ValueError("nodes='dynamic' needs targets (Eq. 4); use nodes='coarse' without them")
+    if target is not None:
+        wrong = target[((target < 0) | (target >= num_classes)) & (target != ignore)]
+        if wrong.numel():
+            raise ValueError(
+                f"target value {int(wrong[0])} is neither a class in [0, {num_classes}) "
+                f"nor the ignore label {ignore}"
+            )
+
+
+def select_nodes(
+    coarse_map: Tensor,
+    target_map: Tensor | None = None,
+    *,
+    num_classes: int,
+    nodes: str = "coarse",
+    samples: Collection[str] = SAMPLES,
+    easy_ratio: float = 1.0,
+    ignore_label: int = 255,
+    valid: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> NodeSet:
+    """Choose the nodes S_m of every class graph (Eq. 4).
+
+    Args:
+        coarse_map: (B, h, w) int64, class of each node in the coarse prediction (C).
+        target_map: (B, h, w) int64, class of each node in the ground truth (G). Nodes with
+            ``ignore_label`` leave both sets. Give it in training only.
+        num_classes: M.
+        nodes: "coarse": S_m = C_m. "dynamic": the union of the ``samples``.
+        samples: which of easy_positive, hard_positive, hard_negative enter (Table 5); only for
+            "dynamic".
+        easy_ratio: share of the easy positives kept, round(ratio*n) at random per image and
+            class (Table 3, "ds"); only for "dynamic".
+        valid: (B, h, w) bool, False where a node is batch padding, which is never selected.
+        generator: source of the random choice; torch's default generator if None.
+
+    Raises:
+        ValueError: on shapes that differ, an unknown mode or sample name, a ratio outside
+            [0, 1], a target outside [0, M), or "dynamic" without targets.
+    """
+    _check_arguments(
+        coarse_map, target_map, num_classes, nodes, samples, easy_ratio, valid, ignore_label
+    )
+    batch, per_image = coarse_map.shape[0], coarse_map[0].numel()
+    groups = num_classes * batch
+    device = coarse_map.device
+    coarse = coarse_map.reshape(-1)
+    pixels = torch.arange(batch * per_image, device=device)
+    image = pixels // per_image
+    usable = torch.ones_like(pixels, dtype=torch.bool) if valid is None else valid.reshape(-1)
+
+    # A key names a (class, image) pair; `groups` means "no node".
+    nowhere = torch.full_like(pixels, groups)
+    coarse_key = coarse * batch + image
+    hard_positive = torch.zeros_like(usable)
+    true_key = nowhere
+    if target_map is None:
+        keep, agrees = usable, None
+    else:
+        target = target_map.reshape(-1).long()
+        usable = usable & (target != ignore_label)
+        agrees = usable & (coarse == target)
+        keep = usable
+        if nodes == "dynamic":
+            easy = agrees if "easy_positive" in samples else torch.zeros_like(agrees)
+            if easy_ratio < 1.0:
+                easy = _random_share(
+                    torch.where(easy, coarse_key, nowhere), groups, easy_ratio, generator
+                )
+            keep = easy
+            if "hard_negative" in samples:
+                keep = keep | (usable & ~agrees)
+            if "hard_positive" in samples:
+                hard_positive = usable & ~agrees
+                true_key = torch.where(hard_positive, target * batch + image, nowhere)
+
+    key = torch.cat([torch.where(keep, coarse_key, nowhere), true_key])
+    # Interleaving by pixel before the stable sort leaves the pixels of a segment ascending.
+    interleaved = key.view(2, -1).t().reshape(-1)
+    order = interleaved.argsort(stable=True)
+    start = torch.searchsorted(interleaved[order], torch.arange(groups + 1, device=device))
+    total = int(start[-1])
+    order = order[:total]
+    slots = torch.full_like(interleaved, -1)
+    slots[order] = torch.arange(total, device=device)
+
+    counts = (start[1:] - start[:-1]).view(num_classes, batch)
+    if agrees is None:
+        return NodeSet(order // 2, counts, slots.view(-1, 2))
+
+    def count(mask: Tensor, keys: Tensor) -> Tensor:
+        # bincount would synchronise to find its length; the length is known here.
+        return (
+            torch.zeros(groups + 1, dtype=torch.long, device=device)
+            .scatter_add_(0, torch.where(mask, keys, nowhere), torch.ones_like(keys))[:groups]
+            .view(num_classes, batch)
+        )
+
+    return NodeSet(
+        order // 2,
+        counts,
+        slots.view(-1, 2),
+        easy_positive=count(keep & agrees, coarse_key),
+        hard_positive=count(hard_positive, true_key),
+        hard_negative=count(keep & ~agrees, coarse_key),
+    )

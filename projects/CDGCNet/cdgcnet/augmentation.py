@@ -1,0 +1,130 @@
+"""Training augmentations: base size -> scale jitter -> crop with padding -> flip (spec).
+
+Detectron2's own where they do the job. ``FixedSizeCrop`` does not: it uses one random number for
+both axes, and its version 0.6 pads labels with class 0.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import CropTransform, Transform, TransformList
+
+
+class ScaleJitter(T.Augmentation):
+    """Resize to a base size times a random ratio, in one interpolation."""
+
+    def __init__(self, ratios: Sequence[float], short_edge: Sequence[int] = (0,)):
+        """
+        Args:
+            ratios: lowest and highest ratio, drawn uniformly.
+            short_edge: shortest edge in pixels at ratio 1, one drawn from the list; 0 keeps the
+                image's own size.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
+        edge = int(np.random.choice(list(self.short_edge)))
+        ratio = np.random.uniform(*self.ratios) * (edge / min(height, width) if edge else 1.0)
+        new_height = max(1, round(height * ratio))
+        new_width = max(1, round(width * ratio))
+        return T.ResizeTransform(height, width, new_height, new_width)
+
+
+class PadTransform(Transform):
+    """Pad at the right and bottom: images with a colour, labels with the ignore label."""
+
+    def __init__(self, bottom: int, right: int, color: Sequence[float], ignore_label: int):
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        padded = np.empty(
+            (img.shape[0] + self.bottom, img.shape[1] + self.right, *img.shape[2:]), img.dtype
+        )
+        color = np.asarray(self.color) if img.ndim == 3 else np.mean(self.color)
+        # The rounded mean: after normalisation padding is (almost) zero, like batch padding.
+        padded[:] = np.round(color)
+        padded[: img.shape[0], : img.shape[1]] = img
+        return padded
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        padding = ((0, self.bottom), (0, self.right))
+        return np.pad(segmentation, padding, constant_values=self.ignore_label)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords
+
+
+class PaddedCrop(T.Augmentation):
+    """A random crop of exactly the given size; smaller images are padded.
+
+    With ``max_category_area`` below 1 up to ten crops are drawn until no single category covers
+    more than that share of the labelled pixels.
+    """
+
+    input_args = ("image", "sem_seg")
+    attempts = 10
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        color: Sequence[float],
+        ignore_label: int,
+        max_category_area: float = 1.0,
+    ):
+        super().__init__()
+        self._init(locals())
+
+    def _category_area(self, labels: np.ndarray) -> float:
+        counts = np.bincount(labels.ravel(), minlength=self.ignore_label + 1)
+        counts[self.ignore_label] = 0
+        return counts.max() / max(counts.sum(), 1)
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
+        h, w = min(height, self.size[0]), min(width, self.size[1])
+        for _ in range(self.attempts):
+            y = np.random.randint(height - h + 1)
+            x = np.random.randint(width - w + 1)
+            if self.max_category_area >= 1:
+                break
+            if self._category_area(sem_seg[y : y + h, x : x + w]) <= self.max_category_area:
+                break
+        crop = CropTransform(x, y, w, h)
+        pad = PadTransform(self.size[0] - h, self.size[1] - w, self.color, self.ignore_label)
+        return TransformList([crop, pad])
+
+
+def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """The training augmentations of a config."""
+    augmentations: list[T.Augmentation] = [
+        ScaleJitter(cfg.INPUT.SCALE_JITTER, cfg.INPUT.MIN_SIZE_TRAIN)
+    ]
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.append(
+            PaddedCrop(
+                cfg.INPUT.CROP.SIZE,
+                cfg.MODEL.PIXEL_MEAN,
+                cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+                cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+            )
+        )
+    if cfg.INPUT.COLOR_JITTER:
+        augmentations += [
+            T.RandomBrightness(0.75, 1.25),
+            T.RandomContrast(0.75, 1.25),
+            T.RandomSaturation(0.75, 1.25),
+        ]
+    if cfg.INPUT.RANDOM_FLIP == "horizontal":
+        augmentations.append(T.RandomFlip(horizontal=True))
+    return augmentations
+
+
+def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """The resize that ``DefaultPredictor`` applies too; none for INPUT.MIN_SIZE_TEST 0."""
+    edge = cfg.INPUT.MIN_SIZE_TEST
+    return [T.ResizeShortestEdge([edge, edge], cfg.INPUT.MAX_SIZE_TEST)]

@@ -1,0 +1,23 @@
+"""Data set registrations, by explicit call: importing this package registers nothing."""
+
+import os
+from pathlib import Path
+
+from . import camvid, cityscapes, streets_set
+
+
+def datasets_root(root: str | os.PathLike | None = None) -> Path:
+    """``root``, or DETECTRON2_DATASETS, or ``datasets`` in the working folder."""
+    return Path(root or os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_all(root: str | os.PathLike | None = None) -> None:
+    """Register every data set of CDGCNet under ``root`` (DETECTRON2_DATASETS by default).
+
+    May be called again, also with another root: the last call counts. Nothing is read from disk
+    before a data set is used.
+    """
+    base = datasets_root(root)
+    cityscapes.register(base)
+    camvid.register(base)
+    streets_set.register(base)

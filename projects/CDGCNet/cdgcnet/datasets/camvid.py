@@ -1,0 +1,79 @@
+"""CamVid, 11 classes (SegNet version), 480 x 360.
+
+``camvid/{train,val}.txt`` hold one "images/… labels/…" pair a line, relative to ``camvid``.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from .catalog import register as register_one
+from .catalog import require_dir
+
+CLASSES = (
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("signsymbol", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
+)
+
+_LAYOUT = """  {folder}/
+    train.txt, val.txt    lines "images/train/NAME.jpg labels/train/NAME.png"
+    images/, labels/      label PNGs hold 0 to 10 in the order sky, building, pole, road, …;
+                          255 is ignored"""
+
+
+def load_list(folder: Path, split: str, name: str) -> list[dict]:
+    """Detectron2 dicts of one split, in the list's order.
+
+    Raises:
+        FileNotFoundError: for a missing folder, list, image or label.
+        ValueError: for a malformed line or an empty list.
+    """
+    layout = _LAYOUT.format(folder=folder)
+    require_dir(folder, name, layout)
+    path = folder / f"{split}.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"data set {name}: no list {path}\nexpected layout:\n{layout}")
+    dicts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 2:
+            raise ValueError(
+                f'{path}:{number}: expected "IMAGE LABEL", found {len(fields)} fields: {line!r}'
+            )
+        image, label = (folder / field for field in fields)
+        for file in (image, label):
+            if not file.is_file():
+                raise FileNotFoundError(f"{path}:{number}: there is no file {file}")
+        dicts.append(
+            {
+                "file_name": str(image),
+                "sem_seg_file_name": str(label),
+                "image_id": image.stem,
+            }
+        )
+    if not dicts:
+        raise ValueError(f"data set {name}: the list {path} is empty")
+    return dicts
+
+
+def register(root: Path) -> None:
+    """Register ``cdgc_camvid_{train,val}`` below ``root/camvid``."""
+    folder = root / "camvid"
+    for split in ("train", "val"):
+        name = f"cdgc_camvid_{split}"
+        register_one(
+            name,
+            partial(load_list, folder, split, name),
+            classes=[n for n, _ in CLASSES],
+            colors=[c for _, c in CLASSES],
+        )

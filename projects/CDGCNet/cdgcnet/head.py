@@ -1,0 +1,321 @@
+"""The semantic segmentation head: context, coarse prediction, class-wise graph, refinement.
+
+Shape shorthand: B images, C channels (CHANNELS), M classes, h x w feature map at stride 8.
+
+    res4 -> aux head -> aux logits                                        gamma * CE
+    res5 -> ASPP or nothing -> reduce -> X -> coarse classifier -> P      alpha * CE
+    X, P (and targets in training) -> CDGC -> X̂;  [X; X̂] or X + X̂ -> R    beta * OHEM
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from cdgc import CDGCModule, NodeSet, OhemCrossEntropyLoss
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ASPP, Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What the head predicts at stride 8.
+
+    Attributes:
+        refined: (B, M, h, w) logits of the final prediction.
+        coarse: (B, M, h, w) logits before the graph; None without one.
+        aux: (B, M, h, w) logits of the auxiliary head; None outside training.
+        nodes: the graph's nodes; None without a graph.
+    """
+
+    refined: Tensor
+    coarse: Tensor | None = None
+    aux: Tensor | None = None
+    nodes: NodeSet | None = None
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=F.relu_,
+    )
+    weight_init.c2_msra_fill(conv)
+    return conv
+
+
+def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    conv = nn.Conv2d(channels, num_classes, kernel_size=1)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.bias)
+    return nn.Sequential(nn.Dropout2d(dropout), conv)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class CDGCNetHead(nn.Module):
+    """Coarse-to-fine head of CDGCNet (Fig. 2, Eq. 5).
+
+    Follows Detectron2's head contract: ``(None, losses)`` in training and ``(logits, {})`` in
+    evaluation, with logits at the size of the input image when the backbone hands its input on
+    as the feature "image" (ours does), else at stride times the feature map.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        num_classes: int,
+        channels: int = 256,
+        graph: CDGCModule | None = None,
+        fusion: str = "concat",
+        fuse_conv: bool = False,
+        context: str = "aspp",
+        aspp_dilations: list[int] | tuple[int, ...] = (12, 24, 36),
+        aspp_channels: int = 256,
+        aux_channels: int = 256,
+        norm: str = "BN",
+        dropout: float = 0.1,
+        align_corners: bool = True,
+        ignore_value: int = 255,
+        refined_criterion: nn.Module | None = None,
+        class_weights: list[float] | tuple[float, ...] = (),
+        coarse_weight: float = 0.6,
+        refined_weight: float = 0.7,
+        aux_weight: float = 0.4,
+        plain_weight: float = 1.0,
+    ):
+        """
+        Args:
+            input_shape: shapes of the two features used, in the order auxiliary, main.
+            num_classes: M.
+            channels: C.
+            graph: refines X with the help of the coarse logits; None for the basic network.
+            fusion: "concat" or "sum" of X and X̂ (Table 2).
+            fuse_conv: a 1x1 conv-norm-ReLU before the last classifier (the paper has none).
+            context: "aspp", or "none" to reduce res5 directly.
+            aspp_dilations, aspp_channels: of the ASPP.
+            aux_channels: width of the auxiliary head.
+            norm: Detectron2 norm name.
+            dropout: before every classifier.
+            align_corners: how logits are resized.
+            ignore_value: label without loss.
+            refined_criterion: loss of the refined logits; OHEM with its defaults if None.
+            class_weights: M factors for all losses, or empty.
+            coarse_weight, refined_weight, aux_weight: alpha, beta, gamma of Eq. 5; no auxiliary
+                head is built for aux_weight 0.
+            plain_weight: of the only prediction's cross entropy when there is no graph.
+        """
+        super().__init__()
+        if fusion not in ("concat", "sum"):
+            raise ValueError(f"fusion must be 'concat' or 'sum', got {fusion!r}")
+        if context not in ("aspp", "none"):
+            raise ValueError(f"context must be 'aspp' or 'none', got {context!r}")
+        if len(input_shape) != 2:
+            raise ValueError(
+                f"expected two input features (auxiliary, main), got {list(input_shape)}"
+            )
+        (self.aux_feature, aux_shape), (self.main_feature, main_shape) = input_shape.items()
+        self.stride = main_shape.stride
+        self.ignore_value = ignore_value
+        self.align_corners = align_corners
+        self.fusion = fusion
+        self.coarse_weight = coarse_weight
+        self.refined_weight = refined_weight
+        self.aux_weight = aux_weight
+        self.plain_weight = plain_weight
+        weights = torch.tensor(class_weights, dtype=torch.float) if len(class_weights) else None
+        self.cross_entropy = nn.CrossEntropyLoss(
+            weight=weights, ignore_index=ignore_value, reduction="sum"
+        )
+
+        width = main_shape.channels
+        self.context: nn.Module = nn.Identity()
+        if context == "aspp":
+            # Global pooling: a fixed pooling window would refuse most test-time scales.
+            self.context = ASPP(
+                width, aspp_channels, list(aspp_dilations), norm=norm, activation=F.relu
+            )
+            width = aspp_channels
+        self.reduce = _conv_norm_relu(width, channels, 3, norm)
+        self.coarse_predictor = _classifier(channels, num_classes, dropout)
+        self.aux_head = None
+        if aux_weight > 0:
+            self.aux_head = nn.Sequential(
+                _conv_norm_relu(aux_shape.channels, aux_channels, 3, norm),
+                _classifier(aux_channels, num_classes, dropout),
+            )
+        self.graph = graph
+        if graph is not None:
+            fused = channels * (2 if fusion == "concat" else 1)
+            self.fuse = _conv_norm_relu(fused, channels, 1, norm) if fuse_conv else nn.Identity()
+            self.refined_predictor = _classifier(
+                channels if fuse_conv else fused, num_classes, dropout
+            )
+            self.refined_criterion = refined_criterion or OhemCrossEntropyLoss(
+                ignore_label=ignore_value, class_weights=weights
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Arguments from ``cfg.MODEL.SEM_SEG_HEAD`` and ``cfg.MODEL.CDGC``."""
+        head, cdgc, loss = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.CDGC, cfg.MODEL.CDGC.LOSS
+        graph = None
+        if cdgc.ENABLED:
+            graph = CDGCModule(
+                cdgc.CHANNELS,
+                head.NUM_CLASSES,
+                nodes=cdgc.NODES,
+                edges=cdgc.EDGES,
+                scope=cdgc.SCOPE,
+                easy_ratio=cdgc.EASY_RATIO,
+                samples=cdgc.SAMPLES,
+                topk=cdgc.TOPK,
+                topk_weights=cdgc.TOPK_WEIGHTS,
+                scale=cdgc.SCALE,
+                shared_phi=cdgc.SHARED_PHI,
+                norm=partial(get_norm, cdgc.NORM) if cdgc.NORM else None,
+                relu=cdgc.RELU,
+                ignore_label=head.IGNORE_VALUE,
+                align_corners=cdgc.ALIGN_CORNERS,
+            )
+        weights = torch.tensor(loss.CLASS_WEIGHTS) if len(loss.CLASS_WEIGHTS) else None
+        return {
+            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "num_classes": head.NUM_CLASSES,
+            "channels": cdgc.CHANNELS,
+            "graph": graph,
+            "fusion": cdgc.FUSION,
+            "fuse_conv": cdgc.FUSE_CONV,
+            "context": cdgc.CONTEXT,
+            "aspp_dilations": head.ASPP_DILATIONS,
+            "aspp_channels": head.ASPP_CHANNELS,
+            "aux_channels": cdgc.AUX_CHANNELS,
+            "norm": head.NORM,
+            "dropout": cdgc.DROPOUT,
+            "align_corners": cdgc.ALIGN_CORNERS,
+            "ignore_value": head.IGNORE_VALUE,
+            "refined_criterion": OhemCrossEntropyLoss(
+                thresh=loss.OHEM_THRESH,
+                min_kept=loss.OHEM_MIN_KEPT,
+                ignore_label=head.IGNORE_VALUE,
+                class_weights=weights,
+            ),
+            "class_weights": loss.CLASS_WEIGHTS,
+            "coarse_weight": loss.COARSE_WEIGHT,
+            "refined_weight": loss.REFINED_WEIGHT,
+            "aux_weight": loss.AUX_WEIGHT,
+            "plain_weight": loss.PLAIN_WEIGHT,
+        }
+
+    def layers(
+        self,
+        features: dict[str, Tensor],
+        targets: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> HeadOutput:
+        """All predictions at stride 8.
+
+        Args:
+            features: backbone features, (B, channels, h, w) each.
+            targets: (B, H, W) labels; used in training only, to choose the graph's nodes.
+            valid: (B, h, w) bool, False where a node is batch padding.
+        """
+        x = self.reduce(self.context(features[self.main_feature]))  # (B, C, h, w)
+        coarse = self.coarse_predictor(x)  # (B, M, h, w)
+        aux = None
+        if self.training and self.aux_head is not None:
+            aux = self.aux_head(features[self.aux_feature])
+        if self.graph is None:
+            return HeadOutput(coarse, aux=aux)
+        nodes = self.graph.select(coarse, targets, valid=valid)
+        refined = self.graph.reason(x, nodes)  # (B, C, h, w)
+        x = torch.cat([x, refined], dim=1) if self.fusion == "concat" else x + refined
+        return HeadOutput(self.refined_predictor(self.fuse(x)), coarse, aux, nodes)
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy over valid pixels; 0 with a gradient path if there are none."""
+        weight = self.cross_entropy.weight
+        valid = targets != self.ignore_value
+        mass = valid.sum() if weight is None else (weight[targets.where(valid, 0)] * valid).sum()
+        return self.cross_entropy(logits, targets) / torch.where(mass > 0, mass, 1)
+
+    def losses(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]:
+        """The weighted terms of Eq. 5 for targets (B, H, W)."""
+
+        def resize(logits: Tensor) -> Tensor:
+            # To the size of the target, never by a factor: 97 * 8 is 776, not 769.
+            return F.interpolate(
+                logits.float(),
+                size=targets.shape[-2:],
+                mode="bilinear",
+                align_corners=self.align_corners,
+            )
+
+        targets = targets.long()
+        losses = {}
+        if output.coarse is None:
+            plain = self._cross_entropy(resize(output.refined), targets)
+            losses["loss_plain"] = self.plain_weight * plain
+        else:
+            coarse = self._cross_entropy(resize(output.coarse), targets)
+            refined = self.refined_criterion(resize(output.refined), targets)
+            losses["loss_coarse"] = self.coarse_weight * coarse
+            losses["loss_refined"] = self.refined_weight * refined
+        if output.aux is not None:
+            aux = self._cross_entropy(resize(output.aux), targets)
+            losses["loss_aux"] = self.aux_weight * aux
+        return losses
+
+    def forward(self, features: dict[str, Tensor], targets: Tensor | None = None):
+        """Detectron2's contract: ``(None, losses)`` in training, ``(logits, {})`` otherwise.
+
+        Evaluation ignores targets: Detectron2's ``SemanticSegmentor`` hands them over there too.
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError('training needs ground truth: no "sem_seg" in the batch')
+            output = self.layers(features, targets)
+            log_node_shares(output.nodes)
+            return None, self.losses(output, targets)
+        output = self.layers(features)
+        if "image" in features:
+            size = features["image"].shape[-2:]
+        else:
+            size = [s * self.stride for s in output.refined.shape[-2:]]
+        logits = F.interpolate(
+            output.refined, size=size, mode="bilinear", align_corners=self.align_corners
+        )
+        return logits, {}
+
+
+def log_node_shares(nodes: NodeSet | None, period: int = 20) -> None:
+    """Shares of easy positive, hard positive and hard negative nodes, into the event storage.
+
+    Every ``period`` iterations, since reading the counts waits for the device. Does nothing
+    outside a training loop.
+    """
+    if nodes is None or nodes.easy_positive is None:
+        return
+    try:
+        storage = get_event_storage()
+    except AssertionError:  # Detectron2's way to say that no training loop runs
+        return
+    if storage.iter % period:
+        return
+    parts = {
+        "easy_positive": nodes.easy_positive,
+        "hard_positive": nodes.hard_positive,
+        "hard_negative": nodes.hard_negative,
+    }
+    total = max(len(nodes.pixel), 1)
+    for name, count in parts.items():
+        storage.put_scalar(f"nodes/{name}", float(count.sum()) / total, smoothing_hint=False)

@@ -1,0 +1,110 @@
+"""A training loader whose n-th batch depends on (seed, n) alone.
+
+So a resumed run sees what the uninterrupted one would have seen, whatever the number of workers.
+Detectron2's own loader starts its shuffle and its random numbers afresh.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+def stream_seed(*parts: int) -> int:
+    """A 32-bit seed that mixes its parts; neighbours give unrelated streams."""
+    return int(np.random.SeedSequence(list(parts)).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(seed: int):
+    """Seed the global generators that Detectron2's augmentations draw from, then restore them."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def sample_order(size: int, seed: int, start: int = 0) -> Iterator[int]:
+    """An endless order of ``size`` samples, reshuffled every epoch, from position ``start`` on."""
+    epoch, offset = divmod(start, size)
+    while True:
+        order = np.random.default_rng([seed, epoch]).permutation(size)
+        yield from (int(i) for i in order[offset:])
+        epoch, offset = epoch + 1, 0
+
+
+class _Draws(Dataset):
+    """Maps (index, position in the endless order) to a sample augmented with its own seed."""
+
+    def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict], seed: int):
+        self.dicts = dicts
+        self.mapper = mapper
+        self.seed = seed
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict:
+        index, position = draw
+        with seeded(stream_seed(self.seed, position)):
+            return self.mapper(self.dicts[index])
+
+
+class TrainLoader:
+    """An endless iterable of batches (lists of dicts).
+
+    Set ``start_iter`` before the first batch is drawn: iteration begins lazily, because
+    Detectron2's trainer asks for the iterator before it loads a checkpoint.
+    """
+
+    def __init__(
+        self,
+        dicts: list[dict],
+        mapper: Callable[[dict], dict],
+        *,
+        batch_size: int,
+        num_workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        """
+        Args:
+            dicts: Detectron2 dataset dicts.
+            mapper: dict -> model input.
+            batch_size: of this process.
+            num_workers: loader processes.
+            rank, world_size: of this process; the processes share one order of samples.
+        """
+        if not dicts:
+            raise ValueError("the training set is empty")
+        self.dicts = dicts
+        self.mapper = mapper
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.rank = rank
+        self.world_size = world_size
+        self.start_iter = 0
+        self.seed = 0
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        total = self.batch_size * self.world_size
+        position = self.start_iter * total
+        order = sample_order(len(self.dicts), self.seed, position)
+        while True:
+            batch = [(next(order), position + i) for i in range(total)]
+            yield batch[self.rank :: self.world_size]
+            position += total
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        yield from DataLoader(
+            _Draws(self.dicts, self.mapper, self.seed),
+            batch_sampler=self._batches(),
+            num_workers=self.num_workers,
+            collate_fn=list,
+            pin_memory=False,
+            generator=torch.Generator(),  # or the workers' seeds are drawn from the run's stream
+        )

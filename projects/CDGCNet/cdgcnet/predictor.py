@@ -1,0 +1,69 @@
+"""One image in, one prediction out, with or without test-time augmentation."""
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from .augmentation import build_test_augmentations
+from .tta import SemanticSegmentorWithTTA
+from .weights import StrictCheckpointer, check_weights_path
+
+
+class Predictor:
+    """Detectron2's ``DefaultPredictor`` with strict weights and optional TTA.
+
+    ``DefaultPredictor(cfg)`` works too; it knows no TTA and only warns about weights that do not
+    fit. With TTA, "sem_seg" holds probabilities instead of logits.
+    """
+
+    def __init__(self, cfg: CfgNode, tta: bool = False):
+        """
+        Args:
+            cfg: a config of CDGCNet; MODEL.WEIGHTS must be the file of a trained model.
+            tta: average over TEST.AUG.{SCALES, FLIP}.
+
+        Raises:
+            FileNotFoundError, ValueError: for missing weights or weights that do not fit.
+        """
+        if not cfg.MODEL.WEIGHTS:
+            raise ValueError("MODEL.WEIGHTS is empty; prediction needs the file of a trained model")
+        check_weights_path(cfg.MODEL.WEIGHTS)
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg).eval()
+        checkpointer = StrictCheckpointer(self.model)
+        checkpointer.allow_backbone_only = False
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+        self.predict = SemanticSegmentorWithTTA(cfg, self.model) if tta else self.model
+        self.augmentation = build_test_augmentations(cfg)[0]
+        self.input_format = cfg.INPUT.FORMAT
+        self.metadata = None
+        if len(cfg.DATASETS.TEST):
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+
+    @torch.no_grad()
+    def __call__(self, original_image: np.ndarray) -> dict:
+        """
+        Args:
+            original_image: (H, W, 3) uint8 in BGR order, as OpenCV reads it; any size.
+
+        Returns:
+            {"sem_seg": (M, H, W)}.
+        """
+        if original_image is None or original_image.ndim != 3 or original_image.shape[2] != 3:
+            found = None if original_image is None else original_image.shape
+            raise ValueError(f"expected a BGR image (H, W, 3), got {found}")
+        image = original_image
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        image = np.ascontiguousarray(image)
+        resized = self.augmentation.get_transform(image).apply_image(image)
+        chw = np.ascontiguousarray(resized.transpose(2, 0, 1))
+        inputs = {
+            "image": torch.from_numpy(chw),
+            "original_image": image,
+            "height": image.shape[0],
+            "width": image.shape[1],
+        }
+        return self.predict([inputs])[0]

@@ -1,0 +1,194 @@
+"""What train_net.py does: set up, train or evaluate, write the results."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from .config import adapt_cfg, load_cfg
+from .datasets import register_all
+from .evaluation import format_table, write_results
+from .trainer import COLUMNS, Trainer
+from .weights import StrictCheckpointer, check_weights_path
+
+# A resumed run may differ from its start in these keys; all others define the run.
+_FREE_KEYS = (
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.",
+    "VIS_PERIOD",
+    "CUDNN_BENCHMARK",
+)
+
+
+def check_datasets(cfg: CfgNode, train: bool) -> None:
+    """Refuse unknown data sets and a class count that does not match, before reading data.
+
+    Raises:
+        ValueError: naming the key, the value and what there is.
+    """
+    keys = ["TEST"] + (["TRAIN"] if train else [])
+    for key in keys:
+        names = list(cfg.DATASETS[key])
+        if not names:
+            raise ValueError(f"DATASETS.{key} is empty; expected the name of a data set")
+        for name in names:
+            if name not in DatasetCatalog.list():
+                ours = sorted(n for n in DatasetCatalog.list() if n.startswith("cdgc_"))
+                raise ValueError(
+                    f"DATASETS.{key} names {name!r}, which is not registered; there are "
+                    f"{', '.join(ours)} and Detectron2's own"
+                )
+            classes = MetadataCatalog.get(name).get("stuff_classes", [])
+            if len(classes) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+                raise ValueError(
+                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}; "
+                    f"{name} has {len(classes)} classes"
+                )
+
+
+def _flatten(node: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def check_output_dir(cfg: CfgNode, resume: bool) -> None:
+    """Refuse to train into the folder of another run.
+
+    Raises:
+        ValueError: naming the folder and what was found in it, or the keys that differ.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    found = sorted(
+        p.name
+        for pattern in ("config.yaml", "metrics.json", "last_checkpoint", "*.pth")
+        for p in folder.glob(pattern)
+    )
+    if not found:
+        return
+    if not resume:
+        raise ValueError(
+            f"OUTPUT_DIR {folder} holds another run ({', '.join(found[:4])}); nothing was changed. "
+            "Continue that run with --resume, or choose another OUTPUT_DIR."
+        )
+    if "config.yaml" not in found:
+        raise ValueError(
+            f"OUTPUT_DIR {folder} has {', '.join(found[:4])} but no config.yaml, so it cannot be "
+            "told whether it is this run; choose another OUTPUT_DIR"
+        )
+    before = _flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    now = _flatten(yaml.safe_load(cfg.dump()))
+    different = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(_FREE_KEYS)
+    ]
+    if different:
+        raise ValueError(
+            f"--resume: OUTPUT_DIR {folder} holds a run with another config; nothing was changed:"
+            "\n  " + "\n  ".join(different[:10]) + "\nUse the same config, or another OUTPUT_DIR "
+            "with MODEL.WEIGHTS set to a checkpoint of that run."
+        )
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """A checked and frozen config; logging, seeds and the output folder are ready.
+
+    Raises:
+        ValueError, KeyError, FileNotFoundError: on anything wrong that can be known beforehand.
+    """
+    cfg = load_cfg(args.config_file, args.opts)
+    register_all()
+    check_datasets(cfg, train=not args.eval_only)
+    check_weights_path(cfg.MODEL.WEIGHTS)
+    if args.eval_only and not cfg.MODEL.WEIGHTS and not args.resume:
+        raise ValueError(
+            "--eval-only needs trained weights: add MODEL.WEIGHTS FILE, or --resume for the last "
+            "checkpoint of OUTPUT_DIR"
+        )
+    folder = Path(cfg.OUTPUT_DIR)
+    # With the norms and the batch fitted to this machine, and only then compared or stored.
+    rank = comm.get_rank()
+    if not args.eval_only and comm.is_main_process():
+        adapted = cfg.clone()
+        adapt_cfg(adapted)
+        check_output_dir(adapted, args.resume)
+    comm.synchronize()
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+    setup_logger(str(folder), distributed_rank=rank, name="fvcore")
+    for name in ("detectron2", "cdgcnet"):
+        setup_logger(str(folder), distributed_rank=rank, name=name)
+    logger = logging.getLogger("cdgcnet")
+    adapt_cfg(cfg)
+    cfg.freeze()
+    logger.info(f"Environment:\n{collect_env_info()}")
+    logger.info(f"Command line: {args}")
+    if comm.is_main_process() and not args.eval_only:
+        (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        logger.info(f"Full config: {folder / 'config.yaml'}")
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    return cfg
+
+
+def _keep_previous(path: Path) -> None:
+    """Move an existing result file aside: a result is never overwritten."""
+    if path.exists():
+        number = 1
+        while (kept := path.with_name(f"{path.stem}.{number}.json")).exists():
+            number += 1
+        path.rename(kept)
+        logging.getLogger(__name__).info(f"Earlier results kept as {kept}")
+
+
+def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
+    """Train (or only evaluate), then write ``OUTPUT_DIR/results.json``.
+
+    Returns:
+        Metrics by task, "_TTA" tasks beside the plain ones if TEST.AUG.ENABLED; {} on processes
+        other than the main one.
+    """
+    if eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.allow_backbone_only = False
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        results = Trainer.test(cfg, model)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+        model = trainer.model
+        results = trainer._last_eval_results
+    if cfg.TEST.AUG.ENABLED:
+        with_tta = Trainer.test_with_TTA(cfg, model)
+        if len(cfg.DATASETS.TEST) == 1:
+            results = {**results, **with_tta}
+        else:
+            results = {name: {**results[name], **with_tta[name]} for name in results}
+    if not comm.is_main_process():
+        return {}
+    logger = logging.getLogger(__name__)
+    for name in cfg.DATASETS.TEST:
+        scores = results if len(cfg.DATASETS.TEST) == 1 else results[name]
+        logger.info(f"Final IoU in percent on {name}:\n{format_table(scores, COLUMNS)}")
+    path = Path(cfg.OUTPUT_DIR) / "results.json"
+    _keep_previous(path)
+    write_results(path, results)
+    logger.info(f"Results: {path}")
+    return results

@@ -1,0 +1,186 @@
+"""Detectron2's trainer with our loader, evaluation, learning rates and exact resume."""
+
+import logging
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from .evaluation import evaluate, format_table
+from .loader import TrainLoader, stream_seed
+from .mapper import SemSegMapper
+from .tta import SemanticSegmentorWithTTA
+from .weights import StrictCheckpointer
+
+METRIC = "sem_seg/mIoU"
+COLUMNS = {
+    "sem_seg_coarse": "coarse",
+    "sem_seg": "refined",
+    "sem_seg_TTA": "refined+TTA",
+}
+
+
+class BestModel(HookBase):
+    """Keeps the weights of the best refined mIoU as ``model_best.pth``.
+
+    Unlike Detectron2's ``BestCheckpointer`` it remembers the best score over a resume and does
+    not become the checkpoint that a run resumes from.
+    """
+
+    def __init__(self, folder: str, model: nn.Module):
+        self.path = Path(folder) / "model_best.pth"
+        self.model = getattr(model, "module", model)
+        self.best = float("-inf")
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter and self.path.is_file():
+            self.best = torch.load(self.path, map_location="cpu", weights_only=True)["mIoU"]
+
+    def _keep(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(METRIC, (None, None))
+        if value is None or iteration != self.trainer.storage.iter or not value > self.best:
+            return
+        self.best = float(value)
+        beside = self.path.with_suffix(".pth.part")
+        state = {"model": self.model.state_dict(), "iteration": iteration, "mIoU": self.best}
+        torch.save(state, beside)
+        beside.replace(self.path)
+        logging.getLogger(__name__).info(f"Best mIoU so far {self.best:.2f}: {self.path}")
+
+    def after_step(self) -> None:
+        self._keep()
+
+    def after_train(self) -> None:
+        self._keep()
+
+
+class Trainer(DefaultTrainer):
+    """``DefaultTrainer`` for CDGCNet.
+
+    The randomness of an iteration (samples, augmentation, dropout, node sampling) depends on the
+    run's seed, the process and the iteration number alone, so a resumed run repeats the
+    uninterrupted one on any number of processes.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.run_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        super().__init__(cfg)
+
+    def build_hooks(self) -> list:
+        # DefaultTrainer has just made a checkpointer; ours must be there before hooks take it.
+        self.checkpointer = StrictCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        built = [h for h in super().build_hooks() if h is not None]
+        if comm.is_main_process():
+            after_eval = 1 + next(
+                i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook)
+            )
+            built.insert(after_eval, BestModel(self.cfg.OUTPUT_DIR, self._trainer.model))
+        return built
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        loader = self._trainer.data_loader
+        loader.start_iter = self.start_iter
+        loader.seed = self.run_seed
+
+    def before_step(self) -> None:
+        super().before_step()
+        torch.manual_seed(stream_seed(self.run_seed, comm.get_rank(), self.iter))
+
+    def state_dict(self) -> dict:
+        # Detectron2 v0.6 leaves the optimizer out of DefaultTrainer's state.
+        state = super().state_dict()
+        state["_trainer"] = self._trainer.state_dict()
+        state["run_seed"] = self.run_seed
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._trainer.load_state_dict(state["_trainer"])
+        self.run_seed = state["run_seed"]
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """SGD; the head's rate is BASE_LR * HEAD_LR_FACTOR."""
+        params = []
+        for part, factor in (
+            (model.backbone, 1.0),
+            (model.sem_seg_head, cfg.SOLVER.HEAD_LR_FACTOR),
+        ):
+            params += get_default_optimizer_params(
+                part,
+                base_lr=cfg.SOLVER.BASE_LR * factor,
+                weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+                weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+                bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+                weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            )
+        return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+            params,
+            lr=cfg.SOLVER.BASE_LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            nesterov=cfg.SOLVER.NESTEROV,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        )
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        world_size = comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected a multiple of the "
+                f"{world_size} processes"
+            )
+        return TrainLoader(
+            [d for name in cfg.DATASETS.TRAIN for d in DatasetCatalog.get(name)],
+            SemSegMapper(cfg, is_train=True),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            rank=comm.get_rank(),
+            world_size=world_size,
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        return build_detection_test_loader(
+            DatasetCatalog.get(dataset_name),
+            mapper=SemSegMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+        """Metrics by task, or by data set and task if DATASETS.TEST names several."""
+        results = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            results[name] = evaluate(cfg, model, cls.build_test_loader(cfg, name), name)
+            if results[name]:
+                logging.getLogger(__name__).info(
+                    f"IoU in percent on {name}:\n{format_table(results[name], COLUMNS)}"
+                )
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """As :meth:`test` with test-time augmentation; task names end with "_TTA"."""
+        logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
+        results = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            tta = SemanticSegmentorWithTTA(cfg, model)
+            scores = evaluate(cfg, tta, cls.build_test_loader(cfg, name), name)
+            results[name] = OrderedDict((f"{k}_TTA", v) for k, v in scores.items())
+        return next(iter(results.values())) if len(results) == 1 else results

@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Train or evaluate CDGCNet.
+
+    python train_net.py --config-file configs/… [--num-gpus N] [KEY VALUE …]
+    python train_net.py --config-file configs/… --eval-only MODEL.WEIGHTS FILE [TEST.AUG.ENABLED True]
+    python train_net.py --config-file configs/… --resume
+"""
+
+import sys
+
+from cdgcnet.run import run, setup
+from detectron2.engine import default_argument_parser, launch
+
+
+def main(args) -> dict:
+    try:
+        cfg = setup(args)
+    except (ValueError, KeyError, OSError) as error:
+        # The user's to mend, and the message says how; a traceback would bury it.
+        sys.exit(f"train_net.py: error: {error.args[0] if error.args else error}")
+    return run(cfg, eval_only=args.eval_only, resume=args.resume)
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser(epilog=__doc__).parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )

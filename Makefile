@@ -1,0 +1,30 @@
+# The Python that makes .venv, 3.10 or newer: make env PYTHON=python3.11
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-all lint format
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env:  ## make or repair .venv (a complete one is recognised at once)
+	@$(PYTHON) tools/make_env.py
+
+demo: env  ## train and show a tiny network on generated images
+	$(RUN) tools/demo.py
+
+test: lint  ## lint, types and all tests but the slow ones
+	$(RUN) -m pytest -n 2 -m "not slow"
+
+test-all: lint  ## lint, types and all tests
+	$(RUN) -m pytest -n 2
+
+lint: env  ## Ruff (rules and format) and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: env  ## let Ruff rewrite what it can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .

@@ -1,0 +1,196 @@
+"""OHEM cross entropy (Sec. 3.4)."""
+
+from math import log
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import ohem, relative
+from torch.nn import functional as F
+
+from cdgc import OhemCrossEntropyLoss, ohem_cross_entropy
+
+
+def from_probabilities(p):
+    """Two-class logits (1, 2, 1, n) whose softmax gives class 0 the probabilities p."""
+    p = torch.tensor(p, dtype=torch.float64)
+    return torch.stack([p.log(), (1 - p).log()])[None, :, None].requires_grad_()
+
+
+# p(true) of four pixels of class 0: two below 0.7.
+LOGITS = from_probabilities([0.9, 0.5, 0.2, 0.8])
+ZEROS = torch.zeros(1, 1, 4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("thresh", "min_kept", "kept"),
+    [
+        (0.7, 1, (0.5, 0.2)),  # both below 0.7; min_kept is met
+        (0.7, 2, (0.5, 0.2)),
+        (0.7, 3, (0.5, 0.2, 0.8)),  # one short: the next lowest
+        (0.7, 99, (0.9, 0.5, 0.2, 0.8)),  # fewer valid than min_kept: all
+        (0.3, 1, (0.2,)),
+        (0.1, 1, (0.2,)),  # none below: the lowest min_kept
+        (0.1, 2, (0.2, 0.5)),
+        (0.85, 1, (0.5, 0.2, 0.8)),
+        (0.7, 0.75, (0.5, 0.2, 0.8)),  # a share of the 1*1*4 pixels: 3
+        (0.7, 0.25, (0.5, 0.2)),
+    ],
+)
+def test_by_hand(thresh, min_kept, kept):
+    expected = -sum(log(p) for p in kept) / len(kept)
+    found = ohem_cross_entropy(LOGITS, ZEROS, thresh=thresh, min_kept=min_kept)
+    assert found.shape == ()
+    assert found.item() == pytest.approx(expected)
+    module = OhemCrossEntropyLoss(thresh=thresh, min_kept=min_kept)
+    assert torch.equal(module(LOGITS, ZEROS), found)
+
+
+def test_class_weights_by_hand():
+    # True classes 0 1 0 1 at p = 0.5 0.4 0.2 0.9, weights (1, 3), thresh 0.7 drops the last:
+    # (-ln 0.5 - 3 ln 0.4 - ln 0.2) / (1 + 3 + 1)
+    logits = from_probabilities([0.5, 0.6, 0.2, 0.1])
+    targets = torch.tensor([[[0, 1, 0, 1]]])
+    weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    expected = -(log(0.5) + 3 * log(0.4) + log(0.2)) / 5
+    found = ohem_cross_entropy(logits, targets, min_kept=1, class_weights=weights)
+    assert found.item() == pytest.approx(expected)
+    module = OhemCrossEntropyLoss(min_kept=1, class_weights=weights)
+    assert module(logits, targets).item() == pytest.approx(expected)
+
+
+def test_weights_rank_nothing():
+    # The weight enters the mean only: kept are the lowest p, not the largest weighted losses.
+    # p = 0.3 (class 0, weight 1), 0.4 (class 1, weight 100); min_kept 1, thresh 0.1: 0.3 alone.
+    logits, targets = from_probabilities([0.3, 0.6]), torch.tensor([[[0, 1]]])
+    weights = torch.tensor([1.0, 100.0], dtype=torch.float64)
+    found = ohem_cross_entropy(logits, targets, thresh=0.1, min_kept=1, class_weights=weights)
+    assert found.item() == pytest.approx(-log(0.3))
+
+
+def test_ties_do_not_raise_the_number():
+    # min_kept = 2 of p = 0.2 0.9 0.9 0.9: 0.2 and any one of the ties, not all three. Saturated
+    # pixels (p = 1 in float32) tie by the thousand and would dilute the mean.
+    logits = from_probabilities([0.2, 0.9, 0.9, 0.9])
+    found = ohem_cross_entropy(logits, ZEROS, min_kept=2)
+    assert found.item() == pytest.approx(-(log(0.2) + log(0.9)) / 2)
+
+
+def test_default_is_plain_cross_entropy_for_small_maps():
+    # At most 100 000 pixels: min_kept keeps all of them.
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 6, 7, generator=g, dtype=torch.float64)
+    targets = torch.randint(5, (2, 6, 7), generator=g)
+    targets[0, :2] = 255
+    expected = F.cross_entropy(logits, targets, ignore_index=255)
+    assert ohem_cross_entropy(logits, targets).item() == pytest.approx(expected.item())
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 3),
+    st.integers(2, 4),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from([0.2, 0.5, 0.7, 1.0]),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.booleans(),
+    st.integers(0, 999),
+)
+def test_equals_sorting(batch, classes, h, w, thresh, min_kept, ignored, weighted, seed):
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, classes, h, w, generator=g, dtype=torch.float64).requires_grad_()
+    targets = torch.randint(classes, (batch, h, w), generator=g)
+    targets[torch.rand(batch, h, w, generator=g) < ignored] = 255
+    weights = torch.rand(classes, generator=g, dtype=torch.float64) + 0.1 if weighted else None
+    found = ohem_cross_entropy(
+        logits, targets, thresh=thresh, min_kept=min_kept, class_weights=weights
+    )
+    expected = ohem(logits, targets, thresh, min_kept, class_weights=weights)
+    assert relative(found, expected) <= 1e-10
+    ours, theirs = (torch.autograd.grad(y, logits)[0] for y in (found, expected))
+    assert relative(ours, theirs) <= 1e-10
+    assert not ours.movedim(1, -1)[targets == 255].any()
+
+
+@pytest.mark.parametrize("min_kept", [1, 100000, 0.085])
+@pytest.mark.parametrize("weights", [None, torch.ones(2, dtype=torch.float64)])
+def test_nothing_valid(min_kept, weights):
+    logits = LOGITS.detach().clone().requires_grad_()
+    found = ohem_cross_entropy(
+        logits, torch.full_like(ZEROS, 255), min_kept=min_kept, class_weights=weights
+    )
+    assert found.item() == 0.0
+    found.backward()
+    assert logits.grad.tolist() == torch.zeros_like(logits).tolist()
+
+
+def test_nothing_valid_with_infinite_logits():
+    # 0 * inf would be NaN: the gradient path must not go through the values.
+    logits = torch.tensor([[[[float("inf")]], [[0.0]]]], requires_grad=True)
+    found = ohem_cross_entropy(logits, torch.full((1, 1, 1), 255))
+    assert found.item() == 0.0
+
+
+def test_weight_zero_for_all_that_is_kept():
+    weights = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    found = ohem_cross_entropy(LOGITS, ZEROS, min_kept=1, class_weights=weights)
+    assert found.item() == 0.0  # torch's cross_entropy gives 0/0 here
+    assert torch.autograd.grad(found, LOGITS)[0].isfinite().all()
+
+
+def test_another_ignore_label():
+    targets = torch.tensor([[[0, -1, 0, 0]]])
+    found = ohem_cross_entropy(LOGITS, targets, min_kept=1, ignore_label=-1)
+    assert found.item() == pytest.approx(-log(0.2))
+    module = OhemCrossEntropyLoss(min_kept=1, ignore_label=-1)
+    assert torch.equal(module(LOGITS, targets), found)
+
+
+def test_extreme_logits_stay_finite():
+    logits = torch.tensor([[[[1e4, -1e4]], [[-1e4, 1e4]]]], requires_grad=True)
+    found = ohem_cross_entropy(logits, torch.zeros(1, 1, 2, dtype=torch.int64), min_kept=1)
+    assert found.item() == pytest.approx(2e4)
+    assert torch.autograd.grad(found, logits)[0].isfinite().all()
+
+
+def test_low_precision_logits():
+    # The choice and the mean are made in float32 at least: 0.7 is not a bfloat16 number.
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 4, 8, 8, generator=g)
+    targets = torch.randint(4, (1, 8, 8), generator=g)
+    low = logits.bfloat16()
+    exact = ohem_cross_entropy(low.float(), targets, min_kept=1)
+    found = ohem_cross_entropy(low, targets, min_kept=1)
+    assert found.isfinite()
+    assert found.item() == pytest.approx(exact.item(), rel=0.01)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ohem_cross_entropy(logits, targets).item() == pytest.approx(
+            F.cross_entropy(logits, targets).item(), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logits": LOGITS[0]}, "2, 1, 4"),
+        ({"targets": ZEROS[0]}, "1, 4"),
+        ({"targets": ZEROS[..., :3]}, "1, 1, 3"),
+        ({"targets": ZEROS.expand(2, 1, 4)}, "2, 1, 4"),
+        ({"targets": ZEROS.float()}, "float"),
+        ({"targets": ZEROS + 2}, r"\b2\b"),
+        ({"targets": ZEROS - 1}, "-1"),
+        ({"thresh": 1.5}, r"1\.5"),
+        ({"thresh": -0.1}, r"-0\.1"),
+        ({"min_kept": -1}, "-1"),
+        ({"min_kept": 1.5}, r"1\.5"),
+        ({"class_weights": torch.ones(3, dtype=torch.float64)}, "3"),
+    ],
+)
+def test_bad_input(change, message):
+    good = {"logits": LOGITS, "targets": ZEROS}
+    ohem_cross_entropy(**good)
+    with pytest.raises(ValueError, match=message):
+        ohem_cross_entropy(**{**good, **change})

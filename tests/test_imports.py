@@ -1,0 +1,68 @@
+"""Importing has no side effects: `cdgc` needs torch alone, `cdgcnet` registers no data set."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1] / "projects" / "CDGCNet"
+
+
+def run(code):
+    """Runs `code` in a fresh interpreter and returns its last line of output."""
+    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_cdgc_imports_torch_only():
+    # What `import torch` itself brings along (NumPy, perhaps) is not ours to answer for.
+    loaded = run(
+        "import sys, torch; before = {m.split('.')[0] for m in sys.modules}\n"
+        "import cdgc\n"
+        "after = {m.split('.')[0] for m in sys.modules} - before\n"
+        "print(sorted(after - sys.stdlib_module_names))"
+    )
+    assert loaded == "['cdgc']"
+
+
+def test_cdgc_leaves_detectron2_out():
+    loaded = run(
+        "import sys, cdgc\n"
+        "print([m for m in ('detectron2', 'fvcore', 'cv2', 'cdgcnet') if m in sys.modules])"
+    )
+    assert loaded == "[]"
+
+
+def test_public_names():
+    names = run("import cdgc; print(sorted(n for n in cdgc.__all__ if not hasattr(cdgc, n)))")
+    assert names == "[]"
+
+
+def has_cdgcnet():
+    return (PROJECT / "cdgcnet" / "__init__.py").is_file() and importlib.util.find_spec(
+        "detectron2"
+    ) is not None
+
+
+@pytest.mark.skipif(not has_cdgcnet(), reason="cdgcnet or detectron2 is not here")
+def test_cdgcnet_registers_no_dataset():
+    added = run(
+        "import detectron2.data, detectron2.data.datasets\n"
+        "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+        "before = set(DatasetCatalog.list()), set(MetadataCatalog.list())\n"
+        "import cdgcnet\n"
+        "print(sorted(set(DatasetCatalog.list()) - before[0])\n"
+        "      + sorted(set(MetadataCatalog.list()) - before[1]))"
+    )
+    assert added == "[]"

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
 """Train or evaluate CDGCNet.
 
-    python train_net.py --config-file configs/… [--num-gpus N] [KEY VALUE …]
-    python train_net.py --config-file configs/… --eval-only MODEL.WEIGHTS FILE [TEST.AUG.ENABLED True]
-    python train_net.py --config-file configs/… --resume
+python train_net.py --config-file configs/… [--num-gpus N] [KEY VALUE …]
+python train_net.py --config-file configs/… --eval-only MODEL.WEIGHTS FILE [TEST.AUG.ENABLED True]
+python train_net.py --config-file configs/… --resume
 """
 
 import sys
 
-from cdgcnet.run import run, setup
 from detectron2.engine import default_argument_parser, launch
+
+from cdgcnet.run import run, setup
 
 
 def main(args) -> dict:

@@ -228,7 +228,7 @@ def ensure(root: Path) -> None:
     state = probe(venv) if there else None
     if state is None:
         if there:
-            print("make_env: the Python of .venv does not run; making it anew")
+            print("make_env: the Python of .venv does not run")
             empty_venv(venv)
         create_venv(venv)
         state = probe(venv)

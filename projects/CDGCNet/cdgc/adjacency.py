@@ -62,10 +62,9 @@ def segment_mean(x: Tensor, lengths: Sequence[int]) -> Tensor:
         (S, C); zero for an empty segment. Every node of a segment gets the same A X.
     """
     _check_rows(lengths, x)
-    means = [
-        rows.mean(0) if len(rows) else x.new_zeros(x.shape[1]) for rows in x.split(list(lengths))
-    ]
-    return torch.stack(means) if means else x.new_zeros(0, x.shape[1])
+    # The sum over no rows is zero and has a gradient path, unlike a fresh zero.
+    means = [rows.sum(0) / max(len(rows), 1) for rows in x.split(list(lengths))]
+    return torch.stack(means) if means else x  # no segments: x is the empty (0, C)
 
 
 def segment_topk_attention(
@@ -103,15 +102,12 @@ def segment_topk_attention(
         # The gradient of topk's values scatters back into one block of rows at a time, so
         # neither direction holds more than _TOPK_PAIRS similarities.
         best = [
-            (rows @ ks.t()).topk(min(topk, n), dim=1)
-            for rows in qs.split(max(1, _TOPK_PAIRS // n))
+            (rows @ ks.t()).topk(min(topk, n), dim=1) for rows in qs.split(max(1, _TOPK_PAIRS // n))
         ]
         neighbours = torch.cat([b.indices for b in best])  # (n, topk)
         if weights == "equal":
             parts.append(F.embedding_bag(neighbours, vs, mode="mean"))
         else:
             share = (torch.cat([b.values for b in best]) * scale).softmax(1).to(vs.dtype)
-            parts.append(
-                F.embedding_bag(neighbours, vs, per_sample_weights=share, mode="sum")
-            )
+            parts.append(F.embedding_bag(neighbours, vs, per_sample_weights=share, mode="sum"))
     return torch.cat(parts) if parts else (q + k).sum(1, keepdim=True) * v

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from .adjacency import segment_attention, segment_mean, segment_topk_attention
 from .gather import nodes_to_pixels, pixels_to_nodes
 from .graph_conv import class_linear
-from .nodes import SAMPLES, NodeSet, class_map, node_positions, resize_targets, select_nodes
+from .nodes import (
+    SAMPLES,
+    NodeSet,
+    check_options,
+    class_map,
+    node_positions,
+    resize_targets,
+    select_nodes,
+)
 
 EDGES = ("similarity", "uniform", "topk")
 SCOPES = ("class", "image")
@@ -85,15 +93,7 @@ class CDGCModule(nn.Module):
             ValueError: on a value outside those named above.
         """
         super().__init__()
-        # select_nodes checks its own arguments, but only when it runs: fail at construction.
-        select_nodes(
-            torch.zeros(1, 1, 1, dtype=torch.long),
-            torch.zeros(1, 1, 1, dtype=torch.long),
-            num_classes=max(num_classes, 1),
-            nodes=nodes,
-            samples=samples,
-            easy_ratio=easy_ratio,
-        )
+        check_options(nodes, samples, easy_ratio)
         _check_choice("edges", edges, EDGES)
         _check_choice("scope", scope, SCOPES)
         _check_choice("topk_weights", topk_weights, TOPK_WEIGHTS)
@@ -188,9 +188,7 @@ class CDGCModule(nn.Module):
                 )
             if targets.is_floating_point() or targets.is_complex():
                 raise ValueError(f"expected integer targets, got {targets.dtype}")
-            target_map = resize_targets(
-                targets, (int(shape[2]), int(shape[3])), self.align_corners
-            )
+            target_map = resize_targets(targets, (int(shape[2]), int(shape[3])), self.align_corners)
         return select_nodes(
             class_map(coarse_logits),
             target_map,
@@ -212,17 +210,20 @@ class CDGCModule(nn.Module):
         x = x.to(q.dtype)
         if self.edges == "similarity":
             return segment_attention(q, k, x, lengths, self.scale)
-        return segment_topk_attention(
-            q, k, x, lengths, self.scale, self.topk, self.topk_weights
-        )
+        return segment_topk_attention(q, k, x, lengths, self.scale, self.topk, self.topk_weights)
 
     def reason(self, x: Tensor, nodes: NodeSet) -> Tensor:
         """Graph convolution over chosen nodes: x (B, C, h, w) -> X̂ (B, C, h, w) (Eq. 1)."""
         batch, channels, height, width = x.shape
-        if channels != self.in_channels or len(nodes.slots) != batch * height * width:
+        images = nodes.counts.shape[1]
+        if (
+            channels != self.in_channels
+            or batch != images
+            or len(nodes.slots) != batch * height * width
+        ):
             raise ValueError(
-                f"expected x (B, {self.in_channels}, h, w) with B*h*w = {len(nodes.slots)} "
-                f"pixels, got {tuple(x.shape)}"
+                f"expected x (B, {self.in_channels}, h, w) with B = {images} and B*h*w = "
+                f"{len(nodes.slots)} as the nodes were selected for, got {tuple(x.shape)}"
             )
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*N, C)
         rows = pixels_to_nodes(pixels, nodes)  # (K, C)
@@ -240,9 +241,7 @@ class CDGCModule(nn.Module):
         z = class_linear(gathered, self.graph_weight, groups).relu()
         z = class_linear(z, self.merge_weight, groups)
         if self.edges == "uniform" and present:
-            z = torch.cat(
-                [row.expand(n, -1) for row, n in zip(z.split(1), present, strict=True)]
-            )
+            z = torch.cat([row.expand(n, -1) for row, n in zip(z.split(1), present, strict=True)])
         merged = nodes_to_pixels(z, nodes) + self.merge_bias.to(z.dtype)
         merged = merged.view(batch, height, width, channels).permute(0, 3, 1, 2)
         return self.relu(self.norm(merged))
@@ -273,12 +272,11 @@ class CDGCModule(nn.Module):
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"expected x (B, {self.in_channels}, h, w), got {tuple(x.shape)}")
-        if coarse_logits.dim() != 4 or (
-            x.shape[0] != coarse_logits.shape[0] or x.shape[2:] != coarse_logits.shape[2:]
-        ):
+        expected = (x.shape[0], self.num_classes, *x.shape[2:])
+        if tuple(coarse_logits.shape) != expected:
             raise ValueError(
-                f"x {tuple(x.shape)} and coarse_logits {tuple(coarse_logits.shape)} must agree in "
-                "B, h and w"
+                f"expected coarse_logits (B, M, h, w) = {expected} to fit x {tuple(x.shape)}, got "
+                f"{tuple(coarse_logits.shape)}"
             )
         return self.reason(x, self.select(coarse_logits, targets, valid=valid, generator=generator))
 

@@ -21,9 +21,7 @@ class _ClassLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.lengths = lengths
         out = x.new_empty(x.shape[0], weight.shape[2])
-        for m, (rows, target) in enumerate(
-            zip(x.split(lengths), out.split(lengths), strict=True)
-        ):
+        for m, (rows, target) in enumerate(zip(x.split(lengths), out.split(lengths), strict=True)):
             if len(rows):
                 torch.mm(rows, weight[m], out=target)
         return out

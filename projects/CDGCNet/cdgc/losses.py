@@ -1,8 +1,12 @@
 """Online hard example mining for the refined prediction (Sec. 3.4)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .nodes import check_labels
 
 
 def ohem_cross_entropy(
@@ -17,22 +21,23 @@ def ohem_cross_entropy(
     """Cross entropy over the hard pixels of a batch.
 
     A valid pixel is kept if the probability of its true class is below ``thresh``. If fewer than
-    ``min_kept`` are, the ``min_kept`` pixels with the lowest such probability are kept (ties
-    included; all of them if there are fewer), as in CCNet and openseg.
+    ``min_kept`` are, the ``min_kept`` pixels with the lowest such probability are kept (all of
+    them if there are fewer), as in CCNet and openseg.
 
     Args:
         logits: (B, M, H, W).
         targets: (B, H, W) integer classes or ``ignore_label``.
         thresh: probability below which a pixel counts as hard.
-        min_kept: pixels kept at least per call (one GPU's batch); a float in (0, 1) is a share
-            of B*H*W, for crops smaller than the recipe's.
+        min_kept: pixels kept at least per call (one GPU's batch), 0 for no minimum; a number
+            within (0, 1) is a share of B*H*W, for crops smaller than the recipe's.
         class_weights: (M,) factors; the mean is then weighted, as torch's cross entropy does.
 
     Returns:
         Scalar mean over the kept pixels; 0 with a gradient path if no pixel is valid.
 
     Raises:
-        ValueError: if the shapes differ, or ``thresh`` or ``min_kept`` is out of range.
+        ValueError: if the shapes differ, a target is no class, or ``thresh`` or ``min_kept`` is
+            out of range.
     """
     if logits.dim() != 4 or targets.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
@@ -42,9 +47,14 @@ def ohem_cross_entropy(
     if not 0.0 < thresh <= 1.0:
         raise ValueError(f"thresh must be within (0, 1], got {thresh}")
     if min_kept < 0 or (min_kept > 1 and min_kept != int(min_kept)):
+        raise ValueError(f"min_kept must be a pixel count or a share within (0, 1), got {min_kept}")
+    num_classes = logits.shape[1]
+    if class_weights is not None and class_weights.shape != (num_classes,):
         raise ValueError(
-            f"min_kept must be a pixel count or a share within (0, 1), got {min_kept}"
+            f"class_weights must have one number for each of the {num_classes} classes, got shape "
+            f"{tuple(class_weights.shape)}"
         )
+    check_labels(targets, num_classes, ignore_label, "target")
     targets = targets.long()
     losses = F.cross_entropy(
         logits, targets, weight=class_weights, ignore_index=ignore_label, reduction="none"
@@ -52,18 +62,19 @@ def ohem_cross_entropy(
     valid = targets != ignore_label
     with torch.no_grad():
         # The true class's probability is exp(-CE); class weights must not distort it.
-        nll = losses if class_weights is None else F.cross_entropy(
-            logits, targets, ignore_index=ignore_label, reduction="none"
+        nll = (
+            losses
+            if class_weights is None
+            else F.cross_entropy(logits, targets, ignore_index=ignore_label, reduction="none")
         )
-        probability = torch.where(valid, (-nll).exp(), 2.0)
+        keep = valid & (nll > -math.log(thresh))  # p(true) < thresh
         least = int(min_kept * targets.numel()) if 0 < min_kept < 1 else int(min_kept)
         least = min(least, targets.numel())
-        keep = valid & (probability < thresh)
-        if least:
-            # Ignored pixels (probability 2) sort last: they are reached only if all valid
-            # pixels are to be kept.
-            limit = probability.flatten().kthvalue(least).values
-            keep = valid & ((probability < thresh) | (probability <= limit))
+        # Where more than `least` pixels are hard these are among them. topk takes exactly
+        # `least`: a threshold would let in every pixel that ties at a saturated p = 1.
+        hardest = nll.masked_fill(~valid, -1.0).flatten().topk(least, sorted=False).indices
+        keep.view(-1)[hardest] = True
+        keep &= valid
     weight = keep.to(losses.dtype)
     if class_weights is not None:
         weight = weight * class_weights.to(losses.dtype)[targets.where(valid, 0)]

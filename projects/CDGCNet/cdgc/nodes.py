@@ -41,6 +41,8 @@ class NodeSet:
 
 def class_map(logits: Tensor) -> Tensor:
     """The class of each node: logits (B, M, h, w) -> (B, h, w) int64, without gradient."""
+    if logits.dim() != 4:
+        raise ValueError(f"expected logits (B, M, h, w), got {tuple(logits.shape)}")
     return logits.detach().max(dim=1).indices  # faster than argmax over a strided dimension
 
 
@@ -54,13 +56,15 @@ def node_positions(length: int, nodes: int, align_corners: bool) -> Tensor:
             i*(length-1)/(nodes-1), else at (i+0.5)*length/nodes - 0.5.
 
     Returns:
-        (nodes,) int64 pixel indices. A plain nearest resize drifts by up to 7 px at 769 -> 97.
+        (nodes,) int64 pixel indices; a node halfway between two pixels takes the later one. A
+        plain nearest resize drifts by up to 7 px at 769 -> 97.
     """
-    i = torch.arange(nodes, dtype=torch.float64)
+    i = torch.arange(nodes)
+    # In integers: floats fall short of an exact pixel (148 -> 18, node 13 is pixel 111).
     if align_corners:
-        exact = i * ((length - 1) / max(nodes - 1, 1))
-        return (exact + 0.5).floor().long()
-    return ((i + 0.5) * (length / nodes)).floor().long().clamp_(max=length - 1)
+        gaps = max(nodes - 1, 1)
+        return (2 * i * (length - 1) + gaps) // (2 * gaps)
+    return (2 * i + 1) * length // (2 * nodes)
 
 
 def resize_targets(targets: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -68,6 +72,8 @@ def resize_targets(targets: Tensor, size: tuple[int, int], align_corners: bool) 
 
     Equals ``targets[:, ::8, ::8]`` for 8k+1 crops with align_corners.
     """
+    if targets.dim() != 3:
+        raise ValueError(f"expected targets (B, H, W), got {tuple(targets.shape)}")
     rows = node_positions(targets.shape[-2], size[0], align_corners).to(targets.device)
     columns = node_positions(targets.shape[-1], size[1], align_corners).to(targets.device)
     return targets[:, rows[:, None], columns]
@@ -92,13 +98,37 @@ def _random_share(key: Tensor, groups: int, ratio: float, generator: torch.Gener
     return chosen
 
 
-def _check_arguments(coarse, target, num_classes, nodes, samples, easy_ratio, valid, ignore):
+def check_labels(labels: Tensor, num_classes: int, ignore_label: int | None, name: str) -> None:
+    """Refuse labels that are neither a class nor the ignore label.
+
+    Raises:
+        ValueError: naming the dtype or the first wrong value.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {labels.dtype}")
+    wrong = (labels < 0) | (labels >= num_classes)
+    if ignore_label is not None:
+        wrong &= labels != ignore_label
+    if bool(wrong.any()):
+        value = int(labels[wrong][0])
+        if ignore_label is None:
+            raise ValueError(f"{name} value {value} is no class in [0, {num_classes})")
+        raise ValueError(
+            f"{name} value {value} is neither a class in [0, {num_classes}) nor the ignore label "
+            f"{ignore_label}"
+        )
+
+
+def check_options(nodes: str, samples: Collection[str], easy_ratio: float) -> None:
     if nodes not in NODE_MODES:
         raise ValueError(f"nodes must be one of {NODE_MODES}, got {nodes!r}")
     if not samples or not set(samples) <= set(SAMPLES):
         raise ValueError(f"samples must be a non-empty subset of {SAMPLES}, got {tuple(samples)}")
     if not 0.0 <= easy_ratio <= 1.0:
         raise ValueError(f"easy_ratio must be within [0, 1], got {easy_ratio}")
+
+
+def _check_maps(coarse: Tensor, target: Tensor | None, valid: Tensor | None) -> None:
     if coarse.dim() != 3:
         raise ValueError(f"coarse_map must be (B, h, w), got {tuple(coarse.shape)}")
     for name, other in (("target_map", target), ("valid", valid)):
@@ -107,15 +137,8 @@ def _check_arguments(coarse, target, num_classes, nodes, samples, easy_ratio, va
                 f"{name} must have the shape of coarse_map {tuple(coarse.shape)}, "
                 f"got {tuple(other.shape)}"
             )
-    if nodes == "dynamic" and target is None:
-        raise ValueError("nodes='dynamic' needs targets (Eq. 4); use nodes='coarse' without them")
-    if target is not None:
-        wrong = target[((target < 0) | (target >= num_classes)) & (target != ignore)]
-        if wrong.numel():
-            raise ValueError(
-                f"target value {int(wrong[0])} is neither a class in [0, {num_classes}) "
-                f"nor the ignore label {ignore}"
-            )
+    if valid is not None and valid.dtype != torch.bool:
+        raise ValueError(f"valid must be bool, got {valid.dtype}")
 
 
 def select_nodes(
@@ -149,9 +172,13 @@ def select_nodes(
         ValueError: on shapes that differ, an unknown mode or sample name, a ratio outside
             [0, 1], a target outside [0, M), or "dynamic" without targets.
     """
-    _check_arguments(
-        coarse_map, target_map, num_classes, nodes, samples, easy_ratio, valid, ignore_label
-    )
+    check_options(nodes, samples, easy_ratio)
+    _check_maps(coarse_map, target_map, valid)
+    check_labels(coarse_map, num_classes, None, "coarse_map")
+    if target_map is not None:
+        check_labels(target_map, num_classes, ignore_label, "target")
+    elif nodes == "dynamic":
+        raise ValueError("nodes='dynamic' needs targets (Eq. 4); use nodes='coarse' without them")
     batch, per_image = coarse_map.shape[0], coarse_map[0].numel()
     groups = num_classes * batch
     device = coarse_map.device

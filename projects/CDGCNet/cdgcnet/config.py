@@ -8,11 +8,12 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from cdgc import NODE_MODES, SAMPLES
-from cdgc.cdgc import EDGES, SCALES, SCOPES, TOPK_WEIGHTS
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils import comm
+
+from cdgc import NODE_MODES, SAMPLES
+from cdgc.cdgc import EDGES, SCALES, SCOPES, TOPK_WEIGHTS
 
 DEPTHS = (18, 34, 50, 101, 152)
 

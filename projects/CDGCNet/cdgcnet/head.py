@@ -13,12 +13,13 @@ from functools import partial
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
-from cdgc import CDGCModule, NodeSet, OhemCrossEntropyLoss
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ASPP, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+
+from cdgc import CDGCModule, NodeSet, OhemCrossEntropyLoss
 
 
 @dataclass(frozen=True)

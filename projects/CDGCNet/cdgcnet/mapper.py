@@ -131,9 +131,7 @@ class SemSegMapper:
             path = dataset_dict.get("sem_seg_file_name")
             if path is None:
                 raise ValueError(f"{dataset_dict['file_name']}: no labels, cannot train on it")
-            labels = read_checked_labels(
-                path, self.num_classes, self.ignore_label, image.shape[:2]
-            )
+            labels = read_checked_labels(path, self.num_classes, self.ignore_label, image.shape[:2])
         inputs = T.AugInput(image, sem_seg=labels)
         self.augmentations(inputs)
         chw = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))

@@ -95,13 +95,11 @@ def label_map(logits: Tensor, sizes: Sizes, align_corners: bool, band: int = 64)
         if sizes.output == sizes.image:
             out = _resized_rows(logits, sizes.padded, rows, align_corners)[:, :, :width]
         else:
-            upper, lower, weight = _source_rows(
-                rows, sizes.image[0], height, False, logits.device
-            )
+            upper, lower, weight = _source_rows(rows, sizes.image[0], height, False, logits.device)
             first, last = int(upper[0]), int(lower[-1])
-            image = _resized_rows(
-                logits, sizes.padded, range(first, last + 1), align_corners
-            )[:, :, : sizes.image[1]]
+            image = _resized_rows(logits, sizes.padded, range(first, last + 1), align_corners)[
+                :, :, : sizes.image[1]
+            ]
             out = torch.lerp(
                 image[:, upper - first], image[:, lower - first], weight[None, :, None]
             )

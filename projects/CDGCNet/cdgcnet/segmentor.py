@@ -8,12 +8,13 @@ label maps.
 from collections import defaultdict
 
 import torch
-from cdgc.cdgc import valid_nodes
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.meta_arch.semantic_seg import build_sem_seg_head
 from detectron2.structures import ImageList
 from torch import Tensor, nn
+
+from cdgc.cdgc import valid_nodes
 
 from .head import CDGCNetHead, log_node_shares
 from .postprocess import Sizes, full_size_logits, label_map

@@ -81,9 +81,7 @@ class Trainer(DefaultTrainer):
         )
         built = [h for h in super().build_hooks() if h is not None]
         if comm.is_main_process():
-            after_eval = 1 + next(
-                i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook)
-            )
+            after_eval = 1 + next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
             built.insert(after_eval, BestModel(self.cfg.OUTPUT_DIR, self._trainer.model))
         return built
 

@@ -84,8 +84,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         missing = [
             key
             for key in incompatible.missing_keys
-            if not key.endswith("num_batches_tracked")
-            and (has_head or key.startswith("backbone."))
+            if not key.endswith("num_batches_tracked") and (has_head or key.startswith("backbone."))
         ]
         shapes = {key for key, *_ in incompatible.incorrect_shapes}
         problems = [

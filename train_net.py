@@ -6,6 +6,7 @@ python train_net.py --config-file configs/… --eval-only MODEL.WEIGHTS FILE [TE
 python train_net.py --config-file configs/… --resume
 """
 
+import argparse
 import sys
 
 from detectron2.engine import default_argument_parser, launch
@@ -13,7 +14,7 @@ from detectron2.engine import default_argument_parser, launch
 from cdgcnet.run import run, setup
 
 
-def main(args) -> dict:
+def main(args: argparse.Namespace) -> dict:
     try:
         cfg = setup(args)
     except (ValueError, KeyError, OSError) as error:

@@ -9,7 +9,7 @@ features), and the grouped W has neither bias nor normalisation before the class
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -282,9 +282,9 @@ class CDGCModule(nn.Module):
 
 
 def valid_nodes(
-    image_sizes: list[tuple[int, int]],
-    padded: tuple[int, int],
-    size: tuple[int, int],
+    image_sizes: Sequence[Sequence[int]],
+    padded: Sequence[int],
+    size: Sequence[int],
     align_corners: bool,
 ) -> Tensor:
     """Which nodes of a padded batch lie on an image.

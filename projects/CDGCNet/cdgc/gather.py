@@ -5,6 +5,8 @@ over a pixel's nodes and the gradients of both directions are gathers too: no at
 the same result in every run.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,25 +21,25 @@ def _sum_over_slots(rows: Tensor, slots: Tensor) -> Tensor:
 
 class _PixelsToNodes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pixels: Tensor, pixel: Tensor, slots: Tensor) -> Tensor:
+    def forward(ctx: Any, pixels: Tensor, pixel: Tensor, slots: Tensor) -> Tensor:
         ctx.save_for_backward(slots)
         return pixels[pixel]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _sum_over_slots(grad, ctx.saved_tensors[0]), None, None
 
 
 class _NodesToPixels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, pixel: Tensor, slots: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, pixel: Tensor, slots: Tensor) -> Tensor:
         ctx.save_for_backward(pixel)
         return _sum_over_slots(rows, slots)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad[ctx.saved_tensors[0]], None, None
 
 

@@ -4,6 +4,7 @@ Shape shorthand: K rows sorted by class, M classes, C input and D output channel
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ class _ClassLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, lengths: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.lengths = lengths
         out = x.new_empty(x.shape[0], weight.shape[2])
@@ -28,7 +29,7 @@ class _ClassLinear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None

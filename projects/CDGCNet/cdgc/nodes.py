@@ -79,7 +79,9 @@ def resize_targets(targets: Tensor, size: tuple[int, int], align_corners: bool) 
     return targets[:, rows[:, None], columns]
 
 
-def _random_share(key: Tensor, groups: int, ratio: float, generator: torch.Generator | None):
+def _random_share(
+    key: Tensor, groups: int, ratio: float, generator: torch.Generator | None
+) -> Tensor:
     """A random round(ratio*n) of the n entries of each group, as a mask.
 
     ``key`` (T,) holds each entry's group; entries >= ``groups`` are never chosen.

@@ -6,7 +6,9 @@ Shape shorthand: M classes, confusion (M, M) with ground truth in rows, predicti
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -141,7 +143,7 @@ class _LabelOutput(nn.Module):
         return self.model.inference(batched_inputs, output="labels")
 
 
-def evaluate(cfg: CfgNode, model: nn.Module, loader, dataset_name: str) -> OrderedDict:
+def evaluate(cfg: CfgNode, model: nn.Module, loader: Iterable, dataset_name: str) -> OrderedDict:
     """Run a model over a test loader; {} on processes other than the main one."""
     model = getattr(model, "module", model)  # the evaluation loop needs no gradient averaging
     if isinstance(model, CDGCSegmentor):
@@ -175,7 +177,7 @@ def format_table(results: dict[str, dict[str, float]], columns: dict[str, str]) 
 def write_results(path: Path, results: dict) -> None:
     """Write metrics as JSON (NaN becomes null), first beside, then renamed."""
 
-    def clean(value):
+    def clean(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: clean(v) for k, v in value.items()}
         return None if isinstance(value, float) and math.isnan(value) else value

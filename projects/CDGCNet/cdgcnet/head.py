@@ -56,7 +56,7 @@ def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm:
 def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
     conv = nn.Conv2d(channels, num_classes, kernel_size=1)
     nn.init.normal_(conv.weight, std=0.01)
-    nn.init.zeros_(conv.bias)
+    conv.bias = nn.Parameter(torch.zeros(num_classes))
     return nn.Sequential(nn.Dropout2d(dropout), conv)
 
 
@@ -276,7 +276,9 @@ class CDGCNetHead(nn.Module):
             losses["loss_aux"] = self.aux_weight * aux
         return losses
 
-    def forward(self, features: dict[str, Tensor], targets: Tensor | None = None):
+    def forward(
+        self, features: dict[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Detectron2's contract: ``(None, losses)`` in training, ``(logits, {})`` otherwise.
 
         Evaluation ignores targets: Detectron2's ``SemanticSegmentor`` hands them over there too.
@@ -289,9 +291,9 @@ class CDGCNetHead(nn.Module):
             return None, self.losses(output, targets)
         output = self.layers(features)
         if "image" in features:
-            size = features["image"].shape[-2:]
+            size = tuple(features["image"].shape[-2:])
         else:
-            size = [s * self.stride for s in output.refined.shape[-2:]]
+            size = tuple(s * self.stride for s in output.refined.shape[-2:])
         logits = F.interpolate(
             output.refined, size=size, mode="bilinear", align_corners=self.align_corners
         )
@@ -304,19 +306,20 @@ def log_node_shares(nodes: NodeSet | None, period: int = 20) -> None:
     Every ``period`` iterations, since reading the counts waits for the device. Does nothing
     outside a training loop.
     """
-    if nodes is None or nodes.easy_positive is None:
-        return
-    try:
-        storage = get_event_storage()
-    except AssertionError:  # Detectron2's way to say that no training loop runs
-        return
-    if storage.iter % period:
+    if nodes is None:
         return
     parts = {
         "easy_positive": nodes.easy_positive,
         "hard_positive": nodes.hard_positive,
         "hard_negative": nodes.hard_negative,
     }
+    try:
+        storage = get_event_storage()
+    except AssertionError:  # Detectron2's way to say that no training loop runs
+        return
+    if storage.iter % period:
+        return
     total = max(len(nodes.pixel), 1)
     for name, count in parts.items():
-        storage.put_scalar(f"nodes/{name}", float(count.sum()) / total, smoothing_hint=False)
+        if count is not None:  # no ground truth, no difficulty
+            storage.put_scalar(f"nodes/{name}", float(count.sum()) / total, smoothing_hint=False)

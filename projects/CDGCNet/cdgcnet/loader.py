@@ -19,7 +19,7 @@ def stream_seed(*parts: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int):
+def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators that Detectron2's augmentations draw from, then restore them."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     np.random.seed(seed)

@@ -57,7 +57,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     return labels
 
 
-def check_labels(labels: np.ndarray, num_classes: int, ignore_label: int, path: str | Path):
+def check_labels(labels: np.ndarray, num_classes: int, ignore_label: int, path: str | Path) -> None:
     """Refuse label values that are neither a class nor the ignore label.
 
     Raises:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
@@ -58,7 +59,7 @@ def check_datasets(cfg: CfgNode, train: bool) -> None:
 
 
 def _flatten(node: dict, prefix: str = "") -> dict:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
@@ -168,7 +169,7 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
         checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.allow_backbone_only = False
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        results = Trainer.test(cfg, model)
+        results: dict = Trainer.test(cfg, model)
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=resume)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cdgc.cdgc import valid_nodes
 
-from .head import CDGCNetHead, log_node_shares
+from .head import CDGCNetHead, HeadOutput, log_node_shares
 from .postprocess import Sizes, full_size_logits, label_map
 
 OUTPUTS = ("sem_seg", "labels")
@@ -25,6 +25,9 @@ OUTPUTS = ("sem_seg", "labels")
 @META_ARCH_REGISTRY.register()
 class CDGCSegmentor(nn.Module):
     """Backbone and :class:`CDGCNetHead`, with Detectron2's input and output format."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -78,7 +81,7 @@ class CDGCSegmentor(nn.Module):
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
-    def forward(self, batched_inputs: list[dict]):
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses in training, else what :meth:`inference` returns.
 
         Args:
@@ -102,10 +105,10 @@ class CDGCSegmentor(nn.Module):
         return head.losses(output, targets)
 
     def _valid(self, images: ImageList, features: dict[str, Tensor]) -> Tensor | None:
-        padded = tuple(images.tensor.shape[-2:])
-        if all(tuple(size) == padded for size in images.image_sizes):
+        padded = images.tensor.shape[-2:]
+        if all(tuple(size) == tuple(padded) for size in images.image_sizes):
             return None
-        size = tuple(features[self.sem_seg_head.main_feature].shape[-2:])
+        size = features[self.sem_seg_head.main_feature].shape[-2:]
         align_corners = self.sem_seg_head.align_corners
         return valid_nodes(images.image_sizes, padded, size, align_corners).to(self.device)
 
@@ -143,12 +146,12 @@ class CDGCSegmentor(nn.Module):
                 results[i] = self._result(predicted, row, sizes, output)
         return results
 
-    def _result(self, predicted, row: int, sizes: Sizes, output: str) -> dict:
+    def _result(self, predicted: HeadOutput, row: int, sizes: Sizes, output: str) -> dict:
         align_corners = self.sem_seg_head.align_corners
         if output == "sem_seg":
             return {"sem_seg": full_size_logits(predicted.refined[row], sizes, align_corners)}
         result = {"labels": label_map(predicted.refined[row], sizes, align_corners)}
-        if predicted.coarse is not None:
+        if predicted.coarse is not None and predicted.nodes is not None:
             result["coarse_labels"] = label_map(predicted.coarse[row], sizes, align_corners)
             result["node_counts"] = predicted.nodes.counts[:, row]
         return result

@@ -13,6 +13,7 @@ from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader
 
 from .evaluation import evaluate, format_table
 from .loader import TrainLoader, stream_seed
@@ -132,7 +133,9 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
@@ -153,7 +156,7 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         return build_detection_test_loader(
             DatasetCatalog.get(dataset_name),
             mapper=SemSegMapper(cfg, is_train=False),
@@ -161,7 +164,7 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> OrderedDict:
         """Metrics by task, or by data set and task if DATASETS.TEST names several."""
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:

@@ -78,7 +78,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         loaded["file"] = filename
         return loaded
 
-    def _load_model(self, checkpoint: dict):
+    def _load_model(self, checkpoint: dict) -> Any:
         has_head = any(key.startswith("sem_seg_head.") for key in checkpoint["model"])
         incompatible = super()._load_model(checkpoint)  # takes "model" out of the checkpoint
         missing = [

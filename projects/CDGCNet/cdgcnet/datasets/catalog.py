@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -15,7 +16,7 @@ def register(
     *,
     classes: Sequence[str],
     colors: Sequence[tuple[int, int, int]],
-    **metadata,
+    **metadata: Any,
 ) -> None:
     """Register a semantic segmentation set, replacing an earlier registration of that name.
 

@@ -1,0 +1,84 @@
+"""Pictures of predictions: label PNGs, overlays, comparison sheets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+IGNORE_COLOR = (0, 0, 0)
+
+
+def palette_of(colors: Sequence[Sequence[int]]) -> list[int]:
+    """A 256-colour PNG palette; values that are no class are black."""
+    palette = [channel for color in colors for channel in color]
+    return palette + list(IGNORE_COLOR) * (256 - len(colors))
+
+
+def label_image(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Image:
+    """A palette image whose pixel values are the labels (H, W) themselves."""
+    image = Image.fromarray(labels.astype(np.uint8), mode=None)
+    image = image.convert("L") if image.mode != "L" else image
+    image.putpalette(palette_of(colors))
+    return image
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> Image.Image:
+    """Class colours and names over an RGB image (H, W, 3), by Detectron2's visualizer."""
+    drawn = Visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5)
+    return Image.fromarray(drawn.get_image())
+
+
+def comparison_sheet(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    metadata: Metadata,
+    path: Path,
+) -> None:
+    """A picture grid: in each row an RGB image (H, W, 3), then label maps (H, W).
+
+    Args:
+        rows: one sequence per image; label maps hold class ids or the ignore label.
+        titles: one per column.
+        metadata: gives class names and colours; the legend lists the classes that occur.
+        path: PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    height, width = rows[0][0].shape[:2]
+    cell = 3.2
+    legend_height = 0.6
+    figure = Figure(
+        figsize=(cell * len(titles), cell * height / width * len(rows) + 0.3 + legend_height),
+        layout="constrained",
+        dpi=110,
+    )
+    FigureCanvasAgg(figure)  # no global pyplot state, no window system
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    seen: set[int] = set()
+    for row, images in enumerate(rows):
+        for column, picture in enumerate(images):
+            axis = axes[row, column]
+            axis.axis("off")
+            if row == 0:
+                axis.set_title(titles[column], fontsize=10)
+            if picture.ndim == 2:
+                seen |= {int(v) for v in np.unique(picture)}
+                picture = np.asarray(label_image(picture, metadata.stuff_colors).convert("RGB"))
+            axis.imshow(picture, interpolation="nearest")
+    handles = [
+        Patch(
+            facecolor=tuple(c / 255 for c in metadata.stuff_colors[i]),
+            label=metadata.stuff_classes[i],
+        )
+        for i in sorted(seen)
+        if i < len(metadata.stuff_classes)
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize=8
+    )
+    figure.savefig(path)

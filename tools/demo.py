@@ -1,0 +1,181 @@
+#!/usr/bin/env python
+"""The whole of CDGCNet in minutes, on two CPU cores: data, training, evaluation, TTA, pictures.
+
+    python tools/demo.py [--output FOLDER] [--quick]
+
+Draws the built-in street scenes once, trains CDGCNet and the same network without the graph, and
+evaluates both. --quick does the same with a handful of images and iterations, as a check of the
+installation; its scores mean nothing.
+"""
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from cdgcnet import CDGCSegmentor, SemanticSegmentorWithTTA, Trainer, load_cfg, register_all
+from cdgcnet.evaluation import evaluate, format_table, write_results
+from cdgcnet.mapper import read_image, read_labels
+from cdgcnet.visualize import comparison_sheet
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs" / "Streets-SemanticSegmentation"
+TRAIN, VAL = "cdgc_streets_train", "cdgc_streets_val"
+COLUMNS = {
+    "no_graph": "no graph",
+    "sem_seg_coarse": "coarse",
+    "sem_seg": "refined",
+    "sem_seg_TTA": "refined+TTA",
+}
+
+
+class ProgressBar(HookBase):
+    """One bar for a training run, with its loss and the time left."""
+
+    def __init__(self, title: str):
+        self.title = title
+
+    def before_train(self) -> None:
+        self.bar = tqdm(total=self.trainer.max_iter, desc=self.title, unit="it")
+
+    def after_step(self) -> None:
+        loss = self.trainer.storage.latest()["total_loss"][0]
+        self.bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
+        self.bar.update()
+
+    def after_train(self) -> None:
+        self.bar.close()
+
+
+class FirstImages:
+    """A loader cut to its first images, with a length for the progress bar."""
+
+    def __init__(self, loader: Iterable, count: int):
+        self.loader = loader
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator:
+        yield from (batch for _, batch in zip(range(self.count), self.loader, strict=False))
+
+
+def free_folder(folder: Path) -> Path:
+    """``folder``, or ``folder-2``, ``folder-3`` … if it holds an earlier demo."""
+    number, candidate = 2, folder
+    while candidate.exists() and any(candidate.iterdir()):
+        candidate = folder.with_name(f"{folder.name}-{number}")
+        number += 1
+    return candidate
+
+
+def train(name: str, folder: Path, quick: bool) -> tuple[CfgNode, CDGCSegmentor]:
+    """Train one config of configs/Streets-SemanticSegmentation without an evaluation."""
+    overrides = ["OUTPUT_DIR", str(folder)]
+    if quick:
+        overrides += ["SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "2"]
+    cfg = load_cfg(str(CONFIGS / f"{name}.yaml"), overrides)
+    seed_all_rng(cfg.SEED)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+
+    # The demo evaluates by itself, with a bar: the trainer gets nothing to evaluate on.
+    without_test = cfg.clone()
+    without_test.DATASETS.TEST = ()
+    trainer = Trainer(without_test)
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([ProgressBar(f"training {name}")])
+    trainer.train()
+    return cfg, trainer.model
+
+
+def score(cfg: CfgNode, model: torch.nn.Module, title: str, images: int) -> dict:
+    loader = FirstImages(Trainer.build_test_loader(cfg, VAL), images)
+    return evaluate(cfg, model, tqdm(loader, desc=title, unit="image"), VAL)
+
+
+@torch.no_grad()
+def draw(segmentor: CDGCSegmentor, cfg: CfgNode, path: Path, images: int) -> None:
+    """A sheet of image, ground truth, coarse and refined prediction."""
+    segmentor.eval()
+    rows = []
+    for sample in DatasetCatalog.get(VAL)[:images]:
+        image = read_image(sample["file_name"], cfg.INPUT.FORMAT)
+        chw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        output = segmentor.inference([{"image": chw}], output="labels")[0]
+        truth = read_labels(sample["sem_seg_file_name"])
+        predictions = [output[key].cpu().numpy() for key in ("coarse_labels", "labels")]
+        # Ground truth that does not count is not drawn in the predictions either.
+        masked = [np.where(truth == 255, 255, p) for p in predictions]
+        rows.append([image, truth, *masked])
+    titles = ("image", "ground truth", "coarse", "refined by the graph")
+    comparison_sheet(rows, titles, MetadataCatalog.get(VAL), path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/demo"), help="where to write (output/demo)"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT / ".cache" / "datasets",
+        help="where the scenes are drawn once (.cache/datasets in the clone)",
+    )
+    parser.add_argument("--quick", action="store_true", help="a few iterations on a few images")
+    args = parser.parse_args(argv)
+
+    start = time.time()
+    output = free_folder(args.output)
+    images = 2 if args.quick else None
+    output.mkdir(parents=True, exist_ok=True)
+    # Everything is logged to the file; the terminal shows the bars.
+    for name in ("detectron2", "fvcore", "cdgcnet"):
+        logger = setup_logger(str(output), name=name)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # fvcore's use of torch.jit
+
+    register_all(args.data)
+    count = images or len(DatasetCatalog.get(VAL))  # draws the scenes on the first run
+    plain_cfg, plain = train("aspp_r18_cpu", output / "no_graph", args.quick)
+    cfg, model = train("cdgcnet_r18_cpu", output / "cdgcnet", args.quick)
+    results = {"no_graph": score(plain_cfg, plain, "evaluating no graph", count)["sem_seg"]}
+    results.update(score(cfg, model, "evaluating CDGCNet", count))
+    with_tta = SemanticSegmentorWithTTA(cfg, model)
+    results["sem_seg_TTA"] = score(cfg, with_tta, "evaluating with TTA", count)["sem_seg"]
+    write_results(output / "results.json", results)
+    sheet = output / "predictions.png"
+    draw(model, cfg, sheet, min(count, 6))
+
+    scales = ", ".join(str(s) for s in cfg.TEST.AUG.SCALES)
+    print(f"\nIoU in percent on {count} validation scenes (TTA: scales {scales}, and flip)")
+    print(format_table(results, COLUMNS))
+    print(f"\ntook {(time.time() - start) / 60:.1f} minutes")
+    print(f"scenes    {args.data / 'cdgc_streets'}")
+    print(f"pictures  {sheet}")
+    print(f"results   {output / 'results.json'}")
+    print(f"weights   {output / 'cdgcnet' / 'model_final.pth'}")
+    print(f"logs      {output / 'log.txt'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+#!/usr/bin/env python
+"""Predict label maps and overlays for image files.
+
+    python tools/predict.py --config-file CONFIG --weights FILE --input PATH … --output DIR
+
+PATH is an image or a folder of images. For each image NAME.* the folder gets NAME.png, a palette
+PNG whose values are the class ids, and NAME_overlay.jpg. An unreadable image is reported and the
+others are still done.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from cdgcnet import Predictor, load_cfg, register_all
+from cdgcnet.mapper import read_image
+from cdgcnet.visualize import label_image, overlay
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+
+
+def find_images(inputs: Sequence[Path]) -> list[Path]:
+    """Files as given, and the images directly inside folders, sorted.
+
+    Raises:
+        FileNotFoundError, ValueError: for a path that is not there, a folder without images, or
+            two images whose predictions would share a name.
+    """
+    images: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise ValueError(f"--input {path}: the folder holds no image ({sorted(SUFFIXES)})")
+            images += inside
+        elif path.is_file():
+            images.append(path)
+        else:
+            raise FileNotFoundError(f"--input {path}: there is no such file or folder")
+    by_stem: dict[str, Path] = {}
+    for image in images:
+        other = by_stem.setdefault(image.stem, image)
+        if other != image:
+            raise ValueError(
+                f"{other} and {image} would both be written to {image.stem}.png; "
+                "predict them into different folders"
+            )
+    return list(by_stem.values())
+
+
+def check_output(images: Sequence[Path], output: Path, overwrite: bool) -> None:
+    """Refuse to overwrite earlier predictions, or the input itself.
+
+    Raises:
+        ValueError: naming the first file in the way.
+    """
+    targets = [output / f"{i.stem}{end}" for i in images for end in (".png", "_overlay.jpg")]
+    inputs = {i.resolve() for i in images}
+    for target in targets:
+        if target.resolve() in inputs:
+            raise ValueError(f"--output {output}: {target} is one of the input images")
+        if target.exists() and not overwrite:
+            raise ValueError(f"{target} exists; choose another --output or add --overwrite")
+
+
+def predict(predictor: Predictor, images: Sequence[Path], output: Path, dataset: str) -> list[str]:
+    """Predict all images; returns one message per image that failed."""
+    metadata = MetadataCatalog.get(dataset)
+    failures = []
+    for path in tqdm(images, desc="predicting", unit="image"):
+        try:
+            bgr = read_image(path, "BGR")
+            labels = predictor(bgr)["sem_seg"].max(dim=0).indices.cpu().numpy().astype(np.uint8)
+        except (ValueError, OSError, MemoryError) as error:
+            failures.append(str(error))
+            continue
+        label_image(labels, metadata.stuff_colors).save(output / f"{path.stem}.png")
+        overlay(bgr[:, :, ::-1], labels, metadata).save(output / f"{path.stem}_overlay.jpg")
+    return failures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="YAML of the trained model")
+    parser.add_argument("--weights", required=True, help="its checkpoint, e.g. model_final.pth")
+    parser.add_argument("--input", nargs="+", type=Path, required=True, help="images or folders")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the predictions")
+    parser.add_argument("--tta", action="store_true", help="multi-scale and flip, TEST.AUG.*")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier predictions")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
+    args = parser.parse_args(argv)
+    try:
+        if not Path(args.config_file).is_file():
+            raise FileNotFoundError(f"--config-file {args.config_file}: there is no such file")
+        cfg = load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
+        register_all()
+        images = find_images(args.input)
+        check_output(images, args.output, args.overwrite)
+        if not cfg.DATASETS.TEST:
+            raise ValueError(
+                "DATASETS.TEST is empty; it names the data set whose classes these are"
+            )
+        predictor = Predictor(cfg, tta=args.tta)
+        args.output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, KeyError, OSError) as error:
+        parser.exit(1, f"predict.py: error: {error.args[0] if error.args else error}\n")
+    failures = predict(predictor, images, args.output, cfg.DATASETS.TEST[0])
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    print(f"{len(images) - len(failures)} of {len(images)} images predicted into {args.output}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

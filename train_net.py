@@ -7,6 +7,7 @@ python train_net.py --config-file configs/… --resume
 """
 
 import argparse
+import logging
 import sys
 
 from detectron2.engine import default_argument_parser, launch
@@ -17,10 +18,11 @@ from cdgcnet.run import run, setup
 def main(args: argparse.Namespace) -> dict:
     try:
         cfg = setup(args)
-    except (ValueError, KeyError, OSError) as error:
-        # The user's to mend, and the message says how; a traceback would bury it.
-        sys.exit(f"train_net.py: error: {error.args[0] if error.args else error}")
-    return run(cfg, eval_only=args.eval_only, resume=args.resume)
+        return run(cfg, eval_only=args.eval_only, resume=args.resume)
+    except (ValueError, OSError, MemoryError) as error:
+        # The user's to mend, and the message says how; the traceback is for the log's level DEBUG.
+        logging.getLogger("cdgcnet").debug("stopped by", exc_info=True)
+        sys.exit(f"train_net.py: error: {error}")
 
 
 if __name__ == "__main__":

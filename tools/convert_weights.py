@@ -36,7 +36,11 @@ def convert(source: Path, target: Path) -> int:
             f"{source}: not a torchvision ResNet state dict (expected keys conv1.weight, layer1.…)"
         )
     model = {f"backbone.{k}": v for k, v in convert_torchvision_resnet(state).items()}
-    torch.save({"model": model, "__author__": "torchvision"}, target)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: there is no folder {target.parent}")
+    beside = target.with_name(target.name + ".part")  # a killed run leaves no half target
+    torch.save({"model": model, "__author__": "torchvision"}, beside)
+    beside.replace(target)
     return len(model)
 
 

@@ -10,6 +10,7 @@ installation; its scores mean nothing.
 
 import argparse
 import logging
+import multiprocessing
 import sys
 import time
 import warnings
@@ -21,6 +22,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
+from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
@@ -29,6 +31,7 @@ from cdgcnet import CDGCSegmentor, SemanticSegmentorWithTTA, Trainer, load_cfg, 
 from cdgcnet.evaluation import evaluate, format_table, write_results
 from cdgcnet.mapper import read_image, read_labels
 from cdgcnet.visualize import comparison_sheet
+from cdgcnet.weights import StrictCheckpointer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "Streets-SemanticSegmentation"
@@ -44,11 +47,14 @@ COLUMNS = {
 class ProgressBar(HookBase):
     """One bar for a training run, with its loss and the time left."""
 
-    def __init__(self, title: str):
+    def __init__(self, title: str, position: int):
         self.title = title
+        self.position = position
 
     def before_train(self) -> None:
-        self.bar = tqdm(total=self.trainer.max_iter, desc=self.title, unit="it")
+        self.bar = tqdm(
+            total=self.trainer.max_iter, desc=self.title, unit="it", position=self.position
+        )
 
     def after_step(self) -> None:
         loss = self.trainer.storage.latest()["total_loss"][0]
@@ -75,6 +81,8 @@ class FirstImages:
 
 def free_folder(folder: Path) -> Path:
     """``folder``, or ``folder-2``, ``folder-3`` … if it holds an earlier demo."""
+    if folder.is_file():
+        sys.exit(f"demo.py: error: --output {folder} is a file; expected a folder")
     number, candidate = 2, folder
     while candidate.exists() and any(candidate.iterdir()):
         candidate = folder.with_name(f"{folder.name}-{number}")
@@ -82,24 +90,65 @@ def free_folder(folder: Path) -> Path:
     return candidate
 
 
-def train(name: str, folder: Path, quick: bool) -> tuple[CfgNode, CDGCSegmentor]:
-    """Train one config of configs/Streets-SemanticSegmentation without an evaluation."""
-    overrides = ["OUTPUT_DIR", str(folder)]
+def log_to_file(folder: Path) -> None:
+    """Everything goes to ``folder``/log.txt; the terminal shows warnings and the bars."""
+    for name in ("detectron2", "fvcore", "cdgcnet"):
+        for handler in setup_logger(str(folder), name=name).handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # fvcore's use of torch.jit
+
+
+def config_of(name: str, folder: Path, quick: bool) -> CfgNode:
+    """One config of configs/Streets-SemanticSegmentation, writing to ``folder``."""
+    overrides = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", ""]
     if quick:
         overrides += ["SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "2"]
-    cfg = load_cfg(str(CONFIGS / f"{name}.yaml"), overrides)
-    seed_all_rng(cfg.SEED)
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+    return load_cfg(str(CONFIGS / f"{name}.yaml"), overrides)
 
-    # The demo evaluates by itself, with a bar: the trainer gets nothing to evaluate on.
-    without_test = cfg.clone()
-    without_test.DATASETS.TEST = ()
-    trainer = Trainer(without_test)
+
+def train(cfg: CfgNode, data: Path, title: str, position: int) -> None:
+    """Train one network, in a process of its own."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True)
+    log_to_file(folder)
+    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+    register_all(data)
+    seed_all_rng(cfg.SEED)
+    cfg.DATASETS.TEST = ()  # the demo evaluates by itself, with a bar
+    trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.register_hooks([ProgressBar(f"training {name}")])
+    trainer.register_hooks([ProgressBar(title, position)])
     trainer.train()
-    return cfg, trainer.model
+
+
+def train_all(cfgs: dict[str, CfgNode], data: Path) -> None:
+    """Train the networks side by side: two processes of one thread use two cores best.
+
+    Raises:
+        RuntimeError: naming the log of a training that failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers = {
+        title: context.Process(target=train, args=(cfg, data, f"training {title}", position))
+        for position, (title, cfg) in enumerate(cfgs.items())
+    }
+    for worker in workers.values():
+        worker.start()
+    for worker in workers.values():
+        worker.join()
+    print("\n" * len(workers), end="", file=sys.stderr)  # leave the bars standing
+    for title, worker in workers.items():
+        if worker.exitcode:
+            log = Path(cfgs[title].OUTPUT_DIR) / "log.txt"
+            raise RuntimeError(f"training {title} failed (exit code {worker.exitcode}), see {log}")
+
+
+def load_trained(cfg: CfgNode) -> CDGCSegmentor:
+    model = build_model(cfg)
+    StrictCheckpointer(model).load(str(Path(cfg.OUTPUT_DIR) / "model_final.pth"))
+    return model
 
 
 def score(cfg: CfgNode, model: torch.nn.Module, title: str, images: int) -> dict:
@@ -145,19 +194,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = free_folder(args.output)
     images = 2 if args.quick else None
     output.mkdir(parents=True, exist_ok=True)
-    # Everything is logged to the file; the terminal shows the bars.
-    for name in ("detectron2", "fvcore", "cdgcnet"):
-        logger = setup_logger(str(output), name=name)
-        for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # fvcore's use of torch.jit
-
+    log_to_file(output)
     register_all(args.data)
     count = images or len(DatasetCatalog.get(VAL))  # draws the scenes on the first run
-    plain_cfg, plain = train("aspp_r18_cpu", output / "no_graph", args.quick)
-    cfg, model = train("cdgcnet_r18_cpu", output / "cdgcnet", args.quick)
-    results = {"no_graph": score(plain_cfg, plain, "evaluating no graph", count)["sem_seg"]}
+    cfgs = {
+        "no graph": config_of("aspp_r18_cpu", output / "no_graph", args.quick),
+        "CDGCNet": config_of("cdgcnet_r18_cpu", output / "cdgcnet", args.quick),
+    }
+    train_all(cfgs, args.data)
+    plain = load_trained(cfgs["no graph"])
+    model = load_trained(cfgs["CDGCNet"])
+    cfg = cfgs["CDGCNet"]
+    results = {"no_graph": score(cfg, plain, "evaluating no graph", count)["sem_seg"]}
     results.update(score(cfg, model, "evaluating CDGCNet", count))
     with_tta = SemanticSegmentorWithTTA(cfg, model)
     results["sem_seg_TTA"] = score(cfg, with_tta, "evaluating with TTA", count)["sem_seg"]

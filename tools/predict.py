@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cdgcnet import Predictor, load_cfg, register_all
 from cdgcnet.mapper import read_image
+from cdgcnet.run import check_datasets
 from cdgcnet.visualize import label_image, overlay
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
@@ -76,11 +77,10 @@ def predict(predictor: Predictor, images: Sequence[Path], output: Path, dataset:
         try:
             bgr = read_image(path, "BGR")
             labels = predictor(bgr)["sem_seg"].max(dim=0).indices.cpu().numpy().astype(np.uint8)
+            label_image(labels, metadata.stuff_colors).save(output / f"{path.stem}.png")
+            overlay(bgr[:, :, ::-1], labels, metadata).save(output / f"{path.stem}_overlay.jpg")
         except (ValueError, OSError, MemoryError) as error:
-            failures.append(str(error))
-            continue
-        label_image(labels, metadata.stuff_colors).save(output / f"{path.stem}.png")
-        overlay(bgr[:, :, ::-1], labels, metadata).save(output / f"{path.stem}_overlay.jpg")
+            failures.append(f"{path}: {error}")
     return failures
 
 
@@ -97,10 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
     args = parser.parse_args(argv)
     try:
-        if not Path(args.config_file).is_file():
-            raise FileNotFoundError(f"--config-file {args.config_file}: there is no such file")
         cfg = load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
         register_all()
+        check_datasets(cfg, train=False)
         images = find_images(args.input)
         check_output(images, args.output, args.overwrite)
         if not cfg.DATASETS.TEST:
@@ -109,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         predictor = Predictor(cfg, tta=args.tta)
         args.output.mkdir(parents=True, exist_ok=True)
-    except (ValueError, KeyError, OSError) as error:
-        parser.exit(1, f"predict.py: error: {error.args[0] if error.args else error}\n")
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"predict.py: error: {error}\n")
     failures = predict(predictor, images, args.output, cfg.DATASETS.TEST[0])
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)

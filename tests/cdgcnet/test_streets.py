@@ -57,9 +57,9 @@ def test_a_seed_fixes_the_scene() -> None:
 
 
 def test_drawing_leaves_the_global_random_state_alone() -> None:
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state()[1].copy()
     streets.draw_scene(0, 64, 64)
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    np.testing.assert_array_equal(before, np.random.get_state()[1])
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 131), (96, 512), (256, 128)])

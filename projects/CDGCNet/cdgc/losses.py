@@ -102,7 +102,8 @@ class OhemCrossEntropyLoss(nn.Module):
         self.thresh = thresh
         self.min_kept = min_kept
         self.ignore_label = ignore_label
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        weights = None if class_weights is None else class_weights.float()
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         return ohem_cross_entropy(

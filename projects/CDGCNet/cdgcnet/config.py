@@ -4,10 +4,13 @@
 """
 
 import logging
+import math
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils import comm
@@ -16,6 +19,9 @@ from cdgc import NODE_MODES, SAMPLES
 from cdgc.cdgc import EDGES, SCALES, SCOPES, TOPK_WEIGHTS
 
 DEPTHS = (18, 34, 50, 101, 152)
+META_ARCHS = ("CDGCSegmentor", "SemanticSegmentor")
+# What Detectron2's get_norm knows; "" is none.
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "LN")
 
 
 def add_cdgcnet_config(cfg: CfgNode) -> None:
@@ -89,6 +95,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
 
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     cfg.SOLVER.WARMUP_ITERS = 0  # spec; Detectron2 warms up for 1000 iterations
+    cfg.SOLVER.OPTIMIZER = "SGD"  # Sec. 4.2; or "ADAMW"
     cfg.SOLVER.HEAD_LR_FACTOR = 1.0
     cfg.SOLVER.RECIPE_IMS_PER_BATCH = 0  # batch the learning rate was set for; 0: not stated
     cfg.SOLVER.WEIGHT_DECAY_NORM = None  # as all other weights
@@ -99,14 +106,35 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
 
 
 def load_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
-    """A checked, unfrozen config from a YAML file and ``KEY VALUE`` overrides."""
+    """A checked, unfrozen config from a YAML file and ``KEY VALUE`` overrides.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file or the key.
+    """
     cfg = get_cfg()
     add_cdgcnet_config(cfg)
     if config_file:
-        cfg.merge_from_file(config_file)
-    cfg.merge_from_list(overrides or [])
+        if not Path(config_file).is_file():
+            raise FileNotFoundError(f"--config-file {config_file}: there is no such file")
+        try:
+            cfg.merge_from_file(config_file)
+        # What yacs, fvcore and PyYAML raise for unknown keys, wrong types and broken files.
+        except (AssertionError, AttributeError, KeyError, yaml.YAMLError, OSError) as error:
+            raise ValueError(f"{config_file}: {_message(error)}") from error
+    if overrides:
+        if len(overrides) % 2:
+            raise ValueError(f"overrides come in pairs KEY VALUE; found {overrides}")
+        try:
+            cfg.merge_from_list(overrides)
+        except (AssertionError, KeyError) as error:
+            raise ValueError(f"overrides {' '.join(overrides)}: {_message(error)}") from error
     check_cfg(cfg)
     return cfg
+
+
+def _message(error: Exception) -> str:
+    # str() of a KeyError is the repr of its message.
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
 
 def _check(condition: bool, key: str, found: Any, expected: str) -> None:
@@ -156,7 +184,7 @@ def check_cfg(cfg: CfgNode) -> None:
     within("MODEL.CDGC.LOSS.OHEM_THRESH", loss.OHEM_THRESH, 0.0, 1.0)
     kept = loss.OHEM_MIN_KEPT
     _check(
-        kept >= 0 and (kept < 1 or kept == int(kept)),
+        math.isfinite(kept) and kept >= 0 and (kept < 1 or kept == int(kept)),
         "MODEL.CDGC.LOSS.OHEM_MIN_KEPT",
         kept,
         "a pixel count, or a share of the batch below 1",
@@ -175,6 +203,52 @@ def check_cfg(cfg: CfgNode) -> None:
         "MODEL.CDGC.LOSS.CLASS_WEIGHTS",
         loss.CLASS_WEIGHTS,
         f"an empty list or {classes} numbers (NUM_CLASSES)",
+    )
+    _check(
+        all(w >= 0 for w in loss.CLASS_WEIGHTS),
+        "MODEL.CDGC.LOSS.CLASS_WEIGHTS",
+        loss.CLASS_WEIGHTS,
+        "numbers of 0 or more",
+    )
+    one_of("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCHS)
+    for node, key in (
+        (cfg.MODEL.RESNETS, "MODEL.RESNETS.NORM"),
+        (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NORM"),
+        (cdgc, "MODEL.CDGC.NORM"),
+    ):
+        one_of(key, node.NORM, NORMS)
+    for key, length in (("ASPP_DILATIONS", 3), ("IN_FEATURES", 2)):
+        value = cfg.MODEL.SEM_SEG_HEAD[key]
+        _check(len(value) == length, f"MODEL.SEM_SEG_HEAD.{key}", value, f"a list of {length}")
+    grid = cfg.MODEL.RESNETS.RES5_MULTI_GRID
+    _check(
+        len(grid) > 0 and all(isinstance(g, int) and g > 0 for g in grid),
+        "MODEL.RESNETS.RES5_MULTI_GRID",
+        grid,
+        "a non-empty list of whole numbers above 0",
+    )
+    needed = [
+        f for f in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if f not in cfg.MODEL.RESNETS.OUT_FEATURES
+    ]
+    _check(
+        not needed,
+        "MODEL.RESNETS.OUT_FEATURES",
+        cfg.MODEL.RESNETS.OUT_FEATURES,
+        f"all of MODEL.SEM_SEG_HEAD.IN_FEATURES {cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES}",
+    )
+    one_of("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, ("horizontal", "none"))
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    _check(
+        len(sizes) > 0 and all(s >= 0 for s in sizes),
+        "INPUT.MIN_SIZE_TRAIN",
+        sizes,
+        "shortest edges in pixels, 0 for the image's own",
+    )
+    _check(
+        len(cfg.MODEL.PIXEL_STD) == 3 and all(s > 0 for s in cfg.MODEL.PIXEL_STD),
+        "MODEL.PIXEL_STD",
+        cfg.MODEL.PIXEL_STD,
+        "three numbers above 0",
     )
     one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, DEPTHS)
     one_of("MODEL.RESNETS.STEM_TYPE", cfg.MODEL.RESNETS.STEM_TYPE, ("basic", "deeplab"))
@@ -214,6 +288,7 @@ def check_cfg(cfg: CfgNode) -> None:
         scales,
         "a non-empty list of ratios above 0",
     )
+    one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "ADAMW"))
     positive("SOLVER.HEAD_LR_FACTOR", cfg.SOLVER.HEAD_LR_FACTOR)
     positive("SOLVER.BASE_LR", cfg.SOLVER.BASE_LR)
     positive("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER)

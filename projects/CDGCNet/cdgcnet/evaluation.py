@@ -138,6 +138,7 @@ class _LabelOutput(nn.Module):
     def __init__(self, model: CDGCSegmentor):
         super().__init__()
         self.model = model
+        self.train(model.training)  # Detectron2's evaluation loop restores this mode
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         return self.model.inference(batched_inputs, output="labels")

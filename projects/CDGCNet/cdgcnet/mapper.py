@@ -40,19 +40,21 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1", "I", "I;16"):
-                raise ValueError(
-                    f"{path}: expected a label PNG with one index per pixel (greyscale or "
-                    f"palette), found a colour image of mode {image.mode}"
-                )
+            mode = image.mode
             labels = np.asarray(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such label file") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: not a readable label image ({error})") from error
+    if mode not in ("P", "L", "1", "I", "I;16"):
+        raise ValueError(
+            f"{path}: expected a label PNG with one index per pixel (greyscale or palette), found "
+            f"a colour image of mode {mode}"
+        )
     if labels.dtype != np.uint8:
-        if labels.size and int(labels.max()) > 255:
-            raise ValueError(f"{path}: label value {int(labels.max())} is above 255")
+        for value in (int(labels.min()), int(labels.max())) if labels.size else ():
+            if not 0 <= value <= 255:
+                raise ValueError(f"{path}: label value {value} is outside 0 to 255")
         labels = labels.astype(np.uint8)
     return labels
 

@@ -37,14 +37,16 @@ def check_fits(channels: int, size: tuple[int, int], device: torch.device) -> No
     if 2 * need > _memory_bytes(device):
         raise MemoryError(
             f'"sem_seg" of {channels} x {size[0]} x {size[1]} float32 is {need / 2**30:.1f} GiB, '
-            f"more than {device} can hold twice. Lower INPUT.MIN_SIZE_TEST or INPUT.MAX_SIZE_TEST, "
-            'or ask for label maps (CDGCSegmentor.inference(..., output="labels")).'
+            f"more than {device} can hold twice. Lower INPUT.MIN_SIZE_TEST or INPUT.MAX_SIZE_TEST "
+            "if that is the network's input, give smaller images, or ask for label maps "
+            '(CDGCSegmentor.inference(..., output="labels")).'
         )
 
 
 def full_size_logits(logits: Tensor, sizes: Sizes, align_corners: bool) -> Tensor:
     """Logits (M, h, w) -> (M, H, W) at ``sizes.output``."""
-    check_fits(logits.shape[0], sizes.output, logits.device)
+    for size in (sizes.padded, sizes.output):
+        check_fits(logits.shape[0], size, logits.device)
     out = F.interpolate(
         logits[None].float(), size=sizes.padded, mode="bilinear", align_corners=align_corners
     )[:, :, : sizes.image[0], : sizes.image[1]]

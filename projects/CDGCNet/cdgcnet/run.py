@@ -79,6 +79,7 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
         p.name
         for pattern in ("config.yaml", "metrics.json", "last_checkpoint", "*.pth")
         for p in folder.glob(pattern)
+        if p.stat().st_size  # a start that failed leaves an empty metrics.json
     )
     if not found:
         return
@@ -117,12 +118,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_all()
     check_datasets(cfg, train=not args.eval_only)
     check_weights_path(cfg.MODEL.WEIGHTS)
-    if args.eval_only and not cfg.MODEL.WEIGHTS and not args.resume:
-        raise ValueError(
-            "--eval-only needs trained weights: add MODEL.WEIGHTS FILE, or --resume for the last "
-            "checkpoint of OUTPUT_DIR"
-        )
     folder = Path(cfg.OUTPUT_DIR)
+    if args.eval_only and not cfg.MODEL.WEIGHTS:
+        if not args.resume:
+            raise ValueError(
+                "--eval-only needs trained weights: add MODEL.WEIGHTS FILE, or --resume for the "
+                "last checkpoint of OUTPUT_DIR"
+            )
+        if not (folder / "last_checkpoint").is_file():
+            raise ValueError(f"--eval-only --resume: OUTPUT_DIR {folder} holds no checkpoint")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"OUTPUT_DIR {folder} is a file; expected a folder")
+    # Every set is listed now: a missing validation set must not show after the training.
+    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        DatasetCatalog.get(name)
     # With the norms and the batch fitted to this machine, and only then compared or stored.
     rank = comm.get_rank()
     if not args.eval_only and comm.is_main_process():
@@ -140,9 +149,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     logger.info(f"Environment:\n{collect_env_info()}")
     logger.info(f"Command line: {args}")
-    if comm.is_main_process() and not args.eval_only:
-        (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
-        logger.info(f"Full config: {folder / 'config.yaml'}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     return cfg
 
@@ -164,6 +170,7 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
         Metrics by task, "_TTA" tasks beside the plain ones if TEST.AUG.ENABLED; {} on processes
         other than the main one.
     """
+    logger = logging.getLogger(__name__)
     if eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -173,6 +180,12 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=resume)
+        # Only now, when data, model and weights are known to fit: a failed start must not make
+        # the folder look like a run.
+        if comm.is_main_process():
+            path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+            path.write_text(cfg.dump(), encoding="utf-8")
+            logger.info(f"Full config: {path}")
         trainer.train()
         model = trainer.model
         results = trainer._last_eval_results
@@ -184,7 +197,6 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
             results = {name: {**results[name], **with_tta[name]} for name in results}
     if not comm.is_main_process():
         return {}
-    logger = logging.getLogger(__name__)
     for name in cfg.DATASETS.TEST:
         scores = results if len(cfg.DATASETS.TEST) == 1 else results[name]
         logger.info(f"Final IoU in percent on {name}:\n{format_table(scores, COLUMNS)}")

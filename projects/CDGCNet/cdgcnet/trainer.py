@@ -110,7 +110,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD; the head's rate is BASE_LR * HEAD_LR_FACTOR."""
+        """SGD (the paper's) or AdamW; the head's rate is BASE_LR * HEAD_LR_FACTOR."""
         params = []
         for part, factor in (
             (model.backbone, 1.0),
@@ -123,6 +123,10 @@ class Trainer(DefaultTrainer):
                 weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
                 bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
                 weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            )
+        if cfg.SOLVER.OPTIMIZER == "ADAMW":
+            return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
+                params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
             )
         return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
             params,

@@ -32,6 +32,8 @@ class SemanticSegmentorWithTTA(nn.Module):
         self.flip = cfg.TEST.AUG.FLIP
         self.image_format = cfg.INPUT.FORMAT
         self.resize = build_test_augmentations(cfg)[0]
+        # Detectron2's evaluation loop restores this mode, and with it the wrapped model's.
+        self.training = self.model.training
 
     def _original(self, x: dict) -> np.ndarray:
         """The image before any resize, (H, W, 3): given, from its file, or "image" itself."""

@@ -36,6 +36,8 @@ def convert_torchvision_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         if key.startswith("fc."):
             continue
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{key}: expected a tensor, found {type(value).__name__}")
         new = key
         for pattern, replacement in _TORCHVISION_PARTS:
             new = pattern.sub(replacement, new)
@@ -69,7 +71,10 @@ class StrictCheckpointer(DetectionCheckpointer):
     allow_backbone_only = True
 
     def _load_file(self, filename: str) -> dict:
-        loaded = super()._load_file(filename)
+        try:
+            loaded = super()._load_file(filename)
+        except Exception as error:  # torch and pickle raise many types for files of other kinds
+            raise ValueError(f"{filename}: not a readable checkpoint ({error})") from error
         state = loaded["model"]
         if is_torchvision_resnet(state):
             state = convert_torchvision_resnet(state)

@@ -39,21 +39,21 @@ def plan_side(stage: Stage, side: int, kerb: float, front: float) -> list[Prop]:
     rng = stage.rng
     props: list[Prop] = []
     row = stage.nearest(kerb + 0.5) + rng.uniform(0, 2.5)
-    for z in np.arange(row, 40, rng.uniform(4.5, 8)):  # poles
+    for z in np.arange(row, 36, rng.uniform(6, 11)):  # poles
         x = side * (kerb + rng.uniform(0.35, 0.6))
         props.append((z, x, 0.2, 0.2, partial(_draw_pole, stage, x, z, side, rng.random() < 0.62)))
     if rng.random() < 0.6:
-        for z in np.arange(row + 2, 50, rng.uniform(7, 14)):
+        for z in np.arange(row + 2, 50, rng.uniform(9, 16)):
             x = side * (front - rng.uniform(0.2, 0.8))
             draw = partial(draw_tree, stage, x, z, rng.uniform(0.8, 1.2))
             props.append((z, x, 1.4, 1.6, draw))
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(rng.integers(1, 4)):
         x = side * rng.uniform(kerb + 0.6, front - 0.2)
-        z = stage.nearest(x) * rng.uniform(1, 2.2)
+        z = stage.nearest(x) * rng.uniform(1, 1.6)
         props.append((z, x, 0.3, 0.3, partial(_draw_person, stage, x, z)))
     for _ in range(rng.integers(0, 3)):
         x = side * rng.uniform(kerb + 0.4, front - 0.4)
-        z = stage.nearest(x) * rng.uniform(1, 2.0)
+        z = stage.nearest(x) * rng.uniform(1, 1.5)
         props.append((z, x, 0.6, 0.3, partial(_draw_bicycle, stage, x, z, False)))
     if rng.random() < 0.6:  # parked cars
         for z in np.arange(stage.nearest(kerb) + rng.uniform(1, 8), 45, 5.4):
@@ -68,17 +68,17 @@ def plan_traffic(stage: Stage, sides: dict[int, float]) -> list[Prop]:
     rng = stage.rng
     props: list[Prop] = []
     for x, least, most in ((-sides[-1] * 0.45, 1, 3), (0.0, 0, 1)):
-        for z in rng.uniform(9, 40, rng.integers(least, most + 1)):
+        for z in rng.uniform(10, 30, rng.integers(least, most + 1)):
             props.append((z, x, 1.0, 4.2, partial(_draw_car, stage, x, z, x >= 0)))
     if rng.random() < 0.3:
         x, z = rng.uniform(-6, 6), rng.uniform(12, 26)
         props.append((z, x, 2.1, 1.8, partial(_draw_crossing_car, stage, x, z)))
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(rng.integers(1, 4)):
         x = rng.uniform(-sides[-1] + 0.5, sides[1] - 0.4)
-        z = max(stage.nearest(x), 7) * rng.uniform(1, 2.6)
+        z = max(stage.nearest(x), 8) * rng.uniform(1, 1.7)
         props.append((z, x, 0.6, 0.3, partial(_draw_bicycle, stage, x, z, True)))
-    for _ in range(rng.integers(0, 4)):
-        x, z = rng.uniform(-sides[-1], sides[1]), rng.uniform(6.5, 18)
+    for _ in range(rng.integers(0, 3)):
+        x, z = rng.uniform(-sides[-1], sides[1]), rng.uniform(8, 18)
         props.append((z, x, 0.3, 0.3, partial(_draw_person, stage, x, z)))
     return props
 

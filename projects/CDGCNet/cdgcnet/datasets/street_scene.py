@@ -47,16 +47,16 @@ FAR = 90.0  # metres; where the skyline closes the street
 DAYTIMES = (
     ((92, 142, 208), (190, 212, 232), (1.04, 1.02, 0.97), 0.50),
     ((150, 160, 172), (208, 212, 214), (0.90, 0.93, 0.97), 0.20),
-    ((98, 108, 158), (236, 190, 150), (0.96, 0.80, 0.68), 0.40),
-    ((120, 172, 220), (226, 226, 214), (1.12, 1.07, 0.96), 0.55),
-    ((62, 76, 112), (130, 138, 158), (0.62, 0.66, 0.80), 0.25),
+    ((98, 108, 158), (236, 190, 150), (0.98, 0.90, 0.84), 0.40),
+    ((120, 172, 220), (226, 226, 214), (1.08, 1.05, 0.98), 0.55),
+    ((62, 76, 112), (130, 138, 158), (0.80, 0.83, 0.90), 0.25),
 )
 # Overlap on purpose: grey like the pavement, green like leaves, blue like the sky.
 FACADES = ((150, 146, 142), (196, 180, 150), (160, 92, 76), (206, 198, 186), (104, 132, 92),
            (126, 158, 194), (118, 116, 118), (188, 150, 104), (134, 150, 108))  # fmt: skip
 LAWNS = ((104, 128, 66), (138, 136, 84), (126, 106, 80), (92, 120, 58))
 # per label id: grain, blotches, clumps, in grey levels (one standard deviation)
-TEXTURES = {ROAD: (6, 7, 0), SIDEWALK: (6, 6, 2), BUILDING: (5, 5, 2), VEGETATION: (10, 5, 16),
+TEXTURES = {ROAD: (5, 5, 0), SIDEWALK: (5, 4, 2), BUILDING: (4, 4, 2), VEGETATION: (10, 5, 16),
             TERRAIN: (12, 8, 11), CAR: (2, 2, 0), PERSON: (4, 0, 3), RIDER: (4, 0, 3)}  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def draw_scene(
         rng=rng,
         picture=np.zeros((big_height, big_width, 3), np.uint8),
         labels=np.full((big_height, big_width), SKY, np.uint8),
-        focal=big_height * rng.uniform(1.15, 1.35),
+        focal=big_height * rng.uniform(1.7, 2.0),
         centre=(big_width * rng.uniform(0.42, 0.58), big_height * rng.uniform(0.36, 0.50)),
         eye=rng.uniform(1.35, 1.75),
         bend=rng.normal(0, 0.0012),
@@ -238,7 +238,7 @@ def _develop(stage: Stage, cast: Array, height: int, width: int) -> tuple[Array,
     left, right = rng.uniform(0.88, 1.12, 2)
     light *= np.linspace(left, right, shape[1], dtype=np.float32)
     picture = (stage.picture + texture[..., None]) * light[..., None]
-    picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.6, 1.3))
+    picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 0.9))
     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     picture *= (cast * rng.normal(1, 0.03, 3) * rng.uniform(0.85, 1.12)).astype(np.float32)
 
@@ -252,5 +252,5 @@ def _develop(stage: Stage, cast: Array, height: int, width: int) -> tuple[Array,
         stamp(labels, [hood], EGO)
         shine = np.linspace(1.5, 0.8, height)[:, None, None] * np.array([52, 54, 60])
         picture[labels == EGO] = np.broadcast_to(shine, picture.shape)[labels == EGO]
-    picture += rng.standard_normal(picture.shape, dtype=np.float32) * rng.uniform(1.5, 4.0)
+    picture += rng.standard_normal(picture.shape, dtype=np.float32) * rng.uniform(1.0, 3.0)
     return np.clip(picture, 0, 255).astype(np.uint8), labels

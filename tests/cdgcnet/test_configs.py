@@ -1,0 +1,97 @@
+"""Every YAML under configs/: it resolves, its data sets exist, it builds; each network trains."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+
+from cdgcnet import load_cfg, register_all
+from cdgcnet.config import adapt_cfg
+from cdgcnet.run import check_datasets
+
+ROOT = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(p for p in ROOT.rglob("*.yaml") if not p.name.startswith("Base"))
+# What a GPU recipe needs to be read on any machine.
+HERE = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
+
+
+def shrunk(path):
+    """The config's network with few channels; its structure is untouched."""
+    cfg = load_cfg(str(path), HERE)
+    adapt_cfg(cfg)
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8 if cfg.MODEL.RESNETS.DEPTH < 50 else 32
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_CHANNELS = 16
+    cfg.MODEL.CDGC.CHANNELS = 16
+    cfg.MODEL.CDGC.AUX_CHANNELS = 16
+    return cfg
+
+
+def architecture(cfg):
+    """A hash of what decides the network and its losses; norms are the machine's choice."""
+    cfg = cfg.MODEL.clone()
+    for node in (cfg.RESNETS, cfg.SEM_SEG_HEAD, cfg.CDGC):
+        node.NORM = ""
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+
+
+# One file per architecture: a dict keeps the last, so go backwards to keep the first.
+DISTINCT = sorted({architecture(shrunk(p)): p for p in reversed(FILES)}.values())
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def test_there_are_configs():
+    assert len(FILES) >= 4
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_resolves_and_names_registered_data_sets(path, tmp_path):
+    cfg = load_cfg(str(path), HERE)  # runs check_cfg
+    register_all(tmp_path)
+    assert len(cfg.DATASETS.TRAIN) and len(cfg.DATASETS.TEST)
+    assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(DatasetCatalog.list())
+    check_datasets(cfg, train=True)  # the number of classes too
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_builds_at_full_size(path):
+    cfg = load_cfg(str(path), HERE)
+    adapt_cfg(cfg)
+    cfg.MODEL.DEVICE = "meta"  # no memory, no time: shapes only
+    with torch.device("meta"):
+        model = build_model(cfg)
+    head = model.sem_seg_head
+    last = head.coarse_predictor if head.graph is None else head.refined_predictor
+    assert last[-1].out_channels == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert (head.graph is None) == (not cfg.MODEL.CDGC.ENABLED)
+    assert head.stride == 8
+
+
+@pytest.mark.parametrize("path", DISTINCT, ids=name_of)
+def test_trains_and_predicts_at_reduced_size(path, make_batch):
+    cfg = shrunk(path)
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    batch = make_batch((65, 65), (65, 65), classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    losses = model(batch)
+    total = sum(losses.values())
+    assert torch.isfinite(total) and total > 0
+    total.backward()
+    optimizer.step()
+    changed = [k for k, v in model.named_parameters() if not torch.equal(v, before[k])]
+    assert len(changed) > 0.9 * len(before)
+    model.eval()
+    with torch.no_grad():
+        (result,) = model(batch[:1])
+    assert result["sem_seg"].shape == (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 65, 65)
+    assert torch.isfinite(result["sem_seg"]).all()

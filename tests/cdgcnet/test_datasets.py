@@ -1,0 +1,292 @@
+"""Registrations: explicit, idempotent, and clear about what is missing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+from cdgcnet import register_all
+from cdgcnet.datasets import camvid, cityscapes, datasets_root
+
+NAMES = [
+    f"cdgc_{s}_{split}" for s in ("camvid", "cityscapes", "streets") for split in ("train", "val")
+]
+CLASSES = {"camvid": 11, "cityscapes": 19, "streets": 19}
+
+
+@pytest.fixture(autouse=True)
+def restore_registrations():
+    """Other tests find the data sets where the environment says."""
+    yield
+    register_all()
+
+
+def write_image(path: Path, shape=(4, 6, 3)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros(shape, np.uint8)).save(path)
+    return path
+
+
+def write_cityscapes(root: Path, count: int = 2) -> Path:
+    """Two cities; written in an order that is not the sorted one."""
+    folder = root / "cityscapes"
+    for split in ("train", "val"):
+        for city in ("ulm", "bonn"):
+            for i in reversed(range(count)):
+                stem = f"{city}_{i:06d}_000019"
+                write_image(folder / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png")
+                for kind in ("labelIds", "labelTrainIds"):
+                    label = f"{stem}_gtFine_{kind}.png"
+                    write_image(folder / "gtFine" / split / city / label, (4, 6))
+    return folder
+
+
+def write_camvid(root: Path, lines: str | None = None) -> Path:
+    folder = root / "camvid"
+    for name in ("b", "a"):
+        write_image(folder / "images" / "train" / f"{name}.jpg")
+        write_image(folder / "labels" / "train" / f"{name}.png", (4, 6))
+    if lines is None:
+        lines = "".join(f"images/train/{n}.jpg labels/train/{n}.png\n" for n in ("b", "a"))
+    (folder / "train.txt").write_text(lines, encoding="utf-8")
+    return folder
+
+
+# ---------------------------------------------------------------- registration
+
+
+def test_importing_registers_no_data_set():
+    code = (
+        "import cdgcnet, cdgcnet.datasets\n"
+        "from detectron2.data import DatasetCatalog as D\n"
+        "print(sum(n.startswith('cdgc_') for n in D.list()))\n"
+        "cdgcnet.register_all()\n"
+        "print(sum(n.startswith('cdgc_') for n in D.list()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = done.stdout.split()
+    assert before == "0" and int(after) >= len(NAMES)
+
+
+def test_register_all_twice_is_harmless_and_reads_nothing(tmp_path):
+    missing = tmp_path / "not" / "there"
+    register_all(missing)
+    register_all(missing)
+    assert set(NAMES) <= set(DatasetCatalog.list())
+    assert not missing.exists()
+
+
+def test_another_root_replaces_the_first(tmp_path):
+    for root in ("one", "two"):
+        write_cityscapes(tmp_path / root, count=1 if root == "one" else 2)
+    register_all(tmp_path / "one")
+    assert len(DatasetCatalog.get("cdgc_cityscapes_val")) == 2
+    register_all(tmp_path / "two")
+    second = DatasetCatalog.get("cdgc_cityscapes_val")
+    assert len(second) == 4
+    assert all(d["file_name"].startswith(str(tmp_path / "two")) for d in second)
+
+
+def test_root_comes_from_the_variable(tmp_path, monkeypatch):
+    write_cityscapes(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register_all()
+    assert DatasetCatalog.get("cdgc_cityscapes_val")[0]["file_name"].startswith(str(tmp_path))
+    # An argument beats the variable.
+    register_all(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        DatasetCatalog.get("cdgc_cityscapes_val")
+
+
+def test_root_is_datasets_in_the_working_folder_without_the_variable(monkeypatch):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    assert datasets_root() == Path("datasets")
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~/data")
+    assert datasets_root() == Path(os.path.expanduser("~")) / "data"
+
+
+# ---------------------------------------------------------------- metadata
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metadata_is_complete(name):
+    register_all()
+    metadata = MetadataCatalog.get(name)
+    count = CLASSES[name.split("_")[1]]
+    assert len(metadata.stuff_classes) == len(set(metadata.stuff_classes)) == count
+    assert len(metadata.stuff_colors) == len(set(metadata.stuff_colors)) == count
+    assert all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in metadata.stuff_colors)
+    assert metadata.ignore_label == 255
+    if count == 19:
+        assert len(metadata.label_ids) == 19
+
+
+def test_cityscapes_table_is_the_official_one():
+    # trainId 0, 1, 2, 8, 10, 13 and 18 of cityscapesscripts.helpers.labels.
+    found = {
+        name: (i, cityscapes.LABEL_IDS[i], cityscapes.COLORS[i])
+        for i, name in enumerate(cityscapes.NAMES)
+    }
+    assert found["road"] == (0, 7, (128, 64, 128))
+    assert found["sidewalk"] == (1, 8, (244, 35, 232))
+    assert found["building"] == (2, 11, (70, 70, 70))
+    assert found["vegetation"] == (8, 21, (107, 142, 35))
+    assert found["sky"] == (10, 23, (70, 130, 180))
+    assert found["car"] == (13, 26, (0, 0, 142))
+    assert found["bicycle"] == (18, 33, (119, 11, 32))
+
+
+@pytest.mark.parametrize("name", ["cdgc_cityscapes_val", "cdgc_camvid_val"])
+def test_detectron2s_visualizer_understands_the_metadata(name):
+    register_all()
+    metadata = MetadataCatalog.get(name)
+    labels = np.zeros((60, 80), np.uint8)
+    labels[:, 40:] = 1
+    labels[:10] = 255  # the ignore label is no class and must not be drawn as one
+    drawn = Visualizer(np.zeros((60, 80, 3), np.uint8), metadata).draw_sem_seg(labels, alpha=1.0)
+    picture = drawn.get_image()
+    assert picture.shape == (60, 80, 3)
+    # A corner far from text and edges has the class's own colour.
+    np.testing.assert_allclose(picture[57, 3], metadata.stuff_colors[0], atol=2)
+    np.testing.assert_allclose(picture[57, 77], metadata.stuff_colors[1], atol=2)
+    assert picture[2, 2].max() == 0
+
+
+# ---------------------------------------------------------------- Cityscapes
+
+
+def test_cityscapes_tree(tmp_path):
+    folder = write_cityscapes(tmp_path)
+    register_all(tmp_path)
+    dicts = DatasetCatalog.get("cdgc_cityscapes_train")
+    ids = ["bonn_000000_000019", "bonn_000001_000019", "ulm_000000_000019", "ulm_000001_000019"]
+    assert [d["image_id"] for d in dicts] == ids  # sorted: the order is part of a run's seed
+    for d, stem in zip(dicts, ids, strict=True):
+        city = stem.split("_")[0]
+        image = folder / "leftImg8bit" / "train" / city / f"{stem}_leftImg8bit.png"
+        label = folder / "gtFine" / "train" / city / f"{stem}_gtFine_labelTrainIds.png"
+        assert (d["file_name"], d["sem_seg_file_name"]) == (str(image), str(label))
+
+
+@pytest.mark.parametrize("name", ["cdgc_cityscapes_train", "cdgc_camvid_train"])
+def test_missing_folder_names_folder_layout_and_variable(tmp_path, name):
+    register_all(tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        DatasetCatalog.get(name)
+    message = str(caught.value)
+    assert name in message
+    assert str(tmp_path / name.split("_")[1]) in message
+    assert "expected layout" in message
+    assert "DETECTRON2_DATASETS" in message
+
+
+def test_relative_root_is_shown_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    register_all("data")
+    with pytest.raises(FileNotFoundError) as caught:
+        DatasetCatalog.get("cdgc_camvid_val")
+    assert str(tmp_path / "data" / "camvid") in str(caught.value)
+
+
+def test_missing_train_id_labels_name_the_file_and_the_tool(tmp_path):
+    folder = write_cityscapes(tmp_path)
+    # As the official download comes: label ids, but no train ids.
+    for file in (folder / "gtFine" / "val").glob("*/*labelTrainIds.png"):
+        file.unlink()
+    register_all(tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        DatasetCatalog.get("cdgc_cityscapes_val")
+    message = str(caught.value)
+    assert "4 of 4" in message
+    assert "bonn_000000_000019_gtFine_labelTrainIds.png" in message
+    assert "csCreateTrainIdLabelImgs" in message
+
+
+def test_one_missing_label_is_not_passed_over(tmp_path):
+    folder = write_cityscapes(tmp_path)
+    gone = next((folder / "gtFine" / "val").glob("ulm/*000001*labelTrainIds.png"))
+    gone.unlink()
+    register_all(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"1 of 4.*{gone.name}"):
+        DatasetCatalog.get("cdgc_cityscapes_val")
+
+
+def test_empty_cityscapes_split(tmp_path):
+    folder = write_cityscapes(tmp_path)
+    (folder / "leftImg8bit" / "val").rename(folder / "away")
+    (folder / "leftImg8bit" / "val" / "ulm").mkdir(parents=True)
+    register_all(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no \*_leftImg8bit\.png below"):
+        DatasetCatalog.get("cdgc_cityscapes_val")
+
+
+# ---------------------------------------------------------------- CamVid
+
+
+def test_camvid_list(tmp_path):
+    folder = write_camvid(tmp_path)
+    register_all(tmp_path)
+    dicts = DatasetCatalog.get("cdgc_camvid_train")
+    assert [d["image_id"] for d in dicts] == ["b", "a"]  # the list's order
+    assert dicts[0] == {
+        "file_name": str(folder / "images/train/b.jpg"),
+        "sem_seg_file_name": str(folder / "labels/train/b.png"),
+        "image_id": "b",
+    }
+
+
+def test_camvid_blank_lines_are_skipped(tmp_path):
+    write_camvid(tmp_path, "\nimages/train/a.jpg labels/train/a.png\n\n")
+    register_all(tmp_path)
+    assert len(DatasetCatalog.get("cdgc_camvid_train")) == 1
+
+
+@pytest.mark.parametrize("line", ["images/train/b.jpg", "a b c", "images/train/b.jpg,labels/b.png"])
+def test_malformed_camvid_line_names_file_and_line(tmp_path, line):
+    folder = write_camvid(tmp_path, f"images/train/a.jpg labels/train/a.png\n{line}\n")
+    register_all(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        DatasetCatalog.get("cdgc_camvid_train")
+    assert f"{folder / 'train.txt'}:2:" in str(caught.value)
+    assert line in str(caught.value)
+
+
+@pytest.mark.parametrize("gone", ["images/train/a.jpg", "labels/train/a.png"])
+def test_missing_camvid_file_names_it_and_the_line(tmp_path, gone):
+    folder = write_camvid(tmp_path)
+    (folder / gone).unlink()
+    register_all(tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        DatasetCatalog.get("cdgc_camvid_train")
+    assert f"{folder / 'train.txt'}:2:" in str(caught.value)
+    assert str(folder / gone) in str(caught.value)
+
+
+def test_missing_camvid_list_names_it(tmp_path):
+    folder = write_camvid(tmp_path)
+    register_all(tmp_path)
+    with pytest.raises(FileNotFoundError, match="expected layout") as caught:
+        DatasetCatalog.get("cdgc_camvid_val")
+    assert str(folder / "val.txt") in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_empty_camvid_list(tmp_path, content):
+    write_camvid(tmp_path, content)
+    register_all(tmp_path)
+    with pytest.raises(ValueError, match=r"cdgc_camvid_train: the list .*train\.txt is empty"):
+        DatasetCatalog.get("cdgc_camvid_train")
+
+
+def test_camvid_classes_in_the_order_of_the_labels():
+    names = [name for name, _ in camvid.CLASSES]
+    assert names[:4] == ["sky", "building", "pole", "road"] and names[-1] == "bicyclist"

@@ -1,0 +1,457 @@
+"""The head: losses by hand, gradients everywhere, targets without effect in evaluation."""
+
+import itertools
+from math import log
+from operator import attrgetter
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from cdgc import CDGCModule, OhemCrossEntropyLoss, select_nodes
+from cdgcnet import CDGCNetHead
+from cdgcnet.head import HeadOutput, log_node_shares
+
+SHAPES = {"res4": ShapeSpec(channels=4, stride=8), "res5": ShapeSpec(channels=6, stride=8)}
+LN2 = log(2)
+
+
+def make_head(classes=2, **options):
+    options = {"channels": 8, "aspp_channels": 8, "aux_channels": 8, "dropout": 0.0} | options
+    graph = options.pop("graph", CDGCModule(8, classes))
+    return CDGCNetHead(SHAPES, num_classes=classes, graph=graph, **options)
+
+
+def logits_of(probabilities):
+    """Two-class logits (1, 2, 1, n) whose softmax gives class 0 these probabilities."""
+    p = torch.tensor(probabilities)
+    return torch.stack([p.log(), (1 - p).log()])[None, :, None]
+
+
+def features_of(height=5, width=7, batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "res4": torch.rand(batch, 4, height, width, generator=generator),
+        "res5": torch.rand(batch, 6, height, width, generator=generator),
+    }
+
+
+# ---------------------------------------------------------------- losses by hand (Eq. 5)
+# Two pixels of class 0 and 1. p(true): coarse 1/2, 1/4; refined 9/10, 1/2; aux 1/2, 1/2.
+OUTPUT = HeadOutput(
+    refined=logits_of([0.9, 0.5]), coarse=logits_of([0.5, 0.75]), aux=logits_of([0.5, 0.5])
+)
+TARGETS = torch.tensor([[[0, 1]]])
+
+
+def test_weighted_losses_by_hand():
+    head = make_head(refined_criterion=OhemCrossEntropyLoss(thresh=0.7, min_kept=1))
+    found = head.losses(OUTPUT, TARGETS)
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(
+        {
+            "loss_coarse": 0.6 * (LN2 + 2 * LN2) / 2,  # ln 2 and ln 4, mean of two pixels
+            "loss_refined": 0.7 * LN2,  # 9/10 is above the threshold 0.7
+            "loss_aux": 0.4 * LN2,
+        }
+    )
+
+
+def test_class_weights_by_hand():
+    # Weights 1 and 3: coarse (1*ln 2 + 3*ln 4) / 4 = 7/4 ln 2.
+    weights = torch.tensor([1.0, 3.0])
+    head = make_head(
+        class_weights=[1.0, 3.0],
+        refined_criterion=OhemCrossEntropyLoss(min_kept=2, class_weights=weights),
+    )
+    found = head.losses(OUTPUT, TARGETS)
+    assert found["loss_coarse"].item() == pytest.approx(0.6 * 7 / 4 * LN2)
+    assert found["loss_aux"].item() == pytest.approx(0.4 * LN2)
+    assert found["loss_refined"].item() == pytest.approx(0.7 * (-log(0.9) + 3 * LN2) / 4)
+
+
+def test_class_weights_reach_the_default_criterion():
+    head = make_head(class_weights=[1.0, 3.0])
+    assert head.refined_criterion.class_weights.tolist() == [1.0, 3.0]
+
+
+def test_ignored_pixels_are_no_part_of_the_mean():
+    head = make_head(refined_criterion=OhemCrossEntropyLoss(min_kept=2))
+    found = head.losses(OUTPUT, torch.tensor([[[255, 1]]]))
+    assert found["loss_coarse"].item() == pytest.approx(0.6 * 2 * LN2)
+    assert found["loss_refined"].item() == pytest.approx(0.7 * LN2)
+    assert found["loss_aux"].item() == pytest.approx(0.4 * LN2)
+
+
+def test_plain_loss_without_graph():
+    head = make_head(graph=None, plain_weight=0.5)
+    found = head.losses(HeadOutput(OUTPUT.coarse, aux=OUTPUT.aux), TARGETS)
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(
+        {"loss_plain": 0.5 * 1.5 * LN2, "loss_aux": 0.4 * LN2}
+    )
+
+
+@pytest.mark.parametrize(
+    ("align_corners", "weight"),
+    [
+        # Columns 0 and a stretched to 4 columns; the second column holds weight * a.
+        (True, 1 / 3),  # 1 * (2 - 1) / (4 - 1)
+        (False, 1 / 4),  # (1 + 0.5) * 2 / 4 - 0.5
+    ],
+)
+def test_logits_are_resized_to_the_target(align_corners, weight):
+    a = 3.0
+    logits = torch.zeros(1, 2, 1, 2)
+    logits[0, 0, 0, 1] = a
+    head = make_head(graph=None, aux_weight=0.0, align_corners=align_corners)
+    targets = torch.tensor([[[255, 0, 255, 255]]])
+    found = head.losses(HeadOutput(logits), targets)["loss_plain"].item()
+    assert found == pytest.approx(log(1 + torch.tensor(-weight * a).exp().item()), rel=1e-5)
+
+
+def test_weights_come_from_the_config(tiny_cfg, make_batch):
+    # Twice the weight, twice the loss; all else equal.
+    keys = {"COARSE_WEIGHT": "loss_coarse", "REFINED_WEIGHT": "loss_refined"}
+    keys |= {"AUX_WEIGHT": "loss_aux"}
+    defaults = {"COARSE_WEIGHT": 0.6, "REFINED_WEIGHT": 0.7, "AUX_WEIGHT": 0.4}
+
+    def losses(factor):
+        changes = {f"MODEL.CDGC.LOSS.{k}": factor * v for k, v in defaults.items()}
+        torch.manual_seed(0)
+        return build_model(tiny_cfg(changes)).train()(make_batch((33, 33), (33, 33)))
+
+    once, twice = losses(1.0), losses(2.0)
+    assert set(once) == set(keys.values())
+    for name in once:
+        assert twice[name].item() == pytest.approx(2 * once[name].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0, 3.0, 4.0, 5.0], [1, 2, 3, 4, 5]])
+def test_class_weights_from_the_config(tiny_cfg, make_batch, weights):
+    # Equal weights of any size leave a weighted mean as it is; these do not.
+    def losses(w):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg({"MODEL.CDGC.LOSS.CLASS_WEIGHTS": w})).train()
+        return model(make_batch((33, 33), (33, 33)))
+
+    plain, equal, found = losses([]), losses([7.0] * 5), losses(weights)
+    for name in plain:
+        assert equal[name].item() == pytest.approx(plain[name].item(), rel=1e-5)
+        assert found[name].item() != pytest.approx(plain[name].item(), rel=1e-5)
+
+
+# ---------------------------------------------------------------- a training step
+OPTIONS = [
+    {
+        "MODEL.CDGC.FUSION": fusion,
+        "MODEL.CDGC.FUSE_CONV": fuse_conv,
+        "MODEL.CDGC.CONTEXT": context,
+        "MODEL.CDGC.LOSS.AUX_WEIGHT": aux,
+    }
+    for fusion, fuse_conv, context, aux in itertools.product(
+        ("concat", "sum"), (False, True), ("aspp", "none"), (0.4, 0.0)
+    )
+]
+OPTIONS += [
+    {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.CONTEXT": context, "MODEL.CDGC.LOSS.AUX_WEIGHT": aux}
+    for context, aux in itertools.product(("aspp", "none"), (0.4, 0.0))
+]
+OPTIONS += [
+    {"MODEL.CDGC.NODES": nodes, "MODEL.CDGC.EDGES": edges, "MODEL.CDGC.SCOPE": scope}
+    for nodes, edges, scope in itertools.product(
+        ("dynamic", "coarse"), ("similarity", "uniform", "topk"), ("class", "image")
+    )
+]
+OPTIONS += [
+    {"MODEL.CDGC.SHARED_PHI": False},
+    {"MODEL.CDGC.SCALE": "sqrt"},
+    {"MODEL.CDGC.EASY_RATIO": 0.0},
+    {"MODEL.CDGC.EASY_RATIO": 0.5},
+    {"MODEL.CDGC.SAMPLES": ["hard_positive", "hard_negative"]},
+    {"MODEL.CDGC.NORM": ""},
+    {"MODEL.CDGC.RELU": False},
+    {"MODEL.CDGC.ALIGN_CORNERS": False},
+    {"MODEL.SEM_SEG_HEAD.NORM": ""},
+    {"MODEL.SEM_SEG_HEAD.NORM": "GN", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 32,
+     "MODEL.CDGC.CHANNELS": 32, "MODEL.CDGC.AUX_CHANNELS": 32},
+    {"MODEL.CDGC.DROPOUT": 0.5},
+]  # fmt: skip
+
+
+def name_of(options):
+    return ",".join(f"{k.rsplit('.', 1)[1]}={v}" for k, v in options.items())
+
+
+def step(cfg, batch):
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    losses = model(batch)
+    sum(losses.values()).backward()
+    return model, losses
+
+
+@pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+def test_every_parameter_has_a_gradient(tiny_cfg, make_batch, options, meta):
+    cfg = tiny_cfg({**options, "MODEL.META_ARCHITECTURE": meta})
+    model, losses = step(cfg, make_batch((41, 33), (41, 33)))
+    expected = {"loss_coarse", "loss_refined"} if cfg.MODEL.CDGC.ENABLED else {"loss_plain"}
+    if cfg.MODEL.CDGC.LOSS.AUX_WEIGHT:
+        expected |= {"loss_aux"}
+    assert set(losses) == expected
+    assert all(torch.isfinite(v) for v in losses.values())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"no gradient for {name}"
+        assert torch.isfinite(parameter.grad).all(), f"gradient of {name}"
+    # Not only there: the way from every loss to the first layer is open.
+    assert model.backbone.stem.conv1.weight.grad.abs().max() > 0
+    assert model.sem_seg_head.coarse_predictor[1].weight.grad.abs().max() > 0
+    if cfg.MODEL.CDGC.ENABLED:
+        assert model.sem_seg_head.graph.graph_weight.grad.abs().max() > 0
+
+
+def test_equal_weights_give_phi_no_gradient(tiny_cfg, make_batch):
+    # "equal" is the paper's binary matrix: who is a neighbour, not how near. Only φ goes without.
+    options = {"MODEL.CDGC.EDGES": "topk", "MODEL.CDGC.TOPK_WEIGHTS": "equal"}
+    model, _ = step(tiny_cfg(options), make_batch((33, 33), (33, 33)))
+    without = {
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any()) and "graph.phi" in name
+    }
+    assert without == {"sem_seg_head.graph.phi", "sem_seg_head.graph.phi_prime"}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None or "graph.phi" in name
+
+
+@pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"MODEL.CDGC.ENABLED": False},
+        {"MODEL.CDGC.EDGES": "uniform"},
+        {"MODEL.CDGC.EDGES": "topk"},
+        {"MODEL.CDGC.NODES": "coarse"},
+        {"MODEL.CDGC.SCOPE": "image"},
+        {"MODEL.CDGC.LOSS.CLASS_WEIGHTS": [1.0, 2.0, 3.0, 4.0, 5.0]},
+    ],
+    ids=name_of,
+)
+def test_all_ignored(tiny_cfg, make_batch, options, meta):
+    batch = make_batch((33, 33), (33, 33))
+    for sample in batch:
+        sample["sem_seg"].fill_(255)
+    model, losses = step(tiny_cfg({**options, "MODEL.META_ARCHITECTURE": meta}), batch)
+    assert [v.item() for v in losses.values()] == [0.0] * len(losses)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("size", [65, 33, 9, 1, 769])
+def test_odd_crops(tiny_cfg, make_batch, size):
+    # Two images: with one, batch norm after global pooling has a single value (trap 11).
+    model, losses = step(tiny_cfg(), make_batch((size, size), (size, size)))
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+# ---------------------------------------------------------------- contract
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+def test_predictions(enabled, fusion):
+    head = make_head(
+        3, graph=CDGCModule(8, 3) if enabled else None, fusion=fusion, context="none"
+    ).train()
+    targets = torch.randint(3, (2, 40, 56))
+    output = head.layers(features_of(), targets)
+    assert output.refined.shape == output.aux.shape == (2, 3, 5, 7)
+    if enabled:
+        assert output.coarse.shape == (2, 3, 5, 7)
+    else:
+        assert output.coarse is None and output.nodes is None
+    output = head.eval().layers(features_of())
+    assert output.aux is None  # not computed where nobody asks for it
+    if enabled:  # in evaluation each pixel is a node of its one coarse class
+        assert output.nodes.counts.sum(0).tolist() == [35, 35]
+
+
+def test_sum_and_concat_by_hand():
+    # With X̂ silenced both fusions must give what the classifier makes of X alone.
+    for fusion in ("concat", "sum"):
+        head = make_head(fusion=fusion, context="none").eval()
+        with torch.no_grad():
+            head.graph.merge_weight.zero_()
+            features = features_of()
+            output = head.layers(features)
+            x = head.reduce(features["res5"])
+            conv = head.refined_predictor[1]
+            weight = conv.weight[:, :8, 0, 0]
+            expected = torch.einsum("mc,bchw->bmhw", weight, x) + conv.bias.view(-1, 1, 1)
+        torch.testing.assert_close(output.refined, expected)
+
+
+@pytest.mark.parametrize("context", ["aspp", "none"])
+def test_evaluation_ignores_targets(context):
+    # Detectron2's SemanticSegmentor hands ground truth over in evaluation too (trap 1).
+    head = make_head(3, context=context).eval()
+    features = features_of()
+    with torch.no_grad():
+        alone, nothing = head(features)
+        told, no_losses = head(features, torch.randint(3, (2, 40, 56)))
+    assert nothing == no_losses == {}
+    assert torch.equal(alone, told)
+
+
+@pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
+def test_models_ignore_targets_in_evaluation(tiny_cfg, build, make_batch, meta):
+    model = build(tiny_cfg({"MODEL.META_ARCHITECTURE": meta}))
+    batch = make_batch((41, 57))
+    blind = [{k: v for k, v in x.items() if k != "sem_seg"} for x in batch]
+    with torch.no_grad():
+        assert torch.equal(model(batch)[0]["sem_seg"], model(blind)[0]["sem_seg"])
+
+
+def test_size_of_evaluation_logits():
+    head = make_head(3, context="none").eval()
+    with torch.no_grad():
+        assert head(features_of())[0].shape == (2, 3, 40, 56)  # 5 * 8, 7 * 8
+        # A 33 x 49 image has 5 x 7 nodes too; only the image itself tells.
+        features = {**features_of(), "image": torch.empty(2, 3, 33, 49)}
+        assert head(features)[0].shape == (2, 3, 33, 49)
+
+
+def test_training_needs_targets():
+    with pytest.raises(ValueError, match="sem_seg"):
+        make_head().train()(features_of())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fusion": "product"}, "fusion.*concat.*sum.*product"),
+        ({"context": "psp"}, "context.*aspp.*none.*psp"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_head(**options)
+
+
+def test_two_features_are_needed():
+    with pytest.raises(ValueError, match="two input features"):
+        CDGCNetHead({"res5": SHAPES["res5"]}, num_classes=2)
+
+
+def test_parameters_are_not_built_where_they_are_not_used():
+    assert make_head(aux_weight=0.0).aux_head is None
+    names = {n.split(".")[0] for n, _ in make_head(graph=None, context="none").named_parameters()}
+    assert names == {"reduce", "coarse_predictor", "aux_head"}
+
+
+def test_dropout_before_every_classifier(tiny_cfg):
+    head = build_model(tiny_cfg({"MODEL.CDGC.DROPOUT": 0.25})).sem_seg_head
+    for classifier in (head.coarse_predictor, head.refined_predictor, head.aux_head[1]):
+        assert [type(m).__name__ for m in classifier] == ["Dropout2d", "Conv2d"]
+        assert classifier[0].p == 0.25
+
+
+REACHES = [
+    # key, value, where it arrives in the head
+    ("MODEL.CDGC.NODES", "coarse", "graph.nodes"),
+    ("MODEL.CDGC.EDGES", "topk", "graph.edges"),
+    ("MODEL.CDGC.SCOPE", "image", "graph.scope"),
+    ("MODEL.CDGC.EASY_RATIO", 0.5, "graph.easy_ratio"),
+    ("MODEL.CDGC.SAMPLES", ("hard_positive",), "graph.samples"),
+    ("MODEL.CDGC.TOPK", 3, "graph.topk"),
+    ("MODEL.CDGC.TOPK_WEIGHTS", "equal", "graph.topk_weights"),
+    ("MODEL.CDGC.ALIGN_CORNERS", False, "graph.align_corners"),
+    ("MODEL.CDGC.ALIGN_CORNERS", False, "align_corners"),
+    ("MODEL.CDGC.FUSION", "sum", "fusion"),
+    ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "ignore_value"),
+    ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "graph.ignore_label"),
+    ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "cross_entropy.ignore_index"),
+    ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "refined_criterion.ignore_label"),
+    ("MODEL.CDGC.LOSS.OHEM_THRESH", 0.5, "refined_criterion.thresh"),
+    ("MODEL.CDGC.LOSS.OHEM_MIN_KEPT", 7.0, "refined_criterion.min_kept"),
+    ("MODEL.CDGC.LOSS.COARSE_WEIGHT", 0.1, "coarse_weight"),
+    ("MODEL.CDGC.LOSS.REFINED_WEIGHT", 0.1, "refined_weight"),
+    ("MODEL.CDGC.LOSS.AUX_WEIGHT", 0.1, "aux_weight"),
+    ("MODEL.CDGC.LOSS.PLAIN_WEIGHT", 0.1, "plain_weight"),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place"), REACHES, ids=[f"{k}-{p}" for k, _, p in REACHES]
+)
+def test_keys_reach_the_head(tiny_cfg, key, value, place):
+    head = build_model(tiny_cfg({key: value})).sem_seg_head
+    assert attrgetter(place)(head) == value
+    assert attrgetter(place)(build_model(tiny_cfg()).sem_seg_head) != value
+
+
+def test_keys_shape_the_head(tiny_cfg):
+    changes = {
+        "MODEL.CDGC.SHARED_PHI": False,
+        "MODEL.CDGC.SCALE": "sqrt",
+        "MODEL.CDGC.RELU": False,
+        "MODEL.CDGC.NORM": "",
+        "MODEL.CDGC.AUX_CHANNELS": 6,
+        "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": [4, 5, 6],
+        "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 12,
+    }
+    head = build_model(tiny_cfg(changes)).sem_seg_head
+    assert head.graph.phi.shape == (5, 8, 8)
+    assert head.graph.scale == pytest.approx(8**-0.5)
+    assert isinstance(head.graph.norm, nn.Identity) and isinstance(head.graph.relu, nn.Identity)
+    assert head.aux_head[0].out_channels == 6
+    assert [conv.dilation[0] for conv in head.context.convs[1:4]] == [4, 5, 6]
+    assert head.context.project.out_channels == 12
+    assert head.reduce.kernel_size == (3, 3)
+
+
+# ---------------------------------------------------------------- node shares
+def node_set():
+    # coarse 0 0 1 1, truth 0 1 1 ignore: pixels 0 and 2 are easy, pixel 1 is a hard negative of
+    # class 0 and a hard positive of class 1, pixel 3 is nothing: 4 nodes, shares 2/4, 1/4, 1/4.
+    return select_nodes(
+        torch.tensor([[[0, 0, 1, 1]]]),
+        torch.tensor([[[0, 1, 1, 255]]]),
+        num_classes=2,
+        nodes="dynamic",
+    )
+
+
+def test_node_shares_by_hand():
+    with EventStorage(20) as storage:
+        log_node_shares(node_set())
+    assert {k: v for k, (v, _) in storage.latest().items()} == {
+        "nodes/easy_positive": 0.5,
+        "nodes/hard_positive": 0.25,
+        "nodes/hard_negative": 0.25,
+    }
+
+
+def test_node_shares_are_written_now_and_then():
+    with EventStorage(7) as storage:
+        log_node_shares(node_set())
+    assert not storage.latest()
+
+
+def test_node_shares_need_no_storage():
+    log_node_shares(node_set())
+    log_node_shares(None)
+
+
+@pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
+def test_training_puts_node_shares(tiny_cfg, make_batch, meta):
+    with EventStorage(0) as storage:
+        step(tiny_cfg({"MODEL.META_ARCHITECTURE": meta}), make_batch((33, 33), (33, 33)))
+    shares = {k: v for k, (v, _) in storage.latest().items()}
+    assert set(shares) == {
+        f"nodes/{part}" for part in ("easy_positive", "hard_positive", "hard_negative")
+    }
+    assert all(0 <= v <= 1 for v in shares.values())
+    assert sum(shares.values()) == pytest.approx(1)

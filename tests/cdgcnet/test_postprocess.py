@@ -1,0 +1,157 @@
+"""From stride-8 logits to full size: bilinear by hand, bands against the whole."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdgcnet import postprocess
+from cdgcnet.postprocess import Sizes, check_fits, full_size_logits, label_map
+
+ROW = torch.tensor([[[0.0, 1.0]]])  # one class, 1 x 2 nodes
+
+
+@pytest.mark.parametrize(
+    ("align_corners", "expected"),
+    [
+        (True, [0, 1 / 3, 2 / 3, 1]),  # column j lies at j * (2 - 1) / (4 - 1)
+        (False, [0, 0.25, 0.75, 1]),  # at (j + 0.5) * 2 / 4 - 0.5, held within [0, 1]
+    ],
+)
+def test_resize_by_hand(align_corners, expected):
+    found = full_size_logits(ROW, Sizes((1, 4), (1, 4), (1, 4)), align_corners)
+    assert found.shape == (1, 1, 4)
+    assert found[0, 0].tolist() == pytest.approx(expected)
+
+
+def test_padding_is_cut_off_before_the_second_resize():
+    # Padded to 4 columns, of which the image has 3: 0, 1/3, 2/3. From there to 6 columns without
+    # aligned corners, column j at j/2 - 1/4: 0, .25, .75, 1.25, 1.75, 2 (thirds).
+    found = full_size_logits(ROW, Sizes((1, 4), (1, 3), (1, 6)), True)
+    expected = [0, 0.25 / 3, 0.75 / 3, 1.25 / 3, 1.75 / 3, 2 / 3]
+    assert found[0, 0].tolist() == pytest.approx(expected)
+
+
+def test_labels_by_hand():
+    # Class 0 holds 0.5 everywhere, class 1 the ramp above: 0, 1/4, 3/4, 1 is above from column 2.
+    logits = torch.cat([torch.full((1, 1, 2), 0.5), ROW])
+    labels = label_map(logits, Sizes((1, 4), (1, 4), (1, 4)), align_corners=False)
+    assert labels.dtype == torch.uint8 and labels.tolist() == [[0, 0, 1, 1]]
+
+
+def test_last_of_256_classes():
+    logits = torch.zeros(256, 1, 1)
+    logits[255] = 1
+    assert label_map(logits, Sizes((3, 3), (3, 3), (2, 2)), True).tolist() == [[255] * 2] * 2
+
+
+def test_half_precision_logits_are_resized_in_float():
+    sizes = Sizes((3, 5), (3, 5), (4, 4))
+    assert full_size_logits(ROW.half(), sizes, True).dtype == torch.float32
+    assert label_map(ROW.half(), sizes, True).shape == (4, 4)
+
+
+@st.composite
+def cases(draw):
+    size = st.integers(1, 9)
+    h, w, classes = draw(size), draw(size), draw(st.integers(1, 6))
+    # Sizes of any kind, not only eight times the nodes: smaller, larger, degenerate.
+    padded = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    image = draw(st.integers(1, padded[0])), draw(st.integers(1, padded[1]))
+    if draw(st.booleans()):
+        output = image
+    else:
+        output = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    logits = torch.randn(classes, h, w, generator=generator)
+    return logits, Sizes(padded, image, output), draw(st.booleans()), draw(st.integers(1, 100))
+
+
+def assert_same_labels(found, logits):
+    """Equal to the argmax wherever the two highest logits are not within rounding of a tie."""
+    assert found.dtype == torch.uint8 and found.shape == logits.shape[1:]
+    expected = logits.argmax(dim=0)
+    differs = found != expected
+    if not differs.any():
+        return
+    top = logits.topk(2, dim=0).values
+    assert (top[0] - top[1])[differs].max() < 1e-4
+    assert differs.float().mean() < 0.05
+
+
+@given(cases())
+def test_bands_equal_the_whole(case):
+    logits, sizes, align_corners, band = case
+    whole = full_size_logits(logits, sizes, align_corners)
+    assert whole.shape == (len(logits), *sizes.output)
+    assert_same_labels(label_map(logits, sizes, align_corners, band), whole)
+
+
+@given(cases())
+def test_full_size_logits_are_detectron2s(case):
+    # The head's resize to the padded input, then Detectron2's sem_seg_postprocess.
+    logits, sizes, align_corners, _ = case
+    resized = F.interpolate(
+        logits[None], size=sizes.padded, mode="bilinear", align_corners=align_corners
+    )[0]
+    expected = sem_seg_postprocess(resized, sizes.image, *sizes.output)
+    found = full_size_logits(logits, sizes, align_corners)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("output", [(769, 769), (1024, 2048), (512, 512)])
+def test_a_large_map_has_few_ties(align_corners, output):
+    # The promise of the README: at most 5 pixels of 2 million.
+    logits = torch.randn(5, 97, 97, generator=torch.Generator().manual_seed(0))
+    sizes = Sizes((769, 769), (769, 769), output)
+    expected = full_size_logits(logits, sizes, align_corners).argmax(dim=0)
+    wrong = int((label_map(logits, sizes, align_corners) != expected).sum())
+    assert wrong <= 5 * max(1, output[0] * output[1] / 2e6)
+
+
+def test_label_map_never_holds_all_logits(monkeypatch):
+    # 2048 x 2048 x 5 floats are 80 MiB; bands of 64 rows are 2.5 MiB.
+    largest = 0
+    interpolate = F.interpolate
+
+    def watch(*args, **kwargs):
+        nonlocal largest
+        out = interpolate(*args, **kwargs)
+        largest = max(largest, out.numel())
+        return out
+
+    monkeypatch.setattr(postprocess.F, "interpolate", watch)
+    logits = torch.rand(5, 4, 256)
+    label_map(logits, Sizes((32, 2048), (32, 2048), (2048, 2048)), True)
+    assert 0 < largest <= 5 * 64 * 2048
+
+
+# ---------------------------------------------------------------- memory
+@pytest.mark.parametrize(
+    ("memory", "fits"),
+    [
+        (2 * 171 * 100 * 100 * 4, True),  # both the resized logits and their source
+        (2 * 171 * 100 * 100 * 4 - 1, False),
+    ],
+)
+def test_too_large_for_memory(monkeypatch, memory, fits):
+    monkeypatch.setattr(postprocess, "_memory_bytes", lambda device: memory)
+    if fits:
+        check_fits(171, (100, 100), torch.device("cpu"))
+    else:
+        with pytest.raises(MemoryError, match=r"171 x 100 x 100.*INPUT\.MIN_SIZE_TEST"):
+            check_fits(171, (100, 100), torch.device("cpu"))
+
+
+def test_the_resized_input_counts_too(monkeypatch):
+    # INPUT.MIN_SIZE_TEST may blow a small image up: logits exist at that size first.
+    monkeypatch.setattr(postprocess, "_memory_bytes", lambda device: 10_000)
+    with pytest.raises(MemoryError, match="INPUT"):
+        full_size_logits(torch.zeros(5, 2, 2), Sizes((100, 100), (100, 100), (4, 4)), True)
+
+
+def test_real_memory_is_known():
+    assert postprocess._memory_bytes(torch.device("cpu")) > 2**28

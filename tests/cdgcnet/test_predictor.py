@@ -1,0 +1,157 @@
+"""One image in, one prediction out."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision
+from detectron2.engine import DefaultPredictor
+
+from cdgcnet import Predictor, SemanticSegmentorWithTTA, register_all
+
+
+@pytest.fixture(scope="module")
+def model(tiny_cfg, build):
+    return build(tiny_cfg())
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, model):
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return str(path)
+
+
+def image_of(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("edge", [0, 48])
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
+def test_equals_detectron2s(tiny_cfg, weights, meta, image_format, edge):
+    changes = {
+        "MODEL.META_ARCHITECTURE": meta,
+        "MODEL.WEIGHTS": weights,
+        "INPUT.FORMAT": image_format,
+        "INPUT.MIN_SIZE_TEST": edge,
+    }
+    image = image_of(41, 57)
+    expected = DefaultPredictor(tiny_cfg(changes))(image)["sem_seg"]
+    found = Predictor(tiny_cfg(changes))(image)["sem_seg"]
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (97, 131), (1, 40), (200, 150)])
+def test_any_size(tiny_cfg, weights, size, tta):
+    cfg = tiny_cfg({"MODEL.WEIGHTS": weights, "TEST.AUG.SCALES": [0.75, 1.25]})
+    found = Predictor(cfg, tta=tta)(image_of(*size))["sem_seg"]
+    assert found.shape == (5, *size)
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("edge", [0, 30])
+def test_tta_is_that_of_the_image(tiny_cfg, weights, tmp_path, image_format, edge):
+    # The same as for the evaluator, which reads the file.
+    cfg = tiny_cfg(
+        {
+            "MODEL.WEIGHTS": weights,
+            "INPUT.FORMAT": image_format,
+            "INPUT.MIN_SIZE_TEST": edge,
+            "TEST.AUG.SCALES": [1.0, 1.5],
+        }
+    )
+    image = image_of(41, 57)
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), image)
+    predictor = Predictor(cfg, tta=True)
+    inputs = {"file_name": str(file), "image": torch.zeros(3, 9, 9), "height": 41, "width": 57}
+    (expected,) = SemanticSegmentorWithTTA(cfg, predictor.model)([inputs])
+    found = predictor(image)["sem_seg"]
+    assert torch.equal(found, expected["sem_seg"])
+    torch.testing.assert_close(found.sum(dim=0), torch.ones(41, 57), rtol=0, atol=1e-5)
+
+
+def test_image_is_left_alone(tiny_cfg, weights):
+    image = image_of(20, 30)
+    Predictor(tiny_cfg({"MODEL.WEIGHTS": weights}), tta=True)(image)
+    assert np.array_equal(image, image_of(20, 30))
+
+
+def test_read_only_and_strided_images(tiny_cfg, weights):
+    predictor = Predictor(tiny_cfg({"MODEL.WEIGHTS": weights, "INPUT.FORMAT": "BGR"}))
+    image = image_of(20, 30)
+    image.flags.writeable = False
+    expected = predictor(image.copy()[:, ::-1].copy())["sem_seg"]
+    assert torch.equal(predictor(image[:, ::-1])["sem_seg"], expected)
+    predictor(image)
+
+
+def test_config_is_left_alone(tiny_cfg, weights):
+    cfg = tiny_cfg({"MODEL.WEIGHTS": weights})
+    cfg.freeze()
+    before = cfg.dump()
+    Predictor(cfg)
+    assert cfg.dump() == before
+
+
+def test_metadata(tiny_cfg, weights, tmp_path):
+    register_all(tmp_path)
+    cfg = tiny_cfg({"MODEL.WEIGHTS": weights, "DATASETS.TEST": ("cdgc_camvid_val",)})
+    assert Predictor(cfg).metadata.stuff_classes[0] == "sky"
+    assert Predictor(tiny_cfg({"MODEL.WEIGHTS": weights})).metadata is None
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        None,
+        np.zeros((9, 9), np.uint8),
+        np.zeros((9, 9, 4), np.uint8),
+        np.zeros((3, 9, 9), np.uint8),
+    ],
+    ids=["None", "grey", "alpha", "channels first"],
+)
+def test_malformed_image(tiny_cfg, weights, image):
+    # cv2.imread returns None for a file that it cannot read.
+    with pytest.raises(ValueError, match=r"BGR image \(H, W, 3\)"):
+        Predictor(tiny_cfg({"MODEL.WEIGHTS": weights}))(image)
+
+
+def test_empty_image(tiny_cfg, weights):
+    with pytest.raises(ValueError):
+        Predictor(tiny_cfg({"MODEL.WEIGHTS": weights}))(np.zeros((0, 9, 3), np.uint8))
+
+
+# ---------------------------------------------------------------- weights
+def test_no_weights(tiny_cfg):
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty"):
+        Predictor(tiny_cfg())
+
+
+def test_missing_weights(tiny_cfg, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*nowhere"):
+        Predictor(tiny_cfg({"MODEL.WEIGHTS": str(tmp_path / "nowhere.pth")}))
+
+
+def test_weights_of_another_model(tiny_cfg, weights):
+    cfg = tiny_cfg({"MODEL.WEIGHTS": weights, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3})
+    with pytest.raises(ValueError, match="NUM_CLASSES"):
+        Predictor(cfg)
+
+
+def test_backbone_weights_are_not_enough(tiny_cfg, tmp_path):
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
+    cfg = tiny_cfg(
+        {
+            "MODEL.WEIGHTS": str(path),
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+        }
+    )
+    with pytest.raises(ValueError, match="backbone only"):
+        Predictor(cfg)

@@ -1,0 +1,361 @@
+"""Bad input to train_net.py: a clear message, a non-zero exit, nothing overwritten."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+from cdgcnet import Trainer, load_cfg
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("run_data", "clean_logging")
+
+
+def _train_net():
+    spec = importlib.util.spec_from_file_location("train_net_under_test", ROOT / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def train_net(*argv: str) -> dict:
+    """What `python train_net.py ARGV` does, without launch() and in this process."""
+    return _train_net().main(default_argument_parser().parse_args([str(a) for a in argv]))
+
+
+def refused(*argv: str) -> str:
+    """The message of a run that must end in an error: SystemExit, so no traceback is shown."""
+    with pytest.raises(SystemExit) as caught:
+        train_net(*argv)
+    message = caught.value.code
+    assert isinstance(message, str)  # printed to stderr by the interpreter; the exit code is 1
+    assert message.startswith("train_net.py: error: ")
+    assert len(message) > len("train_net.py: error: ") + 15, message  # it says something
+    return message
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def start(run_yaml, folder):
+    """Arguments that would work, to which each test adds its mistake."""
+    return ["--config-file", run_yaml, "OUTPUT_DIR", folder, "SOLVER.MAX_ITER", "1"]
+
+
+@pytest.fixture
+def weights(run_yaml, tmp_path):
+    """An untrained checkpoint of the tiny net."""
+    model = Trainer.build_model(load_cfg(str(run_yaml)))
+    path = tmp_path / "weights.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+# ---------------------------------------------------------------- wrong from the start
+
+# Everything that can be known before data or weights are read: arguments, expected words.
+MISTAKES = {
+    "wrong value": (
+        ["MODEL.CDGC.NODES", "sharp"],
+        ["MODEL.CDGC.NODES", "'sharp'", "dynamic", "coarse"],
+    ),
+    "wrong number": (["MODEL.CDGC.EASY_RATIO", "1.5"], ["MODEL.CDGC.EASY_RATIO", "1.5", "[0"]),
+    "wrong type": (["SOLVER.MAX_ITER", "many"], ["SOLVER.MAX_ITER"]),
+    "unknown key": (["MODEL.CDGC.NOODLES", "coarse"], ["NOODLES"]),
+    "unknown section": (["MODEL.CDCG.NODES", "coarse"], ["CDCG"]),
+    "key without a value": (["MODEL.CDGC.NODES"], ["MODEL.CDGC.NODES"]),
+    "unknown data set": (
+        ["DATASETS.TRAIN", "('cdgc_cityscape_train',)"],
+        ["DATASETS.TRAIN", "cdgc_cityscape_train", "cdgc_cityscapes_train"],
+    ),
+    "no data set": (["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN", "empty"]),
+    "class count": (
+        ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "11"],
+        ["NUM_CLASSES is 11", "cdgc_cityscapes", "19 classes"],
+    ),
+    "missing weights": (["MODEL.WEIGHTS", "/not/there.pth"], ["MODEL.WEIGHTS", "/not/there.pth"]),
+    "no GPU": (["MODEL.DEVICE", "cuda:7"], ["MODEL.DEVICE", "cpu"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_named_and_nothing_is_written(start, folder, name):
+    if name == "no GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    arguments, words = MISTAKES[name]
+    message = refused(*start, *arguments)
+    for word in words:
+        assert word in message
+    assert not folder.exists()
+
+
+def test_missing_config_file_is_named(tmp_path, folder):
+    message = refused("--config-file", tmp_path / "no.yaml", "OUTPUT_DIR", folder)
+    assert str(tmp_path / "no.yaml") in message
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("MODEL: [", "broken.yaml"),  # no YAML
+        ("just words", "broken.yaml"),  # YAML, but no config
+        ("MODEL: {CDGC: {NOODLES: 1}}", "MODEL.CDGC.NOODLES"),
+        ("_BASE_: gone.yaml", "gone.yaml"),
+    ],
+)
+def test_broken_config_file_is_named(tmp_path, folder, text, word):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text + "\n")
+    message = refused("--config-file", path, "OUTPUT_DIR", folder)
+    assert word in message
+    assert not folder.exists()
+
+
+def test_config_file_that_is_a_folder_is_named(tmp_path):
+    assert str(tmp_path) in refused("--config-file", tmp_path)
+
+
+def test_output_dir_that_is_a_file_is_named(start, folder):
+    folder.write_text("mine")
+    assert str(folder) in refused(*start)
+    assert folder.read_text() == "mine"
+
+
+# ---------------------------------------------------------------- missing or wrong data, weights
+
+
+def test_missing_data_set_names_folder_layout_and_variable(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    message = refused(*start)
+    assert str(tmp_path / "nowhere" / "cityscapes") in message
+    assert "expected layout" in message and "DETECTRON2_DATASETS" in message
+
+
+def test_after_the_data_set_is_found_the_same_command_works(
+    start, tmp_path, monkeypatch, run_root, folder
+):
+    # The mistake must not leave a folder that then passes for another run.
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    with pytest.raises((SystemExit, FileNotFoundError)):
+        train_net(*start)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(run_root))
+    train_net(*start)
+    assert (folder / "results.json").is_file()
+
+
+def test_missing_validation_set_is_found_before_training(start, tmp_path, monkeypatch, folder):
+    # Not after the hours of training: the split that is evaluated is checked at the start.
+    (tmp_path / "cityscapes").mkdir()
+    (tmp_path / "cityscapes" / "leftImg8bit").symlink_to(tmp_path / "images")
+    (tmp_path / "cityscapes" / "gtFine").symlink_to(tmp_path / "labels")
+    source = Path(os.environ["DETECTRON2_DATASETS"]) / "cityscapes"
+    for ours, theirs in (("images", "leftImg8bit"), ("labels", "gtFine")):
+        (tmp_path / ours).mkdir()
+        (tmp_path / ours / "train").symlink_to(source / theirs / "train")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises((SystemExit, FileNotFoundError)) as caught:
+        train_net(*start)
+    assert "leftImg8bit/val" in str(caught.value)
+    assert not list(folder.glob("*.pth"))
+
+
+@pytest.mark.parametrize("mode", ["train", "--eval-only"])
+def test_weights_that_do_not_fit(start, tmp_path, weights, mode):
+    state = torch.load(weights, weights_only=True)["model"]
+    key = "sem_seg_head.coarse_predictor.1.weight"
+    state[key] = state[key][:11]
+    torch.save({"model": state}, tmp_path / "eleven.pth")
+    arguments = [*start, "MODEL.WEIGHTS", tmp_path / "eleven.pth"]
+    message = refused(*([mode] if mode != "train" else []), *arguments)
+    assert "eleven.pth" in message and key in message
+    assert "(11, 8, 1, 1)" in message and "(19, 8, 1, 1)" in message
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_weights_that_are_no_checkpoint_are_named(start, tmp_path, content):
+    (tmp_path / "broken.pth").write_bytes(content)
+    assert "broken.pth" in refused(*start, "MODEL.WEIGHTS", tmp_path / "broken.pth")
+
+
+def test_after_wrong_weights_the_right_ones_work(start, tmp_path, weights, folder):
+    torch.save({"model": {"backbone.nonsense": torch.zeros(1)}}, tmp_path / "wrong.pth")
+    with pytest.raises((SystemExit, ValueError)):
+        train_net(*start, "MODEL.WEIGHTS", tmp_path / "wrong.pth")
+    train_net(*start, "MODEL.WEIGHTS", weights)
+    assert (folder / "results.json").is_file()
+
+
+# ---------------------------------------------------------------- OUTPUT_DIR of another run
+
+
+@pytest.fixture
+def earlier(start, folder):
+    """A finished run and its folder's contents."""
+    train_net(*start)
+    # Handlers of that run are closed by now in reality: it was another process.
+    import logging
+
+    for name in ("detectron2", "fvcore", "cdgcnet"):
+        for handler in list(logging.getLogger(name).handlers):
+            logging.getLogger(name).removeHandler(handler)
+    from detectron2.utils.logger import setup_logger
+
+    setup_logger.cache_clear()
+    return contents(folder)
+
+
+def test_a_run_leaves_config_metrics_results_and_weights(earlier):
+    assert {"config.yaml", "metrics.json", "results.json", "model_final.pth"} <= earlier.keys()
+
+
+def test_a_second_run_into_the_folder_is_refused(start, folder, earlier):
+    message = refused(*start)
+    assert str(folder) in message and "--resume" in message
+    assert contents(folder) == earlier
+
+
+def test_resume_with_another_config_is_refused(start, folder, earlier):
+    message = refused("--resume", *start, "SOLVER.BASE_LR", "0.5", "MODEL.CDGC.CHANNELS", "16")
+    assert "SOLVER.BASE_LR: 0.02 there, 0.5 now" in message
+    assert "MODEL.CDGC.CHANNELS: 8 there, 16 now" in message
+    assert contents(folder) == earlier
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "last_checkpoint", "model_0000001.pth"])
+def test_a_folder_with_traces_of_a_run_is_refused(start, folder, file):
+    folder.mkdir()
+    (folder / file).write_text("of another tool")
+    for arguments in (start, ["--resume", *start]):
+        message = refused(*arguments)
+        assert file in message
+        assert contents(folder) == {file: b"of another tool"}
+
+
+def test_a_folder_with_other_files_may_be_used(start, folder):
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    train_net(*start)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_resume_with_the_same_config_goes_on(run_yaml, folder):
+    arguments = ["--config-file", run_yaml, "OUTPUT_DIR", folder]
+    train_net(*arguments)
+    for name in ("model_final.pth", "results.json"):
+        (folder / name).unlink()
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+    # Free keys may differ: loader processes, how often is saved and evaluated.
+    train_net("--resume", *arguments, "DATALOADER.NUM_WORKERS", "1", "TEST.EVAL_PERIOD", "1")
+    assert (folder / "model_final.pth").is_file() and (folder / "results.json").is_file()
+
+
+def test_resume_in_an_empty_folder_starts(start, folder):
+    train_net("--resume", *start)
+    assert (folder / "results.json").is_file()
+
+
+# ---------------------------------------------------------------- --eval-only
+
+
+def test_eval_only_without_weights_is_refused(start, folder):
+    message = refused("--eval-only", *start)
+    assert "MODEL.WEIGHTS" in message and "--resume" in message
+    assert not folder.exists()
+
+
+def test_eval_only_resume_without_a_checkpoint_is_refused(start, folder):
+    # Random weights must never be scored as if they were a run's.
+    message = refused("--eval-only", "--resume", *start)
+    assert str(folder) in message or "MODEL.WEIGHTS" in message
+    assert not (folder / "results.json").exists()
+
+
+def test_eval_only_of_a_bare_backbone_is_refused(start, tmp_path, weights):
+    state = torch.load(weights, weights_only=True)["model"]
+    backbone = {k: v for k, v in state.items() if k.startswith("backbone.")}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    message = refused("--eval-only", *start, "MODEL.WEIGHTS", tmp_path / "backbone.pth")
+    assert "backbone.pth" in message and "backbone only" in message
+
+
+def test_eval_only_overwrites_neither_config_nor_results(start, folder, earlier):
+    arguments = ["MODEL.WEIGHTS", folder / "model_final.pth", "INPUT.MIN_SIZE_TEST", "48"]
+    train_net("--eval-only", *start, *arguments)
+    after = contents(folder)
+    for name in earlier.keys() - {"log.txt", "results.json"}:
+        assert after[name] == earlier[name], name
+    assert after["log.txt"].startswith(earlier["log.txt"])
+    assert after["results.1.json"] == earlier["results.json"]
+    assert "results.json" in after
+
+
+def test_eval_only_reproduces_the_runs_numbers(start, folder, earlier):
+    returned = train_net("--eval-only", "--resume", *start)
+    assert set(returned) == {"sem_seg", "sem_seg_coarse"}
+    now = json.loads((folder / "results.json").read_text())
+    assert now == json.loads(earlier["results.json"])
+
+
+def test_eval_only_needs_no_training_set(start, folder, weights):
+    arguments = ["DATASETS.TRAIN", "('gone',)", "MODEL.WEIGHTS", weights]
+    train_net("--eval-only", *start, *arguments)
+    assert (folder / "results.json").is_file() and not (folder / "config.yaml").exists()
+
+
+# ---------------------------------------------------------------- as the shell sees it
+
+
+def shell(*argv) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("mistake", ["wrong value", "missing data"])
+def test_exit_code_and_message_in_the_shell(start, tmp_path, monkeypatch, mistake):
+    if mistake == "missing data":
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+        done = shell(*start)
+        word = str(tmp_path / "nowhere" / "cityscapes")
+    else:
+        done = shell(*start, "MODEL.CDGC.EDGES", "blunt")
+        word = "MODEL.CDGC.EDGES is 'blunt'"
+    assert done.returncode == 1
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_in_the_shell_succeeds(start, folder):
+    done = shell(*start)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "mean (mIoU)" in done.stdout
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) == {"sem_seg", "sem_seg_coarse"}
+
+
+def test_help_names_the_options():
+    done = shell("--help")
+    assert done.returncode == 0
+    for option in ("--config-file", "--eval-only", "--resume", "--num-gpus", "--num-machines"):
+        assert option in done.stdout

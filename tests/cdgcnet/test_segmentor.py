@@ -1,0 +1,326 @@
+"""The native meta-architecture against Detectron2's, batches against single images."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from cdgc.nodes import node_positions
+from cdgcnet import CDGCSegmentor, postprocess
+
+STOCK = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor"}
+SIZES = [(97, 131), (375, 500), (520, 520), (1, 1), (7, 3), (65, 33), (8, 8), (769, 769)]
+OUTPUTS = [None, (64, 80), (1, 1), (200, 120)]
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_cfg, build):
+    """Native and stock model with the same weights, for both kinds of resize."""
+
+    def make(align_corners):
+        changes = {"MODEL.CDGC.ALIGN_CORNERS": align_corners}
+        native = build(tiny_cfg(changes))
+        stock = build_model(tiny_cfg({**changes, **STOCK})).eval()
+        stock.load_state_dict(native.state_dict())
+        return native, stock
+
+    return {flag: make(flag) for flag in (True, False)}
+
+
+def assert_same_labels(found, logits, allowed=5e-6):
+    """Equal but for ties: at most 5 pixels of 2 million, and one anywhere."""
+    different = found.long() != logits.argmax(dim=0)
+    assert int(different.sum()) <= max(1, allowed * different.numel())
+
+
+# ---------------------------------------------------------------- two ways to run
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("output", OUTPUTS, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_native_equals_stock(pair, make_batch, size, output, align_corners):
+    native, stock = pair[align_corners]
+    batch = make_batch(size)
+    if output:
+        batch[0] |= {"height": output[0], "width": output[1]}
+    with torch.no_grad():
+        expected = stock(batch)[0]["sem_seg"]
+        found = native(batch)[0]["sem_seg"]
+        labels = native.inference(batch, "labels")[0]["labels"]
+    assert found.shape == (5, *(output or size))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert_same_labels(labels, found)
+    assert_same_labels(labels, expected)
+    if size[0] * size[1] > 1000 and output != (1, 1):
+        assert len(labels.unique()) > 1  # or the comparison would be idle
+
+
+def test_state_dicts_are_interchangeable(pair):
+    native, stock = pair[True]
+    assert list(native.state_dict()) == list(stock.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"MODEL.CDGC.ENABLED": False},
+        {"MODEL.CDGC.SCOPE": "image"},
+        {"MODEL.CDGC.EDGES": "uniform"},
+        {"MODEL.CDGC.FUSION": "sum", "MODEL.CDGC.CONTEXT": "none"},
+    ],
+    ids=lambda o: ",".join(str(v) for v in o.values()),
+)
+def test_native_equals_stock_for_other_heads(tiny_cfg, build, make_batch, options):
+    native = build(tiny_cfg(options))
+    stock = build_model(tiny_cfg({**options, **STOCK})).eval()
+    stock.load_state_dict(native.state_dict())
+    batch = make_batch((97, 131))
+    with torch.no_grad():
+        expected, found = stock(batch)[0]["sem_seg"], native(batch)[0]["sem_seg"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_same_losses_for_a_batch_of_one_size(tiny_cfg, make_batch):
+    batch = make_batch((41, 57), (41, 57))
+    losses = []
+    for changes in ({}, STOCK):
+        torch.manual_seed(0)
+        losses.append(build_model(tiny_cfg(changes)).train()(batch))
+    assert {k: v.item() for k, v in losses[0].items()} == {
+        k: v.item() for k, v in losses[1].items()
+    }
+
+
+# ---------------------------------------------------------------- batches
+@pytest.mark.parametrize("output", ["sem_seg", "labels"])
+@pytest.mark.parametrize("options", [{}, {"MODEL.CDGC.SCOPE": "image"}], ids=str)
+def test_a_result_does_not_depend_on_its_batch_mates(tiny_cfg, build, make_batch, options, output):
+    # In float64: a convolution sums a batch of two in another order than two batches of one.
+    native = build(tiny_cfg(options)).double()
+    batch = make_batch((33, 65), (97, 131), (33, 65), (40, 40), (1, 1), (97, 131))
+    batch[1] |= {"height": 50, "width": 60}
+    batch[3] |= {"height": 81, "width": 79}
+    with torch.no_grad():
+        together = native.inference(batch, output)
+        alone = [native.inference([x], output)[0] for x in batch]
+    assert len(together) == len(batch)
+    for x, found, expected in zip(batch, together, alone, strict=True):
+        size = (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
+        assert found[output].shape[-2:] == size
+        if output == "sem_seg":
+            torch.testing.assert_close(found[output], expected[output], rtol=0, atol=1e-5)
+        else:
+            assert torch.equal(found["node_counts"], expected["node_counts"])
+            assert (found["labels"] != expected["labels"]).sum() <= 1
+            assert (found["coarse_labels"] != expected["coarse_labels"]).sum() <= 1
+
+
+def test_empty_batch(pair):
+    assert pair[True][0]([]) == []
+
+
+def test_inputs_are_left_alone(pair, make_batch):
+    batch = make_batch((33, 41))
+    before = {k: v.clone() for k, v in batch[0].items()}
+    with torch.no_grad():
+        pair[True][0](batch)
+    assert batch[0].keys() == before.keys()
+    assert all(torch.equal(batch[0][k], before[k]) for k in before)
+
+
+def test_float_images_equal_byte_images(pair, make_batch):
+    # Detectron2's mapper gives uint8, its DefaultPredictor float32.
+    (x,) = make_batch((33, 41))
+    with torch.no_grad():
+        found = pair[True][0]([{"image": x["image"].float()}])[0]["sem_seg"]
+        assert torch.equal(found, pair[True][0]([x])[0]["sem_seg"])
+
+
+@pytest.mark.parametrize("scope", ["class", "image"])
+@pytest.mark.parametrize("nodes", ["dynamic", "coarse"])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_batch_padding_is_never_a_node(
+    tiny_cfg, make_batch, monkeypatch, scope, nodes, align_corners
+):
+    cfg = tiny_cfg(
+        {
+            "MODEL.CDGC.NODES": nodes,
+            "MODEL.CDGC.SCOPE": scope,
+            "MODEL.CDGC.ALIGN_CORNERS": align_corners,
+        }
+    )
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    graph = model.sem_seg_head.graph
+    chosen = []
+    reason = graph.reason
+    monkeypatch.setattr(graph, "reason", lambda x, n: chosen.append(n) or reason(x, n))
+    sizes = [(33, 65), (65, 40)]
+    batch = make_batch(*sizes)
+    for x in batch:
+        x["sem_seg"].clamp_(max=4)  # no ignored pixels: what is no node must be padding
+    losses = model(batch)
+    assert all(torch.isfinite(v) for v in losses.values())
+    # The batch is 65 x 65, 9 x 9 nodes. A node is an image's if its pixel is.
+    pixels = node_positions(65, 9, align_corners)
+    inside = [int((pixels < h).sum()) * int((pixels < w).sum()) for h, w in sizes]
+    (nodes_found,) = chosen
+    held = torch.zeros(2 * 81, dtype=torch.bool)
+    held[nodes_found.pixel] = True
+    assert held.view(2, 81).sum(1).tolist() == inside
+    for i, (h, w) in enumerate(sizes):
+        rows, columns = pixels >= h, pixels >= w
+        assert not held.view(2, 9, 9)[i][rows[:, None] | columns[None]].any()
+
+
+def test_padding_has_no_loss(tiny_cfg, make_batch):
+    # Losses are means over labelled pixels, so ignored padding that is drawn into the image by
+    # hand (in the mean colour, as batch padding is) changes nothing. Mean and spread are chosen
+    # such that the mean colour is a byte.
+    changes = {"MODEL.PIXEL_MEAN": [128.0] * 3, "MODEL.PIXEL_STD": [64.0] * 3}
+    batch = make_batch((33, 65), (65, 40))
+    by_hand = []
+    for x in batch:
+        _, h, w = x["image"].shape
+        image = torch.full((3, 65, 65), 128, dtype=torch.uint8)
+        labels = torch.full((65, 65), 255)
+        image[:, :h, :w], labels[:h, :w] = x["image"], x["sem_seg"]
+        by_hand.append({"image": image, "sem_seg": labels})
+    losses = []
+    for inputs in (batch, by_hand):
+        torch.manual_seed(0)
+        losses.append(build_model(tiny_cfg(changes)).train()(inputs))
+    for name in losses[0]:
+        torch.testing.assert_close(losses[0][name], losses[1][name])
+
+
+# ---------------------------------------------------------------- outputs
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_labels_come_with_coarse_labels_and_counts(pair, make_batch, align_corners):
+    native, _ = pair[align_corners]
+    batch = make_batch((97, 131), (33, 65))
+    batch[0] |= {"height": 120, "width": 77}
+    with torch.no_grad():
+        results = native.inference(batch, "labels")
+    for x, result, size, n in zip(
+        batch, results, [(120, 77), (33, 65)], [13 * 17, 5 * 9], strict=True
+    ):
+        assert set(result) == {"labels", "coarse_labels", "node_counts"}
+        assert result["labels"].dtype == result["coarse_labels"].dtype == torch.uint8
+        assert result["labels"].shape == result["coarse_labels"].shape == size
+        assert result["node_counts"].shape == (5,) and result["node_counts"].sum() == n
+        # By hand: normalise, backbone, head; C_m counted over the coarse argmax.
+        image = (x["image"] - native.pixel_mean) / native.pixel_std
+        with torch.no_grad():
+            output = native.sem_seg_head.layers(native.backbone(image[None]))
+        counts = torch.bincount(output.coarse[0].argmax(dim=0).flatten(), minlength=5)
+        assert result["node_counts"].tolist() == counts.tolist()
+        coarse = F.interpolate(
+            output.coarse, size=image.shape[-2:], mode="bilinear", align_corners=align_corners
+        )
+        coarse = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        assert_same_labels(result["coarse_labels"], coarse[0])
+        assert (result["coarse_labels"] != result["labels"]).any()
+
+
+def test_without_graph_there_are_labels_only(tiny_cfg, build, make_batch):
+    model = build(tiny_cfg({"MODEL.CDGC.ENABLED": False}))
+    with torch.no_grad():
+        (result,) = model.inference(make_batch((33, 33)), "labels")
+    assert set(result) == {"labels"}
+
+
+def test_unknown_output(pair, make_batch):
+    with pytest.raises(ValueError, match=r"sem_seg.*labels.*'logits'"):
+        pair[True][0].inference(make_batch((9, 9)), "logits")
+
+
+# ---------------------------------------------------------------- bad input
+def test_training_needs_ground_truth(tiny_cfg, make_batch):
+    model = build_model(tiny_cfg()).train()
+    batch = make_batch((33, 33), (33, 33))
+    del batch[1]["sem_seg"]
+    with pytest.raises(ValueError, match="sem_seg"):
+        model(batch)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (4, 9, 9), (9, 9), (1, 3, 9, 9), (3, 0, 9)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_malformed_image(tiny_cfg, shape, training):
+    model = build_model(tiny_cfg()).train(training)
+    x = {"image": torch.zeros(shape), "sem_seg": torch.zeros(9, 9).long(), "file_name": "a.png"}
+    with pytest.raises(ValueError, match=r"\(3, H, W\).*a\.png"):
+        model([x, x])
+
+
+def test_labels_of_another_size(tiny_cfg, make_batch):
+    # Logits are resized to the target: a target of another size would train on shifted labels.
+    batch = make_batch((33, 33), (33, 33))
+    for x in batch:
+        x["sem_seg"] = x["sem_seg"][:17, :17]
+    with pytest.raises(ValueError, match="sem_seg"):
+        build_model(tiny_cfg()).train()(batch)
+
+
+def test_another_head(tiny_cfg):
+    with pytest.raises(ValueError, match=r"SEM_SEG_HEAD\.NAME.*CDGCNetHead"):
+        CDGCSegmentor(
+            backbone=torch.nn.Identity(),
+            sem_seg_head=torch.nn.Identity(),
+            pixel_mean=[0.0] * 3,
+            pixel_std=[1.0] * 3,
+        )
+
+
+def test_sem_seg_too_large_for_memory(pair, make_batch, monkeypatch):
+    native, _ = pair[True]
+    batch = make_batch((33, 41))
+    batch[0] |= {"height": 60, "width": 70}
+    monkeypatch.setattr(postprocess, "_memory_bytes", lambda device: 50_000)
+    with torch.no_grad():
+        # 5 * 60 * 70 * 4 = 84000 bytes
+        with pytest.raises(MemoryError, match=r"5 x 60 x 70.*INPUT\.MIN_SIZE_TEST"):
+            native(batch)
+        # Label maps need no such tensor.
+        assert native.inference(batch, "labels")[0]["labels"].shape == (60, 70)
+
+
+# ---------------------------------------------------------------- DefaultPredictor
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, pair):
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": pair[True][0].state_dict()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
+@pytest.mark.parametrize("edge", [0, 64])
+def test_default_predictor_takes_any_size(tiny_cfg, weights, meta, edge):
+    cfg = tiny_cfg(
+        {
+            "MODEL.META_ARCHITECTURE": meta,
+            "MODEL.WEIGHTS": weights,
+            "INPUT.MIN_SIZE_TEST": edge,
+            "INPUT.MAX_SIZE_TEST": 300,
+        }
+    )
+    predict = DefaultPredictor(cfg)
+    rng = np.random.default_rng(0)
+    for size in [(1, 1), (7, 3), (97, 131), (1, 40), (375, 500), (2, 900)]:
+        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        sem_seg = predict(image)["sem_seg"]
+        assert sem_seg.shape == (5, *size)
+        assert torch.isfinite(sem_seg).all()
+
+
+def test_default_predictor_swaps_channels(tiny_cfg, weights, pair, tmp_path):
+    # OpenCV reads BGR; the model was told RGB.
+    rgb = np.random.default_rng(1).integers(0, 256, (33, 41, 3), dtype=np.uint8)
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), rgb[:, :, ::-1])
+    found = DefaultPredictor(tiny_cfg({"MODEL.WEIGHTS": weights}))(cv2.imread(str(file)))
+    with torch.no_grad():
+        (expected,) = pair[True][0]([{"image": torch.from_numpy(rgb.transpose(2, 0, 1).copy())}])
+    torch.testing.assert_close(found["sem_seg"], expected["sem_seg"])

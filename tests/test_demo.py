@@ -1,0 +1,94 @@
+"""tools/demo.py --quick end to end: what a newcomer's first command does, in small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+DEMO = Path(__file__).resolve().parents[1] / "tools" / "demo.py"
+
+
+def demo(*argv) -> subprocess.CompletedProcess:
+    # In its own process: it adds log handlers, registers data sets and seeds everything.
+    return subprocess.run(
+        [sys.executable, str(DEMO), *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_quick_demo_twice(tmp_path):
+    arguments = ("--quick", "--output", tmp_path / "demo", "--data", tmp_path / "data")
+    first = demo(*arguments)
+    assert first.returncode == 0, first.stderr[-3000:]
+
+    # The table: one row per class seen, then the mean; four columns.
+    lines = first.stdout.splitlines()
+    [header] = [line for line in lines if "no graph" in line]
+    assert header.split() == ["no", "graph", "coarse", "refined", "refined+TTA"]
+    [mean] = [line for line in lines if line.startswith("mean (mIoU)")]
+    assert len(mean.split()) == 2 + 4
+
+    # Every path that is printed exists.
+    for word in ("scenes", "pictures", "results", "weights", "logs"):
+        [line] = [line for line in lines if line.startswith(f"{word} ")]
+        assert Path(line.split(maxsplit=1)[1]).exists(), line
+
+    out = tmp_path / "demo"
+    results = json.loads((out / "results.json").read_text())
+    assert set(results) == {"no_graph", "sem_seg", "sem_seg_coarse", "sem_seg_TTA"}
+    assert [f"{results['sem_seg']['mIoU']:.2f}"] == mean.split()[4:5]
+    sheet = np.asarray(Image.open(out / "predictions.png").convert("RGB"))
+    assert min(sheet.shape[:2]) > 100 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
+
+    # Progress is shown on every long step.
+    for step in ("drawing", "training", "evaluating"):
+        assert step in first.stderr
+    assert "Traceback" not in first.stderr
+
+    # Again: nothing is drawn again, nothing overwritten, the same numbers.
+    before = contents(out)
+    drawn = contents(tmp_path / "data")
+    second = demo(*arguments)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert "drawing" not in second.stderr
+    assert contents(out) == before and contents(tmp_path / "data") == drawn
+    again = json.loads((tmp_path / "demo-2" / "results.json").read_text())
+    assert again == results
+
+
+def test_output_of_an_earlier_demo_gets_a_number(tmp_path):
+    import demo as module
+
+    folder = tmp_path / "demo"
+    assert module.free_folder(folder) == folder
+    folder.mkdir()
+    assert module.free_folder(folder) == folder  # an empty one is free
+    (folder / "x").write_text("")
+    assert module.free_folder(folder) == tmp_path / "demo-2"
+    (tmp_path / "demo-2").mkdir()
+    (tmp_path / "demo-2" / "x").write_text("")
+    assert module.free_folder(folder) == tmp_path / "demo-3"
+
+
+def test_output_that_is_a_file_is_an_error_not_a_loss(tmp_path):
+    (tmp_path / "demo").write_text("mine")
+    done = demo("--quick", "--output", tmp_path / "demo", "--data", tmp_path / "data")
+    assert done.returncode != 0
+    assert str(tmp_path / "demo") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "demo").read_text() == "mine"

@@ -1,0 +1,254 @@
+"""tools/predict.py: raw label PNGs, overlays, and no file lost or overwritten."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import predict
+import pytest
+import torch
+from PIL import Image
+
+from cdgcnet import Predictor, Trainer, load_cfg
+from cdgcnet.datasets.cityscapes import COLORS
+
+pytestmark = pytest.mark.usefixtures("run_data")
+
+
+@pytest.fixture(scope="module")
+def weights(run_yaml, tmp_path_factory):
+    """Untrained, but with classifiers that predict several classes."""
+    torch.manual_seed(0)
+    model = Trainer.build_model(load_cfg(str(run_yaml)))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "predictor" in name:
+                p.normal_(0, 1)
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder with images of different, odd sizes."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("a.jpg", (41, 67)), ("b.png", (64, 96)), ("c.PNG", (33, 20))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def call(run_yaml, weights, tmp_path):
+    """predict.py with the needed options; returns its exit code."""
+
+    def run(*inputs, output=tmp_path / "out", options=()) -> int:
+        argv = ["--config-file", run_yaml, "--weights", weights, "--output", output]
+        argv += ["--input", *inputs, *options]
+        try:
+            return predict.main([str(a) for a in argv])
+        except SystemExit as stop:
+            return stop.code
+
+    return run
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+# ---------------------------------------------------------------- what it writes
+
+
+def test_label_pngs_hold_the_predictors_raw_classes(call, images, run_yaml, weights, tmp_path):
+    assert call(images) == 0
+    out = tmp_path / "out"
+    assert names(out) == sorted(f"{s}{e}" for s in "abc" for e in (".png", "_overlay.jpg"))
+    cfg = load_cfg(str(run_yaml), ["MODEL.WEIGHTS", str(weights)])
+    predictor = Predictor(cfg)
+    for source in images.iterdir():
+        image = np.asarray(Image.open(source))
+        expected = predictor(image[:, :, ::-1])["sem_seg"].argmax(0).numpy()
+        with Image.open(out / f"{source.stem}.png") as labels:
+            assert labels.mode == "P"
+            np.testing.assert_array_equal(np.asarray(labels), expected)
+            # In a viewer the classes have the data set's colours.
+            rgb = np.asarray(labels.convert("RGB"))
+        np.testing.assert_array_equal(rgb, np.array(COLORS, np.uint8)[expected])
+        assert len(np.unique(expected)) > 1
+        with Image.open(out / f"{source.stem}_overlay.jpg") as overlay:
+            assert overlay.size == (image.shape[1], image.shape[0])
+
+
+def test_single_files_and_folders_together(call, images, tmp_path):
+    shutil.move(images / "a.jpg", tmp_path / "a.jpg")
+    assert call(tmp_path / "a.jpg", images) == 0
+    assert len(names(tmp_path / "out")) == 6
+
+
+def test_a_file_named_twice_is_predicted_once(call, images, tmp_path, capsys):
+    assert call(images / "a.jpg", images / "a.jpg") == 0
+    assert "1 of 1 images" in capsys.readouterr().out
+
+
+def test_tta_option_averages_views(call, images, tmp_path):
+    assert call(images / "b.png", output=tmp_path / "plain") == 0
+    assert call(images / "b.png", output=tmp_path / "tta", options=["--tta"]) == 0
+    plain, tta = (np.asarray(Image.open(tmp_path / d / "b.png")) for d in ("plain", "tta"))
+    assert plain.shape == tta.shape == (64, 96)
+    assert not np.array_equal(plain, tta)
+
+
+def test_overrides_reach_the_config(call, images, tmp_path):
+    options = ["--opts", "INPUT.MIN_SIZE_TEST", "32"]
+    assert call(images / "b.png", options=options) == 0
+    assert np.asarray(Image.open(tmp_path / "out" / "b.png")).shape == (64, 96)
+
+
+def test_files_that_are_no_images_are_left_alone_in_a_folder(call, images, tmp_path):
+    (images / "notes.txt").write_text("mine")
+    (images / "sub").mkdir()
+    assert call(images) == 0
+    assert len(names(tmp_path / "out")) == 6
+
+
+# ---------------------------------------------------------------- bad images
+
+
+def test_one_bad_image_does_not_lose_the_others(call, images, tmp_path, capsys):
+    (images / "b.png").write_bytes(b"broken")
+    assert call(images) == 1
+    captured = capsys.readouterr()
+    assert "b.png: not a readable image" in captured.err
+    assert "2 of 3 images" in captured.out
+    assert names(tmp_path / "out") == ["a.png", "a_overlay.jpg", "c.png", "c_overlay.jpg"]
+
+
+def test_one_prediction_that_cannot_be_written_does_not_lose_the_others(
+    call, images, tmp_path, capsys
+):
+    (tmp_path / "out" / "a.png").mkdir(parents=True)  # a folder where the file belongs
+    assert call(images, options=["--overwrite"]) == 1
+    assert "a.png" in capsys.readouterr().err
+    assert {"b.png", "c.png"} <= set(names(tmp_path / "out"))
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def refusal(capsys, code) -> str:
+    assert code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("predict.py: error: ") and len(error) > 35, error
+    return error
+
+
+def test_existing_predictions_are_kept(call, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b_overlay.jpg").write_text("mine")
+    error = refusal(capsys, call(images))
+    assert "b_overlay.jpg exists" in error and "--overwrite" in error
+    assert names(out) == ["b_overlay.jpg"] and (out / "b_overlay.jpg").read_text() == "mine"
+
+
+def test_overwrite_replaces_them(call, images, tmp_path):
+    assert call(images / "b.png") == 0
+    first = (tmp_path / "out" / "b.png").read_bytes()
+    (tmp_path / "out" / "b.png").write_text("old")
+    assert call(images / "b.png", options=["--overwrite"]) == 0
+    assert (tmp_path / "out" / "b.png").read_bytes() == first
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_output_folder_of_the_input_is_refused(call, images, tmp_path, capsys, options):
+    before = {p.name: p.read_bytes() for p in images.iterdir()}
+    error = refusal(capsys, call(images, output=images, options=options))
+    assert "b.png" in error and "input" in error
+    assert {p.name: p.read_bytes() for p in images.iterdir()} == before
+
+
+def test_output_through_a_link_to_the_input_is_refused(call, images, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(images)
+    refusal(capsys, call(images, output=tmp_path / "link", options=["--overwrite"]))
+
+
+def test_two_images_of_one_name_are_refused(call, images, tmp_path, capsys):
+    shutil.copy(images / "b.png", images / "a.png")
+    error = refusal(capsys, call(images))
+    assert "a.jpg" in error and "a.png" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_folder_is_refused(call, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    error = refusal(capsys, call(tmp_path / "empty"))
+    assert str(tmp_path / "empty") in error and ".jpg" in error
+
+
+def test_missing_input_is_named(call, tmp_path, capsys):
+    assert str(tmp_path / "gone.jpg") in refusal(capsys, call(tmp_path / "gone.jpg"))
+
+
+def test_output_that_is_a_file_is_refused(call, images, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert str(tmp_path / "out") in refusal(capsys, call(images))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--config-file", "no.yaml"], "no.yaml"),
+        (["--weights", "no.pth"], "no.pth"),
+        (["--opts", "MODEL.CDGC.EDGES", "blunt"], "MODEL.CDGC.EDGES is 'blunt'"),
+        (["--opts", "MODEL.CDGC.NOODLES", "1"], "MODEL.CDGC.NOODLES"),
+        (["--opts", "MODEL.CDGC.CHANNELS", "16"], "does not fit"),
+        (["--opts", "DATASETS.TEST", "()"], "DATASETS.TEST"),
+        (["--opts", "DATASETS.TEST", "('cdgc_nothing',)"], "cdgc_nothing"),
+        (["--opts", "DATASETS.TEST", "('cdgc_camvid_val',)"], "cdgc_camvid_val has 11"),
+    ],
+)
+def test_wrong_options_are_named(call, images, tmp_path, capsys, options, word):
+    # Later options win, so these replace the good ones.
+    error = refusal(capsys, call(images, options=options))
+    assert word in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_checkpoint_are_named(call, images, tmp_path, capsys):
+    (tmp_path / "broken.pth").write_bytes(b"broken")
+    error = refusal(capsys, call(images, options=["--weights", tmp_path / "broken.pth"]))
+    assert "broken.pth" in error
+
+
+def test_a_bare_backbone_is_refused(call, images, weights, tmp_path, capsys):
+    state = torch.load(weights, weights_only=True)["model"]
+    state = {k: v for k, v in state.items() if k.startswith("backbone.")}
+    torch.save({"model": state}, tmp_path / "backbone.pth")
+    error = refusal(capsys, call(images, options=["--weights", tmp_path / "backbone.pth"]))
+    assert "backbone only" in error
+
+
+def test_in_the_shell(run_yaml, weights, images, tmp_path):
+    # One call shows both: without a display the pictures are made, and a failure sets the code.
+    (images / "a.jpg").write_bytes(b"broken")
+    argv = [sys.executable, predict.__file__, "--config-file", run_yaml, "--weights", weights]
+    argv += ["--output", tmp_path / "out", "--input", images]
+    environment = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
+    done = subprocess.run(
+        [str(a) for a in argv],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1
+    assert "2 of 3 images" in done.stdout and "a.jpg: not a readable image" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == ["b.png", "b_overlay.jpg", "c.png", "c_overlay.jpg"]

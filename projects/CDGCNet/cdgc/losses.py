@@ -54,6 +54,7 @@ def ohem_cross_entropy(
             f"class_weights must have one number for each of the {num_classes} classes, got shape "
             f"{tuple(class_weights.shape)}"
         )
+        class_weights = class_weights.to(logits.dtype)
     check_labels(targets, num_classes, ignore_label, "target")
     targets = targets.long()
     losses = F.cross_entropy(
@@ -77,7 +78,7 @@ def ohem_cross_entropy(
         keep &= valid
     weight = keep.to(losses.dtype)
     if class_weights is not None:
-        weight = weight * class_weights.to(losses.dtype)[targets.where(valid, 0)]
+        weight = weight * class_weights[targets.where(valid, 0)]
     # losses already hold the class weights; the divisor must hold them too. A batch without a
     # valid pixel divides zero by one.
     total = (losses * keep).sum()
@@ -102,8 +103,7 @@ class OhemCrossEntropyLoss(nn.Module):
         self.thresh = thresh
         self.min_kept = min_kept
         self.ignore_label = ignore_label
-        weights = None if class_weights is None else class_weights.float()
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         return ohem_cross_entropy(

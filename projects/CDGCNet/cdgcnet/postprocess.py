@@ -4,6 +4,7 @@ The path of Detectron2 is: resize to the padded network input, crop to the image
 output size. Shape shorthand: M classes, h x w logits, H x W output pixels.
 """
 
+import math
 import os
 from typing import NamedTuple
 
@@ -45,8 +46,8 @@ def check_fits(channels: int, size: tuple[int, int], device: torch.device) -> No
 
 def full_size_logits(logits: Tensor, sizes: Sizes, align_corners: bool) -> Tensor:
     """Logits (M, h, w) -> (M, H, W) at ``sizes.output``."""
-    for size in (sizes.padded, sizes.output):
-        check_fits(logits.shape[0], size, logits.device)
+    largest = max(sizes.padded, sizes.output, key=math.prod)
+    check_fits(logits.shape[0], largest, logits.device)
     out = F.interpolate(
         logits[None].float(), size=sizes.padded, mode="bilinear", align_corners=align_corners
     )[:, :, : sizes.image[0], : sizes.image[1]]

@@ -92,6 +92,7 @@ class CDGCSegmentor(nn.Module):
             return self.inference(batched_inputs)
         if any("sem_seg" not in x for x in batched_inputs):
             raise ValueError('training needs ground truth: no "sem_seg" in the batch')
+        images = self._preprocess(batched_inputs)
         for x in batched_inputs:
             if x["sem_seg"].shape != x["image"].shape[-2:]:
                 raise ValueError(
@@ -99,7 +100,6 @@ class CDGCSegmentor(nn.Module):
                     f"{tuple(x['image'].shape)} differ in size "
                     f"({x.get('file_name', 'no file name')})"
                 )
-        images = self._preprocess(batched_inputs)
         head = self.sem_seg_head
         targets = ImageList.from_tensors(
             [x["sem_seg"].to(self.device) for x in batched_inputs],

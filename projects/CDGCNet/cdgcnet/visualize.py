@@ -19,8 +19,7 @@ def palette_of(colors: Sequence[Sequence[int]]) -> list[int]:
 
 def label_image(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Image:
     """A palette image whose pixel values are the labels (H, W) themselves."""
-    image = Image.fromarray(labels.astype(np.uint8), mode=None)
-    image = image.convert("L") if image.mode != "L" else image
+    image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(palette_of(colors))
     return image
 
@@ -79,6 +78,9 @@ def comparison_sheet(
         if i < len(metadata.stuff_classes)
     ]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize=8
+        handles=handles,
+        loc="outside lower center",
+        ncols=max(1, min(len(handles), int(cell * len(titles) / 1.4))),
+        fontsize=8,
     )
     figure.savefig(path)

@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     register_all(args.data)
     count = images or len(DatasetCatalog.get(VAL))  # draws the scenes on the first run
     cfgs = {
-        "no graph": config_of("aspp_r18_cpu", output / "no_graph", args.quick),
+        "no graph": config_of("plain_r18_cpu", output / "no_graph", args.quick),
         "CDGCNet": config_of("cdgcnet_r18_cpu", output / "cdgcnet", args.quick),
     }
     train_all(cfgs, args.data)

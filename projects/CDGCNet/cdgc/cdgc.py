@@ -129,6 +129,11 @@ class CDGCModule(nn.Module):
         else:
             self.phi = nn.Parameter(torch.empty(1 if shared_phi else graphs, *square))
             self.phi_prime = nn.Parameter(torch.empty_like(self.phi))
+            if edges == "topk" and topk_weights == "equal":
+                # They choose the neighbours but get no gradient; distributed training would
+                # wait for one.
+                self.phi.requires_grad_(False)
+                self.phi_prime.requires_grad_(False)
         self.graph_weight = nn.Parameter(torch.empty(graphs, *square))
         self.merge_weight = nn.Parameter(torch.empty(graphs, *square))
         self.merge_bias = nn.Parameter(torch.zeros(in_channels))

@@ -69,6 +69,8 @@ class CDGCNetHead(nn.Module):
     as the feature "image" (ours does), else at stride times the feature map.
     """
 
+    class_weights: Tensor | None
+
     @configurable
     def __init__(
         self,
@@ -134,9 +136,8 @@ class CDGCNetHead(nn.Module):
         self.aux_weight = aux_weight
         self.plain_weight = plain_weight
         weights = torch.tensor(class_weights, dtype=torch.float) if len(class_weights) else None
-        self.cross_entropy = nn.CrossEntropyLoss(
-            weight=weights, ignore_index=ignore_value, reduction="sum"
-        )
+        # Not part of a checkpoint: a model trained with weights predicts without them.
+        self.register_buffer("class_weights", weights, persistent=False)
 
         width = main_shape.channels
         self.context: nn.Module = nn.Identity()
@@ -246,10 +247,13 @@ class CDGCNetHead(nn.Module):
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy over valid pixels; 0 with a gradient path if there are none."""
-        weight = self.cross_entropy.weight
+        weight = self.class_weights
+        total = F.cross_entropy(
+            logits, targets, weight, ignore_index=self.ignore_value, reduction="sum"
+        )
         valid = targets != self.ignore_value
         mass = valid.sum() if weight is None else (weight[targets.where(valid, 0)] * valid).sum()
-        return self.cross_entropy(logits, targets) / torch.where(mass > 0, mass, 1)
+        return total / torch.where(mass > 0, mass, 1)
 
     def losses(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]:
         """The weighted terms of Eq. 5 for targets (B, H, W)."""

@@ -241,7 +241,8 @@ def build(scene, seed=0, **options):
         for p in module.parameters():
             noise = torch.randn(p.shape, generator=g, dtype=torch.float64)
             p.copy_(noise if p.dim() == 1 else noise / channels**0.5)
-    return module
+    # The phi of equal top-k asks for no gradient; here it does, so that a path to it would show.
+    return module.requires_grad_()
 
 
 def weights_of(module):

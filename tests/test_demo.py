@@ -92,3 +92,14 @@ def test_output_that_is_a_file_is_an_error_not_a_loss(tmp_path):
     assert str(tmp_path / "demo") in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "demo").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_full_demo_reaches_its_score(tmp_path):
+    # What README promises of `make demo`: 0.60 or more, over at least ten classes.
+    run = demo("--output", tmp_path / "demo")
+    assert run.returncode == 0, run.stderr[-3000:]
+    scores = json.loads((tmp_path / "demo" / "results.json").read_text())["sem_seg"]
+    counted = [k for k, v in scores.items() if k.startswith("ACC-") and v is not None]
+    assert len(counted) >= 10
+    assert scores["mIoU"] >= 60.0

@@ -166,7 +166,7 @@ def pip_steps(root: Path, python: str) -> list[tuple[str, list[str]]]:
             f"make_env: Python {python}: the pinned set was tested on {TESTED_PYTHON} only, so "
             "versions are chosen by the ranges of pyproject.toml"
         )
-        first = ["torch>=2.4", "torchvision", "setuptools>=77", "wheel"]
+        first = ["torch>=2.6", "torchvision", "setuptools>=77", "wheel"]
         return [
             ("PyTorch", first),
             ("this project and what it needs", ["--editable", f"{root}[test]"]),

@@ -102,10 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_datasets(cfg, train=False)
         images = find_images(args.input)
         check_output(images, args.output, args.overwrite)
-        if not cfg.DATASETS.TEST:
-            raise ValueError(
-                "DATASETS.TEST is empty; it names the data set whose classes these are"
-            )
         predictor = Predictor(cfg, tta=args.tta)
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:

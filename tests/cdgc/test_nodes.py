@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import PARTS, coarse_classes, parts, targets_at_nodes, unpack
 
-from cdgc import class_map, resize_targets, select_nodes
-from cdgc.cdgc import valid_nodes
+from cdgc import class_map, resize_targets, select_nodes, valid_nodes
 
 # One image, 2 x 3 pixels numbered 0..5, three classes:
 #   coarse 0 0 1    target 0  1  1     C_0 = {0,1,5}  G_0 = {0,3,5}  C_1 = {2,3,(4)}  G_1 = {1,2}

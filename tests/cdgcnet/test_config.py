@@ -6,7 +6,7 @@ import pytest
 from detectron2.config import get_cfg
 
 from cdgcnet import add_cdgcnet_config, check_cfg, load_cfg
-from cdgcnet.config import adapt_cfg
+from cdgcnet.config_check import adapt_cfg
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ NORMS = ("MODEL.RESNETS.NORM", "MODEL.SEM_SEG_HEAD.NORM", "MODEL.CDGC.NORM")
 @pytest.fixture
 def log(caplog):
     # Detectron2's setup_logger, which other tests may have called, stops propagation.
-    logger = logging.getLogger("cdgcnet.config")
+    logger = logging.getLogger("cdgcnet.config_check")
     logger.addHandler(caplog.handler)
     level = logger.level
     logger.setLevel(logging.INFO)

@@ -298,7 +298,8 @@ def test_results_json_has_null_for_nan_and_is_valid_json(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]  # nothing left beside
 
 
-def test_table_shows_absent_classes_only_where_one_result_has_them():
+def test_table_leaves_out_classes_that_do_not_count():
+    # "c" is not in the ground truth; the second result predicts it. Its 0 is not in mIoU.
     first = segmentation_metrics(np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0]]), list("abc"))
     second = segmentation_metrics(np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0]]), list("abc"))
     lines = format_table({"x": first, "y": second}, {"x": "one", "y": "two"}).splitlines()
@@ -306,10 +307,10 @@ def test_table_shows_absent_classes_only_where_one_result_has_them():
     assert lines[0].split() == ["one", "two"]
     assert cells["a"] == ["100.00", "100.00"]
     assert cells["b"] == ["100.00", "0.00"]
-    assert cells["c"] == ["-", "0.00"]
-    assert "c" not in {
-        line.split()[0] for line in format_table({"x": first}, {"x": "one"}).splitlines()[1:]
-    }
+    assert "c" not in cells
+    assert cells["mean"] == ["(mIoU)", "100.00", "50.00"]
+    # b is 0 of 1, c is 0 of 1: (100 + 0 + 0) / 3
+    assert cells["with"] == ["absent", "(mIoU_union)", "100.00", "33.33"]
 
 
 # ---------------------------------------------------------------- the model's own path

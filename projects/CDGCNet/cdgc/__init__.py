@@ -4,14 +4,26 @@ This package imports torch and nothing else; ``cdgcnet`` next door is Detectron2
 """
 
 from .adjacency import segment_attention, segment_mean, segment_topk_attention
-from .cdgc import CDGCModule
+from .cdgc import EDGES, SCALES, SCOPES, TOPK_WEIGHTS, CDGCModule
 from .graph_conv import class_linear
 from .losses import OhemCrossEntropyLoss, ohem_cross_entropy
-from .nodes import NODE_MODES, SAMPLES, NodeSet, class_map, resize_targets, select_nodes
+from .nodes import (
+    NODE_MODES,
+    SAMPLES,
+    NodeSet,
+    class_map,
+    resize_targets,
+    select_nodes,
+    valid_nodes,
+)
 
 __all__ = [
+    "EDGES",
     "NODE_MODES",
     "SAMPLES",
+    "SCALES",
+    "SCOPES",
+    "TOPK_WEIGHTS",
     "CDGCModule",
     "NodeSet",
     "OhemCrossEntropyLoss",
@@ -23,4 +35,5 @@ __all__ = [
     "segment_mean",
     "segment_topk_attention",
     "select_nodes",
+    "valid_nodes",
 ]

@@ -9,7 +9,7 @@ features), and the grouped W has neither bias nor normalisation before the class
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from .nodes import (
     NodeSet,
     check_options,
     class_map,
-    node_positions,
     resize_targets,
     select_nodes,
 )
@@ -232,7 +231,7 @@ class CDGCModule(nn.Module):
             )
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*N, C)
         rows = pixels_to_nodes(pixels, nodes)  # (K, C)
-        counts = nodes.counts.tolist()  # the one host synchronisation of the module
+        counts = nodes.counts.tolist()  # waits for the device
         lengths = [n for per_image in counts for n in per_image]  # S = M*B segments
         classes = [sum(per_image) for per_image in counts]
         if self.edges == "uniform":
@@ -284,25 +283,3 @@ class CDGCModule(nn.Module):
                 f"{tuple(coarse_logits.shape)}"
             )
         return self.reason(x, self.select(coarse_logits, targets, valid=valid, generator=generator))
-
-
-def valid_nodes(
-    image_sizes: Sequence[Sequence[int]],
-    padded: Sequence[int],
-    size: Sequence[int],
-    align_corners: bool,
-) -> Tensor:
-    """Which nodes of a padded batch lie on an image.
-
-    Args:
-        image_sizes: (H, W) of each image before it was padded at the right and bottom.
-        padded: (H, W) of the batch tensor.
-        size: (h, w) of the feature map.
-        align_corners: as the logits are resized.
-
-    Returns:
-        (B, h, w) bool.
-    """
-    rows = node_positions(padded[0], size[0], align_corners)
-    columns = node_positions(padded[1], size[1], align_corners)
-    return torch.stack([(rows < h)[:, None] & (columns < w)[None] for h, w in image_sizes])

@@ -49,11 +49,12 @@ def ohem_cross_entropy(
     if min_kept < 0 or (min_kept > 1 and min_kept != int(min_kept)):
         raise ValueError(f"min_kept must be a pixel count or a share within (0, 1), got {min_kept}")
     num_classes = logits.shape[1]
-    if class_weights is not None and class_weights.shape != (num_classes,):
-        raise ValueError(
-            f"class_weights must have one number for each of the {num_classes} classes, got shape "
-            f"{tuple(class_weights.shape)}"
-        )
+    if class_weights is not None:
+        if class_weights.shape != (num_classes,):
+            raise ValueError(
+                f"class_weights must have one number for each of the {num_classes} classes, got "
+                f"shape {tuple(class_weights.shape)}"
+            )
         class_weights = class_weights.to(logits.dtype)
     check_labels(targets, num_classes, ignore_label, "target")
     targets = targets.long()

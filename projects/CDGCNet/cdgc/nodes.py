@@ -8,7 +8,7 @@ A node list is *ragged*: each pixel belongs to at most two classes (its coarse o
 one), so K <= 2*B*N and an absent class costs nothing.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,28 @@ def node_positions(length: int, nodes: int, align_corners: bool) -> Tensor:
         gaps = max(nodes - 1, 1)
         return (2 * i * (length - 1) + gaps) // (2 * gaps)
     return (2 * i + 1) * length // (2 * nodes)
+
+
+def valid_nodes(
+    image_sizes: Sequence[Sequence[int]],
+    padded: Sequence[int],
+    size: Sequence[int],
+    align_corners: bool,
+) -> Tensor:
+    """Which nodes of a padded batch lie on an image.
+
+    Args:
+        image_sizes: (H, W) of each image before it was padded at the right and bottom.
+        padded: (H, W) of the batch tensor.
+        size: (h, w) of the feature map.
+        align_corners: as the logits are resized.
+
+    Returns:
+        (B, h, w) bool.
+    """
+    rows = node_positions(padded[0], size[0], align_corners)
+    columns = node_positions(padded[1], size[1], align_corners)
+    return torch.stack([(rows < h)[:, None] & (columns < w)[None] for h, w in image_sizes])
 
 
 def resize_targets(targets: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:

@@ -5,7 +5,8 @@ set: call :func:`register_all` for that.
 """
 
 from .backbone import build_dilated_resnet_backbone
-from .config import add_cdgcnet_config, check_cfg, load_cfg
+from .config import add_cdgcnet_config, load_cfg
+from .config_check import check_cfg
 from .datasets import register_all
 from .evaluation import CDGCEvaluator
 from .head import CDGCNetHead

@@ -155,7 +155,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, loader: Iterable, dataset_name: str
 
 
 def format_table(results: dict[str, dict[str, float]], columns: dict[str, str]) -> str:
-    """A table of IoU per class and mean, one column per result.
+    """A table of IoU per class in the ground truth and mean, one column per result.
 
     Args:
         results: task name -> metrics.
@@ -163,13 +163,14 @@ def format_table(results: dict[str, dict[str, float]], columns: dict[str, str]) 
     """
     columns = {task: title for task, title in columns.items() if task in results}
     keys = [k for k in next(iter(results.values())) if k.startswith("IoU-")]
-    rows = [(key.removeprefix("IoU-"), key) for key in keys] + [("mean (mIoU)", "mIoU")]
+    rows = [(key.removeprefix("IoU-"), key) for key in keys]
+    rows += [("mean (mIoU)", "mIoU"), ("with absent (mIoU_union)", "mIoU_union")]
     width = max(len(name) for name, _ in rows)
     lines = [" " * width + "".join(f"  {title:>16}" for title in columns.values())]
     for name, key in rows:
         values = [results[task][key] for task in columns]
-        if all(math.isnan(v) for v in values):
-            continue  # neither in the ground truth nor predicted
+        if all(math.isnan(results[task].get(f"ACC-{name}", 0.0)) for task in columns):
+            continue  # not in the ground truth, and so not in the mean
         cells = "".join("  " + ("-" if math.isnan(v) else f"{v:.2f}").rjust(16) for v in values)
         lines.append(f"{name:<{width}}{cells}")
     return "\n".join(lines)

@@ -309,8 +309,8 @@ class CDGCNetHead(nn.Module):
 def log_node_shares(nodes: NodeSet | None, period: int = 20) -> None:
     """Shares of easy positive, hard positive and hard negative nodes, into the event storage.
 
-    Every ``period`` iterations, since reading the counts waits for the device. Does nothing
-    outside a training loop.
+    Every ``period`` iterations like Detectron2's writers, since reading the counts waits for the
+    device. Does nothing outside a training loop.
     """
     if nodes is None:
         return
@@ -323,7 +323,7 @@ def log_node_shares(nodes: NodeSet | None, period: int = 20) -> None:
         storage = get_event_storage()
     except AssertionError:  # Detectron2's way to say that no training loop runs
         return
-    if storage.iter % period:
+    if storage.iter and (storage.iter + 1) % period:  # at the start, and when writers write
         return
     total = max(len(nodes.pixel), 1)
     for name, count in parts.items():

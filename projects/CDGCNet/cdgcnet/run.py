@@ -5,15 +5,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from .config import adapt_cfg, load_cfg
+from .config import add_cdgcnet_config, load_cfg
+from .config_check import adapt_cfg
 from .datasets import register_all
 from .evaluation import format_table, write_results
 from .trainer import COLUMNS, Trainer
@@ -68,6 +70,10 @@ def _flatten(node: dict, prefix: str = "") -> dict:
     return flat
 
 
+def _comparable(cfg: CfgNode) -> dict[str, Any]:
+    return _flatten(yaml.safe_load(cfg.dump()))
+
+
 def check_output_dir(cfg: CfgNode, resume: bool) -> None:
     """Refuse to train into the folder of another run.
 
@@ -93,12 +99,17 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
             f"OUTPUT_DIR {folder} has {', '.join(found[:4])} but no config.yaml, so it cannot be "
             "told whether it is this run; choose another OUTPUT_DIR"
         )
-    before = _flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    now = _flatten(yaml.safe_load(cfg.dump()))
+    default = get_cfg()
+    add_cdgcnet_config(default)
+    stored = _flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    before = {**_comparable(default), **stored}  # a key that is newer than the run
+    now = _comparable(cfg)
     different = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_FREE_KEYS)
+        f"{key}: {before.get(key)!r} there, {now[key]!r} now"
+        for key in sorted(now)
+        if before.get(key) != now[key]
+        and not key.startswith(_FREE_KEYS)
+        and {before.get(key), now[key]} != {"SyncBN", "BN"}  # depends on the processes
     ]
     if different:
         raise ValueError(
@@ -132,13 +143,25 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # Every set is listed now: a missing validation set must not show after the training.
     for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         DatasetCatalog.get(name)
-    # With the norms and the batch fitted to this machine, and only then compared or stored.
     rank = comm.get_rank()
+    problem = None
     if not args.eval_only and comm.is_main_process():
-        adapted = cfg.clone()
-        adapt_cfg(adapted)
-        check_output_dir(adapted, args.resume)
-    comm.synchronize()
+        try:
+            check_output_dir(cfg, args.resume)
+        except ValueError as error:
+            problem = str(error)
+    # All processes stop together, or the others would wait for the main one.
+    problem = next((p for p in comm.all_gather(problem) if p), None)
+    if problem:
+        raise ValueError(problem)
+    resumes = args.resume and (folder / "last_checkpoint").is_file()
+    from_scratch = not (args.eval_only or resumes or cfg.MODEL.WEIGHTS)
+    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
+    if from_scratch and freeze_at:
+        raise ValueError(
+            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is {freeze_at}, which would "
+            "freeze random weights; name a weight file or set FREEZE_AT to 0"
+        )
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
     setup_logger(str(folder), distributed_rank=rank, name="fvcore")
@@ -149,6 +172,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     logger.info(f"Environment:\n{collect_env_info()}")
     logger.info(f"Command line: {args}")
+    if not args.eval_only:
+        if from_scratch:
+            logger.warning("MODEL.WEIGHTS is empty: the backbone starts from random weights")
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     return cfg
 

@@ -14,7 +14,7 @@ from detectron2.modeling.meta_arch.semantic_seg import build_sem_seg_head
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from cdgc.cdgc import valid_nodes
+from cdgc import valid_nodes
 
 from .head import CDGCNetHead, HeadOutput, log_node_shares
 from .postprocess import Sizes, full_size_logits, label_map

@@ -21,7 +21,6 @@ from .mapper import SemSegMapper
 from .tta import SemanticSegmentorWithTTA
 from .weights import StrictCheckpointer
 
-METRIC = "sem_seg/mIoU"
 COLUMNS = {
     "sem_seg_coarse": "coarse",
     "sem_seg": "refined",
@@ -30,13 +29,20 @@ COLUMNS = {
 
 
 class BestModel(HookBase):
-    """Keeps the weights of the best refined mIoU as ``model_best.pth``.
+    """Keeps the weights of the best refined mIoU (of the first test set) as ``model_best.pth``.
 
     Unlike Detectron2's ``BestCheckpointer`` it remembers the best score over a resume and does
     not become the checkpoint that a run resumes from.
     """
 
-    def __init__(self, folder: str, model: nn.Module):
+    def __init__(self, folder: str, model: nn.Module, metric: str):
+        """
+        Args:
+            folder: where the file goes.
+            model: whose weights are kept.
+            metric: name of the score in the event storage.
+        """
+        self.metric = metric
         self.path = Path(folder) / "model_best.pth"
         self.model = getattr(model, "module", model)
         self.best = float("-inf")
@@ -46,7 +52,7 @@ class BestModel(HookBase):
             self.best = torch.load(self.path, map_location="cpu", weights_only=True)["mIoU"]
 
     def _keep(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(METRIC, (None, None))
+        value, iteration = self.trainer.storage.latest().get(self.metric, (None, None))
         if value is None or iteration != self.trainer.storage.iter or not value > self.best:
             return
         self.best = float(value)
@@ -67,8 +73,8 @@ class Trainer(DefaultTrainer):
     """``DefaultTrainer`` for CDGCNet.
 
     The randomness of an iteration (samples, augmentation, dropout, node sampling) depends on the
-    run's seed, the process and the iteration number alone, so a resumed run repeats the
-    uninterrupted one on any number of processes.
+    run's seed, the process and the iteration number alone, so a run resumed with the same number
+    of processes repeats the uninterrupted one (on a GPU up to its non-deterministic kernels).
     """
 
     def __init__(self, cfg: CfgNode):
@@ -83,7 +89,9 @@ class Trainer(DefaultTrainer):
         built = [h for h in super().build_hooks() if h is not None]
         if comm.is_main_process():
             after_eval = 1 + next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
-            built.insert(after_eval, BestModel(self.cfg.OUTPUT_DIR, self._trainer.model))
+            sets = self.cfg.DATASETS.TEST
+            metric = f"{sets[0]}/sem_seg/mIoU" if len(sets) > 1 else "sem_seg/mIoU"
+            built.insert(after_eval, BestModel(self.cfg.OUTPUT_DIR, self._trainer.model, metric))
         return built
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
+# The last layer of an ImageNet classifier, as MSRA, Detectron2 and torchvision name it.
+_CLASSIFIER = re.compile(r"(^|\.)(fc\d*|linear|classifier|head)\.")
 _TORCHVISION_PARTS = (
     (re.compile(r"^conv1\.(.+)$"), r"stem.conv1.\1"),
     (re.compile(r"^bn1\.(.+)$"), r"stem.conv1.norm.\1"),
@@ -100,15 +102,22 @@ class StrictCheckpointer(DetectionCheckpointer):
         problems += [
             f"{key}: not in the model"
             for key in incompatible.unexpected_keys
-            if has_head or "fc" not in key.split(".")
+            if has_head or not _CLASSIFIER.search(key)
         ]
         file = checkpoint.get("file", "the weights")
+        folded = any(p.endswith("running_mean: not in the file") for p in problems)
         if problems:
             more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
             raise ValueError(
                 f"{file} does not fit the model of this config ({len(problems)} keys):\n  "
                 + "\n  ".join(problems[:8])
                 + more
+                + (
+                    "\nNo running_mean: the batch norms were folded away, as in Detectron2's MSRA "
+                    "files; use torchvision's weights."
+                    if folded
+                    else ""
+                )
                 + "\nCheck MODEL.RESNETS.{DEPTH,STEM_TYPE}, MODEL.CDGC and "
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES against the run that made the file."
             )

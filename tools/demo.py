@@ -94,7 +94,7 @@ def log_to_file(folder: Path) -> None:
     """Everything goes to ``folder``/log.txt; the terminal shows warnings and the bars."""
     for name in ("detectron2", "fvcore", "cdgcnet"):
         for handler in setup_logger(str(folder), name=name).handlers:
-            if not isinstance(handler, logging.FileHandler):
+            if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)  # fvcore's use of torch.jit
 

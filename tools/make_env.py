@@ -240,7 +240,8 @@ def ensure(root: Path) -> None:
     if reason is None:
         print(f"make_env: .venv is complete (Python {state['python']})")
         return
-    print(f"make_env: .venv: {reason}")
+    if there:
+        print(f"make_env: .venv: {reason}")
     write_stamp(venv, {})
     fill_venv(root, venv, state)
     state = probe(venv)

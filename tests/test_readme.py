@@ -33,3 +33,9 @@ def test_the_app_example_of_the_readme_runs_as_printed(tmp_path, monkeypatch):
     assert names["logits"].shape == (19, 61, 90)
     assert names["labels"].shape == (61, 90)
     assert len(block[1].strip().splitlines()) <= 10, "a ten-line example"
+
+
+def test_no_placeholder_is_left_in_a_page():
+    for page in (ROOT / "README.md", *(ROOT / "projects" / "CDGCNet").glob("*.md")):
+        left = re.findall(r"\b[A-Z]+_(?:SECTION|TABLE|NUMBER)\b|\bTODO\b", page.read_text("utf-8"))
+        assert not left, f"{page.name}: {left}"

@@ -1,0 +1,69 @@
+"""Two processes whose batches hold different classes train as one process with both batches."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from cdgc import CDGCModule
+
+M, C = 4, 6
+
+
+def _module(edges):
+    torch.manual_seed(0)
+    return CDGCModule(C, M, edges=edges, topk=2, norm=None, relu=False).double()
+
+
+def _batch(rank):
+    """Process 0 sees classes 0 and 1 only; process 1 has nothing but ignored pixels."""
+    g = torch.Generator().manual_seed(rank)
+    x = torch.randn(1, C, 5, 5, generator=g, dtype=torch.float64)
+    logits = torch.randn(1, M, 5, 5, generator=g, dtype=torch.float64)
+    logits[:, 2:] -= 100
+    targets = torch.randint(0, 2, (1, 33, 33), generator=g)
+    return x, logits, targets if rank == 0 else torch.full_like(targets, 255)
+
+
+def _train(rank, port, edges, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    # find_unused_parameters is off: a parameter without a gradient would raise at the second step.
+    model = DistributedDataParallel(_module(edges))
+    for _ in range(2):
+        model.zero_grad()
+        model(*_batch(rank)).square().sum().backward()
+    grads = {k: p.grad for k, p in model.module.named_parameters()}
+    torch.save(grads, Path(folder, f"{rank}.pth"))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("edges", ["similarity", "uniform", "topk"])
+def test_absent_classes_do_not_stop_distributed_training(edges, tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    # Fork: a spawned process could not import this module (--import-mode=importlib).
+    context = torch.multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=_train, args=(rank, port, edges, str(tmp_path))) for rank in (0, 1)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+
+    # Distributed training averages the gradients of the two processes.
+    alone = [_module(edges) for _ in range(2)]
+    for rank, module in enumerate(alone):
+        module(*_batch(rank)).square().sum().backward()
+    both = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
+    for name, p in alone[0].named_parameters():
+        expected = (p.grad + dict(alone[1].named_parameters())[name].grad) / 2
+        assert torch.equal(both[0][name], both[1][name])
+        torch.testing.assert_close(both[0][name], expected, rtol=0, atol=1e-12)
+    assert not both[0]["graph_weight"][2:].any()  # classes that neither process saw

@@ -14,11 +14,12 @@ env:  ## make or repair .venv (a complete one is recognised at once)
 demo: env  ## train and show a tiny network on generated images
 	$(RUN) tools/demo.py
 
+# One thread for each of the two workers: more would only get into each other's way.
 test: lint  ## lint, types and all tests but the slow ones
-	$(RUN) -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
 
 test-all: lint  ## lint, types and all tests
-	$(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 lint: env  ## Ruff (rules and format) and mypy
 	$(RUN) -m ruff check .

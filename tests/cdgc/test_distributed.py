@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,16 +48,16 @@ def test_absent_classes_do_not_stop_distributed_training(edges, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    # Fork: a spawned process could not import this module (--import-mode=importlib).
-    context = torch.multiprocessing.get_context("fork")
+    # Fresh interpreters: a fork would inherit the thread pool of a torch that has already run.
     workers = [
-        context.Process(target=_train, args=(rank, port, edges, str(tmp_path))) for rank in (0, 1)
+        subprocess.Popen([sys.executable, __file__, str(rank), str(port), edges, str(tmp_path)])
+        for rank in (0, 1)
     ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-        assert worker.exitcode == 0
+    try:
+        assert [worker.wait(120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
 
     # Distributed training averages the gradients of the two processes.
     alone = [_module(edges) for _ in range(2)]
@@ -67,3 +69,7 @@ def test_absent_classes_do_not_stop_distributed_training(edges, tmp_path):
         assert torch.equal(both[0][name], both[1][name])
         torch.testing.assert_close(both[0][name], expected, rtol=0, atol=1e-12)
     assert not both[0]["graph_weight"][2:].any()  # classes that neither process saw
+
+
+if __name__ == "__main__":
+    _train(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -12,7 +12,7 @@ env:  ## make or repair .venv (a complete one is recognised at once)
 	@$(PYTHON) tools/make_env.py
 
 demo: env  ## train and show a tiny network on generated images
-	$(RUN) tools/demo.py
+	$(RUN) -W ignore::FutureWarning tools/demo.py
 
 # One thread for each of the two workers: more would only get into each other's way.
 test: lint  ## lint, types and all tests but the slow ones

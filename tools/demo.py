@@ -13,7 +13,6 @@ import logging
 import multiprocessing
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -96,7 +95,6 @@ def log_to_file(folder: Path) -> None:
         for handler in setup_logger(str(folder), name=name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # fvcore's use of torch.jit
 
 
 def config_of(name: str, folder: Path, quick: bool) -> CfgNode:

@@ -80,7 +80,7 @@ def predict(predictor: Predictor, images: Sequence[Path], output: Path, dataset:
             label_image(labels, metadata.stuff_colors).save(output / f"{path.stem}.png")
             overlay(bgr[:, :, ::-1], labels, metadata).save(output / f"{path.stem}_overlay.jpg")
         except (ValueError, OSError, MemoryError) as error:
-            failures.append(f"{path}: {error}")
+            failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     return failures
 
 

@@ -87,6 +87,7 @@ class StrictCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict) -> Any:
         has_head = any(key.startswith("sem_seg_head.") for key in checkpoint["model"])
+        folded = not any(key.endswith("running_mean") for key in checkpoint["model"])
         incompatible = super()._load_model(checkpoint)  # takes "model" out of the checkpoint
         missing = [
             key
@@ -105,7 +106,6 @@ class StrictCheckpointer(DetectionCheckpointer):
             if has_head or not _CLASSIFIER.search(key)
         ]
         file = checkpoint.get("file", "the weights")
-        folded = any(p.endswith("running_mean: not in the file") for p in problems)
         if problems:
             more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
             raise ValueError(

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
@@ -76,7 +75,7 @@ def predict(predictor: Predictor, images: Sequence[Path], output: Path, dataset:
     for path in tqdm(images, desc="predicting", unit="image"):
         try:
             bgr = read_image(path, "BGR")
-            labels = predictor(bgr)["sem_seg"].max(dim=0).indices.cpu().numpy().astype(np.uint8)
+            labels = predictor.labels(bgr)
             label_image(labels, metadata.stuff_colors).save(output / f"{path.stem}.png")
             overlay(bgr[:, :, ::-1], labels, metadata).save(output / f"{path.stem}_overlay.jpg")
         except (ValueError, OSError, MemoryError) as error:

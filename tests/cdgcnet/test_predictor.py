@@ -155,3 +155,14 @@ def test_backbone_weights_are_not_enough(tiny_cfg, tmp_path):
     )
     with pytest.raises(ValueError, match="backbone only"):
         Predictor(cfg)
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
+def test_labels_are_the_argmax(tiny_cfg, weights, meta, tta):
+    cfg = tiny_cfg({"MODEL.WEIGHTS": weights, "MODEL.META_ARCHITECTURE": meta})
+    predictor = Predictor(cfg, tta=tta)
+    labels = predictor.labels(image_of(60, 90))
+    expected = predictor(image_of(60, 90))["sem_seg"].argmax(dim=0).numpy()
+    assert labels.dtype == np.uint8
+    assert (labels != expected).sum() <= 1  # a tie may fall the other way

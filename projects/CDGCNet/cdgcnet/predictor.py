@@ -7,6 +7,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from .augmentation import build_test_augmentations
+from .segmentor import CDGCSegmentor
 from .tta import SemanticSegmentorWithTTA
 from .weights import StrictCheckpointer, check_weights_path
 
@@ -35,12 +36,27 @@ class Predictor:
         checkpointer = StrictCheckpointer(self.model)
         checkpointer.allow_backbone_only = False
         checkpointer.load(cfg.MODEL.WEIGHTS)
-        self.predict = SemanticSegmentorWithTTA(cfg, self.model) if tta else self.model
+        self.tta = SemanticSegmentorWithTTA(cfg, self.model) if tta else None
         self.augmentation = build_test_augmentations(cfg)[0]
         self.input_format = cfg.INPUT.FORMAT
         self.metadata = None
         if len(cfg.DATASETS.TEST):
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+
+    def _inputs(self, original_image: np.ndarray) -> list[dict]:
+        if original_image is None or original_image.ndim != 3 or original_image.shape[2] != 3:
+            found = None if original_image is None else original_image.shape
+            raise ValueError(f"expected a BGR image (H, W, 3), got {found}")
+        image = original_image
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        image = np.ascontiguousarray(image)
+        inputs = {"height": image.shape[0], "width": image.shape[1]}
+        if self.tta:
+            return [{**inputs, "original_image": image}]
+        resized = self.augmentation.get_transform(image).apply_image(image)
+        chw = np.ascontiguousarray(resized.transpose(2, 0, 1))
+        return [{**inputs, "image": torch.from_numpy(chw)}]
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict:
@@ -51,19 +67,19 @@ class Predictor:
         Returns:
             {"sem_seg": (M, H, W)}.
         """
-        if original_image is None or original_image.ndim != 3 or original_image.shape[2] != 3:
-            found = None if original_image is None else original_image.shape
-            raise ValueError(f"expected a BGR image (H, W, 3), got {found}")
-        image = original_image
-        if self.input_format == "RGB":
-            image = image[:, :, ::-1]
-        image = np.ascontiguousarray(image)
-        resized = self.augmentation.get_transform(image).apply_image(image)
-        chw = np.ascontiguousarray(resized.transpose(2, 0, 1))
-        inputs = {
-            "image": torch.from_numpy(chw),
-            "original_image": image,
-            "height": image.shape[0],
-            "width": image.shape[1],
-        }
-        return self.predict([inputs])[0]
+        model = self.tta or self.model
+        return model(self._inputs(original_image))[0]
+
+    @torch.no_grad()
+    def labels(self, original_image: np.ndarray) -> np.ndarray:
+        """The class of every pixel, (H, W) uint8; arguments as in :meth:`__call__`.
+
+        Without TTA a :class:`CDGCSegmentor` makes it without ever holding (M, H, W) logits.
+        """
+        if self.tta is None and isinstance(self.model, CDGCSegmentor):
+            result = self.model.inference(self._inputs(original_image), output="labels")[0][
+                "labels"
+            ]
+        else:
+            result = self(original_image)["sem_seg"].max(dim=0).indices.to(torch.uint8)
+        return result.cpu().numpy()

@@ -123,9 +123,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """A checked and frozen config; logging, seeds and the output folder are ready.
 
     Raises:
-        ValueError, KeyError, FileNotFoundError: on anything wrong that can be known beforehand.
+        ValueError, FileNotFoundError: on anything wrong that can be known beforehand.
     """
     cfg = load_cfg(args.config_file, args.opts)
+    if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
+        raise ValueError("MODEL.DEVICE is 'cpu' with several processes; expected cuda")
     register_all()
     check_datasets(cfg, train=not args.eval_only)
     check_weights_path(cfg.MODEL.WEIGHTS)

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 
 from cdgcnet import Trainer, load_cfg, register_all
 from cdgcnet.datasets import datasets_root
-from cdgcnet.mapper import read_image, read_labels
+from cdgcnet.files import read_image, read_labels
 
 CONFIG = (
     Path(__file__).resolve().parents[1]

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from cdgcnet import CDGCSegmentor, SemanticSegmentorWithTTA, Trainer, load_cfg, register_all
 from cdgcnet.evaluation import evaluate, format_table, write_results
-from cdgcnet.mapper import read_image, read_labels
+from cdgcnet.files import read_image, read_labels
 from cdgcnet.visualize import comparison_sheet
 from cdgcnet.weights import StrictCheckpointer
 

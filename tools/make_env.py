@@ -169,7 +169,7 @@ def pip_steps(root: Path, python: str) -> list[tuple[str, list[str]]]:
         first = ["torch>=2.6", "torchvision", "setuptools>=77", "wheel"]
         return [
             ("PyTorch", first),
-            ("this project and what it needs", ["--editable", f"{root}[test]"]),
+            ("this project and what it needs", ["--editable", f"{root}[data,test]"]),
         ]
     tested = root / "requirements-tested.txt"
     pins = re.findall(r"(?m)^(?:torch|torchvision)==\S+", tested.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from cdgcnet import Predictor, load_cfg, register_all
-from cdgcnet.mapper import read_image
+from cdgcnet.files import read_image
 from cdgcnet.run import check_datasets
 from cdgcnet.visualize import label_image, overlay
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdgcnet.augmentation import ScaleJitter
-from cdgcnet.mapper import SemSegMapper, check_labels, read_checked_labels, read_image, read_labels
+from cdgcnet.files import check_labels, read_checked_labels, read_image, read_labels
+from cdgcnet.mapper import SemSegMapper
 
 # VOC's own palette starts 000000 800000 008000 808000 …: grey values 0 38 75 113 …
 VOC_PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0] + [200] * (252 * 3)

@@ -17,7 +17,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from .mapper import read_checked_labels
+from .files import read_checked_labels, replacing
 from .segmentor import CDGCSegmentor
 
 
@@ -111,7 +111,9 @@ class CDGCEvaluator(DatasetEvaluator):
                     f"{x['file_name']}: {self.dataset_name} has no ground truth to evaluate on"
                 )
             size = tuple(predictions["refined"].shape)
-            labels = read_checked_labels(path, self.num_classes, self.ignore_label, size)
+            labels = read_checked_labels(
+                path, self.num_classes, self.ignore_label, size, x.get("sem_seg_lut")
+            )
             for name, prediction in predictions.items():
                 counts = confusion_matrix(
                     labels, prediction.cpu().numpy(), self.num_classes, self.ignore_label
@@ -184,6 +186,5 @@ def write_results(path: Path, results: dict) -> None:
             return {k: clean(v) for k, v in value.items()}
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(clean(results), indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(clean(results), indent=2) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from torch import Tensor, nn
 
 from .augmentation import build_test_augmentations
-from .mapper import read_image
+from .files import read_image
 
 
 class SemanticSegmentorWithTTA(nn.Module):

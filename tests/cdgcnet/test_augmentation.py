@@ -10,6 +10,7 @@ from cdgcnet import load_cfg
 from cdgcnet.augmentation import (
     PaddedCrop,
     PadTransform,
+    ScaledCrop,
     ScaleJitter,
     build_test_augmentations,
     build_train_augmentations,
@@ -99,6 +100,19 @@ def test_no_label_appears_that_was_not_there(height, width, crop_h, crop_w, seed
     assert out.dtype == np.uint8
 
 
+@given(
+    st.integers(4, 60), st.integers(4, 60), st.integers(1, 50), st.sampled_from([1.0, 0.5]), seeds
+)
+def test_scaled_crop_is_scale_jitter_then_crop(height, width, side, limit, seed):
+    # The same draws and the same labels exactly; image values as test_resize.py says.
+    labels = blocks(height, width, seed, block=4)
+    jitter, cut = ScaleJitter((0.5, 2.0)), crop((side, side), max_category_area=limit)
+    image, out = augmented([jitter, cut], labels, seed)
+    fused_image, fused = augmented([ScaledCrop(jitter, cut)], labels, seed)
+    np.testing.assert_array_equal(fused, out)
+    assert np.abs(fused_image.astype(int) - image).max() <= 1
+
+
 # ---------------------------------------------------------------- sizes and padding
 
 
@@ -184,8 +198,12 @@ def test_scale_ratios_fill_their_range_uniformly():
         drawn = [jitter.get_transform(image) for _ in range(2000)]
     ratios = np.array([t.new_h / 1000 for t in drawn])
     assert ratios.min() >= 0.5 and ratios.max() <= 2.0
-    # Ten bins of 0.15 hold 200 each; chi-square with 9 degrees: 9 + 5 * sqrt(18) = 30.
-    assert chi_square(np.histogram(ratios, 10, (0.5, 2.0))[0]) < 30
+    # Ratios are k / 64 with k = 32 … 128: eight bins of 12 values hold 2000 * 12 / 96 = 250 each
+    # (the two ends, half as likely as the others, together make one value).
+    # Chi-square with 7 degrees: 7 + 5 * sqrt(14) = 26.
+    steps = np.round(ratios * 64)
+    assert np.abs(ratios * 64 - steps).max() < 0.04  # 1000 rows: rounded to 1 / 1000
+    assert chi_square(np.histogram(steps, 8, (32, 128))[0]) < 26
     # One ratio for both axes: the shape is kept up to half a pixel.
     assert all(abs(t.new_w - t.new_h / 2) <= 1 for t in drawn)
 
@@ -261,11 +279,16 @@ def config(*overrides: str):
 
 def test_config_order_and_switches():
     names = [type(a).__name__ for a in build_train_augmentations(config())]
-    assert names == ["ScaleJitter", "PaddedCrop", "RandomFlip"]
+    assert names == ["ScaledCrop", "RandomFlip"]
+    whole = config("INPUT.CROP.ENABLED", "False")
+    assert [type(a).__name__ for a in build_train_augmentations(whole)] == [
+        "ScaleJitter",
+        "RandomFlip",
+    ]
     more = config("INPUT.COLOR_JITTER", "True", "INPUT.RANDOM_FLIP", "none")
     names = [type(a).__name__ for a in build_train_augmentations(more)]
-    assert names[:2] == ["ScaleJitter", "PaddedCrop"] and "RandomFlip" not in names
-    assert set(names[2:]) == {"RandomBrightness", "RandomContrast", "RandomSaturation"}
+    assert names[0] == "ScaledCrop" and "RandomFlip" not in names
+    assert set(names[1:]) == {"RandomBrightness", "RandomContrast", "RandomSaturation"}
 
 
 def test_flip_happens_half_the_time():

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdgcnet.augmentation import ScaleJitter
-from cdgcnet.files import check_labels, read_checked_labels, read_image, read_labels
+from cdgcnet.files import (
+    ImageFile,
+    check_labels,
+    read_checked_labels,
+    read_image,
+    read_labels,
+)
+from cdgcnet.loader import seeded
 from cdgcnet.mapper import SemSegMapper
 
 # VOC's own palette starts 000000 800000 008000 808000 …: grey values 0 38 75 113 …
@@ -294,3 +301,89 @@ def test_tensors_are_writable_and_own_their_memory(sample):
     out = mapper()(sample)
     out["image"] += 1
     out["sem_seg"] += 1
+
+
+# ---------------------------------------------------------------- decoding no more than needed
+
+
+@pytest.fixture
+def street_cfg(tiny_cfg):
+    """Crops of 24 x 24 with the whole augmentation, on images of 96 x 64."""
+
+    def make(**changes):
+        keys = {"INPUT.CROP.SIZE": [24, 24], "INPUT.COLOR_JITTER": True}
+        return tiny_cfg({**keys, **changes})
+
+    return make
+
+
+@pytest.fixture
+def street(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (96, 64, 3)).astype(np.uint8)).save(tmp_path / "i.png")
+    labels = rng.integers(0, 6, (96, 64)).astype(np.uint8)
+    labels[labels == 5] = 255
+    Image.fromarray(labels).save(tmp_path / "l.png")
+    return {
+        "file_name": str(tmp_path / "i.png"),
+        "sem_seg_file_name": str(tmp_path / "l.png"),
+    }
+
+
+def draws(cfg, sample, count=20):
+    mapped = SemSegMapper(cfg, is_train=True)
+    out = []
+    for seed in range(count):
+        with seeded(seed):
+            out.append(mapped(sample))
+    return out
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_array_equal(a["image"].numpy(), b["image"].numpy())
+        np.testing.assert_array_equal(a["sem_seg"].numpy(), b["sem_seg"].numpy())
+
+
+def test_partly_decoded_images_give_the_samples_of_whole_ones(street_cfg, street, monkeypatch):
+    cfg = street_cfg()
+    partly = draws(cfg, street)
+    stops = []
+    rows = ImageFile.rows
+
+    def whole(self, stop):
+        stops.append(stop)
+        return rows(self, self.height)
+
+    monkeypatch.setattr(ImageFile, "rows", whole)
+    assert_same(partly, draws(cfg, street))
+    assert min(stops) < 0.8 * 96  # some crops needed a part only, or this test shows nothing
+
+
+def test_cache_changes_no_sample(street_cfg, street, tmp_path):
+    plain = draws(street_cfg(), street)
+    cfg = street_cfg(**{"INPUT.CACHE": str(tmp_path / "cache")})
+    assert_same(plain, draws(cfg, street))  # filled …
+    assert_same(plain, draws(cfg, street))  # … and used
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_cached_labels_are_checked_for_each_model(street_cfg, street, tmp_path):
+    # What five classes accepted, four must still refuse.
+    cache = {"INPUT.CACHE": str(tmp_path / "cache")}
+    draws(street_cfg(**cache), street, 1)
+    with pytest.raises(ValueError, match=r"l\.png: label value 4 is neither a class"):
+        draws(street_cfg(**cache, **{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4}), street, 1)
+
+
+def test_labels_pass_through_the_look_up_table(street_cfg, street):
+    # Classes 0, 1, 2, … of the file become 1, 2, 3, …, its 4 is ignored.
+    table = bytes([1, 2, 3, 4, 255] + [255] * 251)
+    for before, after in zip(
+        draws(street_cfg(), street),
+        draws(street_cfg(), {**street, "sem_seg_lut": table}),
+        strict=True,
+    ):
+        expected = np.frombuffer(table, np.uint8)[before["sem_seg"].numpy()]
+        np.testing.assert_array_equal(after["sem_seg"].numpy(), expected)

@@ -4,12 +4,18 @@ Detectron2's own where they do the job. ``FixedSizeCrop`` does not: it uses one 
 both axes, and its version 0.6 pads labels with class 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, Transform, TransformList
+
+from .resize import ResizeCropTransform
+
+# Ratios are multiples of 1/64: fine enough for no one to notice, and the sizes keep a common
+# divisor with the source's, which makes cropping before resizing pay.
+RATIO_STEPS = 64
 
 
 class ScaleJitter(T.Augmentation):
@@ -18,20 +24,30 @@ class ScaleJitter(T.Augmentation):
     def __init__(self, ratios: Sequence[float], short_edge: Sequence[int] = (0,)):
         """
         Args:
-            ratios: lowest and highest ratio, drawn uniformly.
+            ratios: lowest and highest ratio; drawn uniformly, in steps of 1/64.
             short_edge: shortest edge in pixels at ratio 1, one drawn from the list; 0 keeps the
                 image's own size.
         """
         super().__init__()
         self._init(locals())
 
-    def get_transform(self, image: np.ndarray) -> Transform:
-        height, width = image.shape[:2]
+    def draw(self, shape: tuple[int, ...]) -> T.ResizeTransform:
+        """For an image of shape (H, W, …)."""
+        height, width = shape[:2]
         edge = int(np.random.choice(list(self.short_edge)))
-        ratio = np.random.uniform(*self.ratios) * (edge / min(height, width) if edge else 1.0)
+        low, high = self.ratios
+        ratio = low
+        if low < high:
+            ratio = round(np.random.uniform(low, high) * RATIO_STEPS) / RATIO_STEPS
+            ratio = min(max(ratio, low), high)
+        if edge:
+            ratio *= edge / min(height, width)
         new_height = max(1, round(height * ratio))
         new_width = max(1, round(width * ratio))
         return T.ResizeTransform(height, width, new_height, new_width)
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        return self.draw(image.shape)
 
 
 class PadTransform(Transform):
@@ -42,6 +58,8 @@ class PadTransform(Transform):
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
+        if not (self.bottom or self.right):
+            return img
         padded = np.empty(
             (img.shape[0] + self.bottom, img.shape[1] + self.right, *img.shape[2:]), img.dtype
         )
@@ -52,6 +70,8 @@ class PadTransform(Transform):
         return padded
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        if not (self.bottom or self.right):
+            return segmentation
         padding = ((0, self.bottom), (0, self.right))
         return np.pad(segmentation, padding, constant_values=self.ignore_label)
 
@@ -84,35 +104,67 @@ class PaddedCrop(T.Augmentation):
         counts[self.ignore_label] = 0
         return counts.max() / max(counts.sum(), 1)
 
-    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
-        height, width = image.shape[:2]
+    def window(
+        self, height: int, width: int, labels: Callable[[int, int, int, int], np.ndarray]
+    ) -> tuple[int, int, int, int]:
+        """Draw (y, x, h, w) inside an image; ``labels`` gives the labels of such a window."""
         h, w = min(height, self.size[0]), min(width, self.size[1])
         for _ in range(self.attempts):
             y = np.random.randint(height - h + 1)
             x = np.random.randint(width - w + 1)
             if self.max_category_area >= 1:
                 break
-            if self._category_area(sem_seg[y : y + h, x : x + w]) <= self.max_category_area:
+            if self._category_area(labels(y, x, h, w)) <= self.max_category_area:
                 break
-        crop = CropTransform(x, y, w, h)
-        pad = PadTransform(self.size[0] - h, self.size[1] - w, self.color, self.ignore_label)
-        return TransformList([crop, pad])
+        return y, x, h, w
+
+    def padding(self, h: int, w: int) -> PadTransform:
+        """From a window's size to the crop's."""
+        return PadTransform(self.size[0] - h, self.size[1] - w, self.color, self.ignore_label)
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
+        def labels(y: int, x: int, h: int, w: int) -> np.ndarray:
+            return sem_seg[y : y + h, x : x + w]
+
+        y, x, h, w = self.window(*image.shape[:2], labels)
+        return TransformList([CropTransform(x, y, w, h), self.padding(h, w)])
+
+
+class ScaledCrop(T.Augmentation):
+    """:class:`ScaleJitter`, then :class:`PaddedCrop`: the same draws and pixels, in one step."""
+
+    input_args = ("image", "sem_seg")
+
+    def __init__(self, jitter: ScaleJitter, crop: PaddedCrop):
+        super().__init__()
+        self._init(locals())
+
+    def draw(self, shape: tuple[int, ...], sem_seg: np.ndarray) -> TransformList:
+        """For an image of shape (H, W, …) that need not be decoded yet."""
+        resize = self.jitter.draw(shape)
+
+        def labels(y: int, x: int, h: int, w: int) -> np.ndarray:
+            return ResizeCropTransform(resize, y, x, h, w).apply_segmentation(sem_seg)
+
+        y, x, h, w = self.crop.window(resize.new_h, resize.new_w, labels)
+        return TransformList([ResizeCropTransform(resize, y, x, h, w), self.crop.padding(h, w)])
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
+        return self.draw(image.shape, sem_seg)
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The training augmentations of a config."""
-    augmentations: list[T.Augmentation] = [
-        ScaleJitter(cfg.INPUT.SCALE_JITTER, cfg.INPUT.MIN_SIZE_TRAIN)
-    ]
+    jitter = ScaleJitter(cfg.INPUT.SCALE_JITTER, cfg.INPUT.MIN_SIZE_TRAIN)
+    augmentations: list[T.Augmentation] = [jitter]
     if cfg.INPUT.CROP.ENABLED:
-        augmentations.append(
-            PaddedCrop(
-                cfg.INPUT.CROP.SIZE,
-                cfg.MODEL.PIXEL_MEAN,
-                cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-                cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
-            )
+        crop = PaddedCrop(
+            cfg.INPUT.CROP.SIZE,
+            cfg.MODEL.PIXEL_MEAN,
+            cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
         )
+        augmentations = [ScaledCrop(jitter, crop)]
     if cfg.INPUT.COLOR_JITTER:
         augmentations += [
             T.RandomBrightness(0.75, 1.25),

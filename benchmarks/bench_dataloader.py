@@ -1,0 +1,134 @@
+#!/usr/bin/env python
+"""CPU time of one training sample: our mapper beside Detectron2's with its DeepLab augmentations.
+
+    python benchmarks/bench_dataloader.py [--output benchmarks/results]
+
+Both read the same 1024 x 2048 PNG pairs (generated street scenes with photo-like noise) and draw
+the same augmentations from the same seeds: shortest edge one of 512, 768, …, 2048, crop 512 x 1024
+(and 769 x 769), flip. The samples are compared first, value by value.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from protocol import Unsteady, arguments, measure, one_thread, report
+
+from cdgcnet.augmentation import PaddedCrop, ScaledCrop, ScaleJitter
+from cdgcnet.datasets.cityscapes import load_tree
+from cdgcnet.datasets.streets import write_street_scenes
+from cdgcnet.loader import seeded
+from cdgcnet.mapper import SemSegMapper
+
+IGNORE = 255
+EDGES = (512, 768, 1024, 1280, 1536, 1792, 2048)
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+
+
+def detectron2_mapper(crop: tuple[int, int]) -> DatasetMapper:
+    """As projects/DeepLab/train_net.py of Detectron2 builds it for Cityscapes."""
+    return DatasetMapper(
+        is_train=True,
+        augmentations=[
+            T.ResizeShortestEdge(list(EDGES), 4096, "choice"),
+            T.RandomCrop_CategoryAreaConstraint("absolute", crop, 1.0, IGNORE),
+            T.RandomFlip(),
+        ],
+        image_format="RGB",
+    )
+
+
+def our_mapper(crop: tuple[int, int], cache: str = "") -> SemSegMapper:
+    jitter = ScaleJitter((1.0, 1.0), EDGES)
+    return SemSegMapper(
+        augmentations=[
+            ScaledCrop(jitter, PaddedCrop(crop, PIXEL_MEAN, IGNORE)),
+            T.RandomFlip(),
+        ],
+        image_format="RGB",
+        num_classes=19,
+        ignore_label=IGNORE,
+        is_train=True,
+        cache=cache,
+    )
+
+
+def samples(mapper: Callable[[dict], dict], dicts: list[dict]) -> list[dict]:
+    """One sample per scene; the seeds are the same for every mapper."""
+    out = []
+    for seed, dataset_dict in enumerate(dicts):
+        with seeded(seed):
+            out.append(mapper(dict(dataset_dict)))
+    return out
+
+
+def check_equal(expected: list[dict], found: list[dict]) -> int:
+    """Number of values compared; all are equal, or this stops the benchmark."""
+    for a, b in zip(expected, found, strict=True):
+        for key in ("image", "sem_seg"):
+            if not torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key])):
+                sys.exit(
+                    f"bench_dataloader.py: error: samples differ in {key!r} ({a['file_name']})"
+                )
+    return sum(a[key].numel() for a in found for key in ("image", "sem_seg"))
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--scenes", type=int, default=12, help="pairs per timed call")
+    args = parser.parse_args()
+    one_thread()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_street_scenes(
+            root / "scenes", num_train=args.scenes, num_val=1, height=1024, width=2048
+        )
+        dicts = load_tree(root / "scenes", "train", "scenes")
+        for crop in ((512, 1024), (769, 769)):
+            mappers = {
+                "Detectron2": detectron2_mapper(crop),
+                "ours": our_mapper(crop),
+                "ours, cached": our_mapper(crop, str(root / "cache")),
+            }
+            # 769 rows do not fit a 512-row image: there Detectron2's crop is smaller, ours padded.
+            usable = dicts if crop[0] <= min(EDGES) else []
+            values = 0
+            if usable:
+                expected = samples(mappers["Detectron2"], usable)
+                values = sum(
+                    check_equal(expected, samples(mappers[n], usable)) for n in list(mappers)[1:]
+                )
+            try:
+                times = measure(
+                    {n: (lambda m=m: samples(m, dicts)) for n, m in mappers.items()},
+                    rounds=args.rounds,
+                )
+            except Unsteady as error:
+                rows.append([f"{crop[0]} x {crop[1]}", "unsteady", "unsteady", str(error)])
+                continue
+            rows.append(
+                [
+                    f"{crop[0]} x {crop[1]}",
+                    f"{times.ratio('ours', 'Detectron2'):.2f}",
+                    f"{times.ratio('ours, cached', 'Detectron2'):.3f}",
+                    f"{values} values, 0 differ" if values else "not compared (padding differs)",
+                ]
+            )
+    size = np.prod((1024, 2048))
+    report(
+        "bench_dataloader",
+        f"Training samples from 1024 x 2048 PNGs ({size} pixels), CPU time relative to Detectron2",
+        ["crop", "ours", "ours, decoded images cached", "outputs"],
+        rows,
+        args.output,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""How everything here is measured: contestants in one process, in turn, ratios in one run.
+
+Round robin, so that a busy machine slows all contestants alike; CPU time of one thread (CUDA:
+synchronised wall time); the median of the rounds' paired ratios. A contestant whose first and
+second half of rounds differ by more than 20 % makes the comparison void.
+"""
+
+import argparse
+import gc
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import detectron2
+import numpy as np
+import PIL
+import torch
+
+MAX_DRIFT = 0.2
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Unsteady(Exception):
+    """The machine was too busy for a number to be reported."""
+
+
+def one_thread() -> None:
+    """All libraries on one thread: CPU time then is the work done."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _seconds(function: Callable[[], Any], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        function()
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin
+    begin = time.process_time()
+    function()
+    return time.process_time() - begin
+
+
+@dataclass
+class Times:
+    """Seconds per contestant and round; only ratios of them are reported."""
+
+    seconds: dict[str, list[float]]
+
+    def ratio(self, name: str, baseline: str) -> float:
+        """Median of the rounds' ratios."""
+        pairs = zip(self.seconds[name], self.seconds[baseline], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+
+def measure(
+    contestants: dict[str, Callable[[], Any]],
+    *,
+    rounds: int = 6,
+    device: str = "cpu",
+    attempts: int = 3,
+) -> Times:
+    """Time contestants in turn, after one call of each to warm up.
+
+    Raises:
+        Unsteady: if in every attempt some contestant's two halves of rounds differed by > 20 %.
+    """
+    for function in contestants.values():
+        function()
+    for _ in range(attempts):
+        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        gc.collect()
+        for _ in range(rounds):
+            for name, function in contestants.items():
+                seconds[name].append(_seconds(function, device))
+        drift = {}
+        for name, values in seconds.items():
+            first, second = (
+                statistics.median(half) for half in (values[: rounds // 2], values[rounds // 2 :])
+            )
+            drift[name] = abs(first - second) / min(first, second)
+        worst = max(drift, key=lambda name: drift[name])
+        if drift[worst] <= MAX_DRIFT:
+            return Times(seconds)
+    raise Unsteady(f"{worst}: its two halves differ by {drift[worst]:.0%}; try a quieter machine")
+
+
+def _child(function: Callable[..., Any], args: tuple, connection: Any) -> None:
+    one_thread()
+    run = function(*args)  # setup is not counted
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    connection.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any) -> int:
+    """Bytes by which one call raises the peak of a fresh process (resident memory, Linux).
+
+    Args:
+        prepare: importable; called in the child with ``args``, returns the function to measure.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(prepare, args, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise RuntimeError(f"{prepare.__name__}{args} did not finish") from None
+    finally:
+        process.join()
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _git(*args: str) -> str:
+    result = subprocess.run(["git", *args], capture_output=True, text=True, cwd=ROOT)
+    return result.stdout.strip()
+
+
+def circumstances() -> dict[str, str]:
+    """Hardware, commit, versions and command: what a number needs beside it."""
+    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
+    if _git("status", "--porcelain", "--untracked-files=no"):
+        commit += " with uncommitted changes"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit,
+        "hardware": f"{_cpu_name()}, one thread; {device}",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, detectron2 "
+        f"{detectron2.__version__}, NumPy {np.__version__}, OpenCV {cv2.__version__}, Pillow "
+        f"{PIL.__version__}",
+    }
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=6, help="timed calls per contestant")
+    parser.add_argument("--output", type=Path, help="folder for NAME.md and NAME.json")
+    return parser
+
+
+def report(
+    name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | None
+) -> None:
+    """Print a Markdown table and write it with the circumstances, as Markdown and JSON."""
+    facts = circumstances()
+    table = [header, ["---"] * len(header), *rows]
+    lines = [f"# {title}", ""]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
+    lines += ["", *(f"- {key}: {value}" for key, value in facts.items())]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{name}.md").write_text(text, encoding="utf-8")
+        content = {**facts, "header": list(header), "rows": [list(row) for row in rows]}
+        (output / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -126,7 +126,7 @@ class PaddedCrop(T.Augmentation):
         def labels(y: int, x: int, h: int, w: int) -> np.ndarray:
             return sem_seg[y : y + h, x : x + w]
 
-        y, x, h, w = self.window(*image.shape[:2], labels)
+        y, x, h, w = self.window(image.shape[0], image.shape[1], labels)
         return TransformList([CropTransform(x, y, w, h), self.padding(h, w)])
 
 

@@ -10,7 +10,6 @@ import gc
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -96,16 +95,25 @@ def measure(
     raise Unsteady(f"{worst}: its two halves differ by {drift[worst]:.0%}; try a quieter machine")
 
 
+def _resident(field: str) -> int:
+    """Bytes of VmRSS (now) or VmHWM (peak) of this process."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    [line] = [line for line in status.splitlines() if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024
+
+
 def _child(function: Callable[..., Any], args: tuple, connection: Any) -> None:
     one_thread()
     run = function(*args)  # setup is not counted
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts from here
+    before = _resident("VmRSS")
     run()
-    connection.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    connection.send(_resident("VmHWM") - before)
 
 
 def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any) -> int:
-    """Bytes by which one call raises the peak of a fresh process (resident memory, Linux).
+    """Bytes by which one call raises the peak of a fresh process (resident memory; Linux only).
 
     Args:
         prepare: importable; called in the child with ``args``, returns the function to measure.
@@ -118,9 +126,13 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any) -> int:
     try:
         return ours.recv()
     except EOFError:
-        raise RuntimeError(f"{prepare.__name__}{args} did not finish") from None
+        raise RuntimeError(f"{prepare} {args} did not finish: see its message above") from None
     finally:
         process.join()
+
+
+def mebibytes(number: int) -> str:
+    return f"{number / 2**20:.0f} MiB"
 
 
 def _cpu_name() -> str:

@@ -6,7 +6,7 @@ This package imports torch and nothing else; ``cdgcnet`` next door is Detectron2
 from .adjacency import segment_attention, segment_mean, segment_topk_attention
 from .cdgc import EDGES, SCALES, SCOPES, TOPK_WEIGHTS, CDGCModule
 from .graph_conv import class_linear
-from .losses import OhemCrossEntropyLoss, ohem_cross_entropy
+from .losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
 from .nodes import (
     NODE_MODES,
     SAMPLES,
@@ -29,6 +29,7 @@ __all__ = [
     "OhemCrossEntropyLoss",
     "class_linear",
     "class_map",
+    "cross_entropy",
     "ohem_cross_entropy",
     "resize_targets",
     "segment_attention",

@@ -1,12 +1,90 @@
-"""Online hard example mining for the refined prediction (Sec. 3.4)."""
+"""Losses of logits at any resolution: cross entropy, and OHEM for the refined one (Sec. 3.4)."""
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .nodes import check_labels
+from .upsampled import upsampled_nll, upsampled_weighted_nll
+
+
+def _pixel_weights(
+    logits: Tensor, targets: Tensor, ignore_label: int, class_weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the arguments; valid pixels, targets with ignored ones at 0, weight of each pixel."""
+    if logits.dim() != 4 or targets.dim() != 3 or logits.shape[0] != targets.shape[0]:
+        raise ValueError(
+            f"expected logits (B, M, h, w) and targets (B, H, W), got {tuple(logits.shape)} and "
+            f"{tuple(targets.shape)}"
+        )
+    num_classes = logits.shape[1]
+    check_labels(targets, num_classes, ignore_label, "target")
+    valid = targets != ignore_label
+    safe = targets.long().where(valid, 0)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if class_weights is None:
+        return valid, safe, valid.to(dtype)
+    if class_weights.shape != (num_classes,):
+        raise ValueError(
+            f"class_weights must have one number for each of the {num_classes} classes, got "
+            f"shape {tuple(class_weights.shape)}"
+        )
+    return valid, safe, class_weights.to(dtype)[safe] * valid
+
+
+def _mean(logits: Tensor, targets: Tensor, weight: Tensor, align_corners: bool) -> Tensor:
+    # Without any weight zero is divided by one: 0 with a gradient path, never NaN.
+    mass = weight.sum()
+    weight = weight / torch.where(mass > 0, mass, torch.ones_like(mass))
+    return upsampled_weighted_nll(logits, targets, weight, align_corners)
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    ignore_label: int = 255,
+    class_weights: Tensor | None = None,
+    align_corners: bool = True,
+) -> Tensor:
+    """Mean cross entropy over the valid pixels, of logits resized to the targets.
+
+    Args:
+        logits: (B, M, h, w) of any size; bilinearly resized to (H, W).
+        targets: (B, H, W) integer classes or ``ignore_label``.
+        class_weights: (M,) factors; the mean is then weighted, as torch's cross entropy does.
+        align_corners: of the resize.
+
+    Returns:
+        Scalar; 0 with a gradient path if no pixel is valid.
+
+    Raises:
+        ValueError: if the shapes do not fit or a target is no class.
+    """
+    _, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights)
+    return _mean(logits, safe, weight, align_corners)
+
+
+def hard_pixels(nll: Tensor, valid: Tensor, thresh: float, min_kept: float) -> Tensor:
+    """Which pixels online hard example mining keeps.
+
+    Args:
+        nll: (B, H, W), -log of the true class's probability.
+        valid: (B, H, W) bool, False where there is no label.
+        thresh, min_kept: see :func:`ohem_cross_entropy`.
+
+    Returns:
+        (B, H, W) bool.
+    """
+    keep = valid & (nll > -math.log(thresh))  # p(true) < thresh
+    least = int(min_kept * nll.numel()) if 0 < min_kept < 1 else int(min_kept)
+    least = min(least, nll.numel())
+    # Where more than `least` pixels are hard these are among them. topk takes exactly `least`: a
+    # threshold would let in every pixel that ties at a saturated p = 1.
+    hardest = nll.masked_fill(~valid, -1.0).flatten().topk(least, sorted=False).indices
+    keep.view(-1)[hardest] = True
+    return keep & valid
 
 
 def ohem_cross_entropy(
@@ -17,74 +95,38 @@ def ohem_cross_entropy(
     min_kept: float = 100_000,
     ignore_label: int = 255,
     class_weights: Tensor | None = None,
+    align_corners: bool = True,
 ) -> Tensor:
-    """Cross entropy over the hard pixels of a batch.
+    """Cross entropy over the hard pixels of a batch, of logits resized to the targets.
 
     A valid pixel is kept if the probability of its true class is below ``thresh``. If fewer than
     ``min_kept`` are, the ``min_kept`` pixels with the lowest such probability are kept (all of
     them if there are fewer), as in CCNet and openseg.
 
     Args:
-        logits: (B, M, H, W).
+        logits: (B, M, h, w) of any size; bilinearly resized to (H, W).
         targets: (B, H, W) integer classes or ``ignore_label``.
         thresh: probability below which a pixel counts as hard.
         min_kept: pixels kept at least per call (one GPU's batch), 0 for no minimum; a number
             within (0, 1) is a share of B*H*W, for crops smaller than the recipe's.
         class_weights: (M,) factors; the mean is then weighted, as torch's cross entropy does.
+            They choose no pixels.
+        align_corners: of the resize.
 
     Returns:
         Scalar mean over the kept pixels; 0 with a gradient path if no pixel is valid.
 
     Raises:
-        ValueError: if the shapes differ, a target is no class, or ``thresh`` or ``min_kept`` is
-            out of range.
+        ValueError: if the shapes do not fit, a target is no class, or ``thresh`` or ``min_kept``
+            is out of range.
     """
-    if logits.dim() != 4 or targets.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(
-            f"expected logits (B, M, H, W) and targets (B, H, W), got {tuple(logits.shape)} and "
-            f"{tuple(targets.shape)}"
-        )
     if not 0.0 < thresh <= 1.0:
         raise ValueError(f"thresh must be within (0, 1], got {thresh}")
     if min_kept < 0 or (min_kept > 1 and min_kept != int(min_kept)):
         raise ValueError(f"min_kept must be a pixel count or a share within (0, 1), got {min_kept}")
-    num_classes = logits.shape[1]
-    if class_weights is not None:
-        if class_weights.shape != (num_classes,):
-            raise ValueError(
-                f"class_weights must have one number for each of the {num_classes} classes, got "
-                f"shape {tuple(class_weights.shape)}"
-            )
-        class_weights = class_weights.to(logits.dtype)
-    check_labels(targets, num_classes, ignore_label, "target")
-    targets = targets.long()
-    losses = F.cross_entropy(
-        logits, targets, weight=class_weights, ignore_index=ignore_label, reduction="none"
-    )
-    valid = targets != ignore_label
-    with torch.no_grad():
-        # The true class's probability is exp(-CE); class weights must not distort it.
-        nll = (
-            losses
-            if class_weights is None
-            else F.cross_entropy(logits, targets, ignore_index=ignore_label, reduction="none")
-        )
-        keep = valid & (nll > -math.log(thresh))  # p(true) < thresh
-        least = int(min_kept * targets.numel()) if 0 < min_kept < 1 else int(min_kept)
-        least = min(least, targets.numel())
-        # Where more than `least` pixels are hard these are among them. topk takes exactly
-        # `least`: a threshold would let in every pixel that ties at a saturated p = 1.
-        hardest = nll.masked_fill(~valid, -1.0).flatten().topk(least, sorted=False).indices
-        keep.view(-1)[hardest] = True
-        keep &= valid
-    weight = keep.to(losses.dtype)
-    if class_weights is not None:
-        weight = weight * class_weights[targets.where(valid, 0)]
-    # losses already hold the class weights; the divisor must hold them too. A batch without a
-    # valid pixel divides zero by one.
-    total = (losses * keep).sum()
-    mass = weight.sum()
-    return total / torch.where(mass > 0, mass, torch.ones_like(mass))
+    valid, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights)
+    keep = hard_pixels(upsampled_nll(logits, safe, align_corners), valid, thresh, min_kept)
+    return _mean(logits, safe, weight * keep, align_corners)
 
 
 class OhemCrossEntropyLoss(nn.Module):
@@ -99,11 +141,13 @@ class OhemCrossEntropyLoss(nn.Module):
         min_kept: float = 100_000,
         ignore_label: int = 255,
         class_weights: Tensor | None = None,
+        align_corners: bool = True,
     ):
         super().__init__()
         self.thresh = thresh
         self.min_kept = min_kept
         self.ignore_label = ignore_label
+        self.align_corners = align_corners
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -114,4 +158,5 @@ class OhemCrossEntropyLoss(nn.Module):
             min_kept=self.min_kept,
             ignore_label=self.ignore_label,
             class_weights=self.class_weights,
+            align_corners=self.align_corners,
         )

@@ -19,7 +19,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from cdgc import CDGCModule, NodeSet, OhemCrossEntropyLoss
+from cdgc import CDGCModule, NodeSet, OhemCrossEntropyLoss, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class CDGCNetHead(nn.Module):
                 channels if fuse_conv else fused, num_classes, dropout
             )
             self.refined_criterion = refined_criterion or OhemCrossEntropyLoss(
-                ignore_label=ignore_value, class_weights=weights
+                ignore_label=ignore_value, class_weights=weights, align_corners=align_corners
             )
 
     @classmethod
@@ -212,6 +212,7 @@ class CDGCNetHead(nn.Module):
                 min_kept=loss.OHEM_MIN_KEPT,
                 ignore_label=head.IGNORE_VALUE,
                 class_weights=weights,
+                align_corners=cdgc.ALIGN_CORNERS,
             ),
             "class_weights": loss.CLASS_WEIGHTS,
             "coarse_weight": loss.COARSE_WEIGHT,
@@ -245,41 +246,30 @@ class CDGCNetHead(nn.Module):
         x = torch.cat([x, refined], dim=1) if self.fusion == "concat" else x + refined
         return HeadOutput(self.refined_predictor(self.fuse(x)), coarse, aux, nodes)
 
-    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy over valid pixels; 0 with a gradient path if there are none."""
-        weight = self.class_weights
-        total = F.cross_entropy(
-            logits, targets, weight, ignore_index=self.ignore_value, reduction="sum"
-        )
-        valid = targets != self.ignore_value
-        mass = valid.sum() if weight is None else (weight[targets.where(valid, 0)] * valid).sum()
-        return total / torch.where(mass > 0, mass, 1)
-
     def losses(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]:
-        """The weighted terms of Eq. 5 for targets (B, H, W)."""
+        """The weighted terms of Eq. 5 for targets (B, H, W).
 
-        def resize(logits: Tensor) -> Tensor:
-            # To the size of the target, never by a factor: 97 * 8 is 776, not 769.
-            return F.interpolate(
-                logits.float(),
-                size=targets.shape[-2:],
-                mode="bilinear",
+        Logits are resized to the size of the target, never by a factor: 97 * 8 is 776, not 769.
+        """
+
+        def plain_loss(logits: Tensor) -> Tensor:
+            return cross_entropy(
+                logits,
+                targets,
+                ignore_label=self.ignore_value,
+                class_weights=self.class_weights,
                 align_corners=self.align_corners,
             )
 
-        targets = targets.long()
         losses = {}
         if output.coarse is None:
-            plain = self._cross_entropy(resize(output.refined), targets)
-            losses["loss_plain"] = self.plain_weight * plain
+            losses["loss_plain"] = self.plain_weight * plain_loss(output.refined)
         else:
-            coarse = self._cross_entropy(resize(output.coarse), targets)
-            refined = self.refined_criterion(resize(output.refined), targets)
-            losses["loss_coarse"] = self.coarse_weight * coarse
+            losses["loss_coarse"] = self.coarse_weight * plain_loss(output.coarse)
+            refined = self.refined_criterion(output.refined, targets)
             losses["loss_refined"] = self.refined_weight * refined
         if output.aux is not None:
-            aux = self._cross_entropy(resize(output.aux), targets)
-            losses["loss_aux"] = self.aux_weight * aux
+            losses["loss_aux"] = self.aux_weight * plain_loss(output.aux)
         return losses
 
     def forward(

@@ -1,0 +1,147 @@
+"""Cross entropy of logits resized to the targets, without ever holding the resized logits.
+
+Shape shorthand: logits (B, M, h, w), targets (B, H, W). Full-size logits and their gradient are
+M*H*W numbers each, several times over in the plain formulation; here a band of rows at a time
+lives in the cache, and what is kept has the size of ``logits`` or of ``targets``.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Numbers of a band: it stays in a CPU core's cache. A GPU wants fewer, larger launches.
+_BAND_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 26}
+
+
+def _resize_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:
+    """Bilinear resize of one axis as a matrix (out_size, in_size), two entries a row.
+
+    The weights are those of ``F.interpolate(mode="bilinear", size=...)``.
+    """
+    i = torch.arange(out_size, device=like.device, dtype=like.dtype)
+    if align_corners:
+        y = i * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
+    else:
+        y = ((i + 0.5) * (in_size / out_size) - 0.5).clamp(min=0)
+    low = y.floor().long().clamp(max=in_size - 1)
+    high = (low + 1).clamp(max=in_size - 1)
+    weight = (y - low)[:, None]
+    matrix = like.new_zeros(out_size, in_size)
+    matrix.scatter_(1, low[:, None], 1 - weight)
+    return matrix.scatter_add_(1, high[:, None], weight)
+
+
+def _source_rows(rows: slice, in_size: int, out_size: int, align_corners: bool) -> tuple[int, int]:
+    """Bounds of the source rows that some resized rows are made of, with one to spare."""
+    if align_corners:
+        step = (in_size - 1) / max(out_size - 1, 1)
+        first, last = rows.start * step, (rows.stop - 1) * step
+    else:
+        step = in_size / out_size
+        first, last = (rows.start + 0.5) * step - 0.5, (rows.stop - 0.5) * step - 0.5
+    return max(0, int(first) - 1), min(in_size, int(last) + 3)
+
+
+def _scan(
+    logits: Tensor, targets: Tensor, align_corners: bool, weight: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Go over the resized logits once, a band of rows at a time.
+
+    Args:
+        logits: (B, M, h, w) float32 or float64.
+        targets: (B, H, W) int64, all within [0, M).
+        weight: (B, H, W) factor of each pixel's loss, or None for no gradient.
+
+    Returns:
+        -log p(target) (B, H, W), and the gradient (B, M, h, w) of Σ weight * -log p(target).
+    """
+    classes, h, w = logits.shape[1:]
+    height, width = targets.shape[1:]
+    weight = None if weight is None else weight.to(logits.dtype)
+    vertical = _resize_matrix(h, height, align_corners, logits)
+    horizontal = _resize_matrix(w, width, align_corners, logits)
+    band = max(1, _BAND_NUMBERS[logits.device.type] // (classes * width))
+    nll = logits.new_empty(targets.shape)
+    grad = None if weight is None else torch.empty_like(logits)
+    for image, x in enumerate(logits):
+        wide = x @ horizontal.t()  # (M, h, W), an eighth of the full size
+        wide_grad = torch.zeros_like(wide)
+        for begin in range(0, height, band):
+            rows = slice(begin, min(begin + band, height))
+            first, last = _source_rows(rows, h, height, align_corners)
+            taps = vertical[rows, first:last]
+            x = taps @ wide[:, first:last]  # (M, rows, W): the resized logits
+            target = targets[image, rows][None]
+            x -= x.amax(dim=0, keepdim=True)
+            at_target = x.gather(0, target)[0]
+            total = x.exp_().sum(dim=0, keepdim=True)
+            torch.sub(total[0].log(), at_target, out=nll[image, rows])
+            if weight is not None:
+                share = weight[image, rows][None]
+                x *= share / total  # weight * p
+                x.scatter_add_(0, target, -share)
+                wide_grad[:, first:last] += taps.t() @ x
+        if grad is not None:
+            torch.matmul(wide_grad, horizontal, out=grad[image])
+    return nll, grad
+
+
+def _in_full_precision(
+    logits: Tensor, targets: Tensor, align_corners: bool, weight: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`_scan` in float32 (float64 for float64), whatever autocast says."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    with torch.autocast(logits.device.type, enabled=False):
+        return _scan(logits, targets, align_corners, weight)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Σ weight * -log p(target); the gradient is made in the forward pass, in the same scan."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, weight: Tensor, align_corners: bool
+    ) -> Tensor:
+        needed = ctx.needs_input_grad[0]
+        nll, grad = _in_full_precision(logits, targets, align_corners, weight if needed else None)
+        if grad is not None:
+            ctx.save_for_backward(grad.to(logits.dtype))
+        # Pixels without weight may hold anything: 0 * inf would be NaN.
+        return (nll * weight).where(weight != 0, 0).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * grad, None, None, None
+
+
+def upsampled_nll(logits: Tensor, targets: Tensor, align_corners: bool) -> Tensor:
+    """-log p(target) of every pixel, without gradient.
+
+    Args:
+        logits: (B, M, h, w).
+        targets: (B, H, W) int64 within [0, M).
+        align_corners: how the logits are resized to (H, W).
+
+    Returns:
+        (B, H, W), float32 unless ``logits`` are float64.
+    """
+    return _in_full_precision(logits.detach(), targets, align_corners, None)[0]
+
+
+def upsampled_weighted_nll(
+    logits: Tensor, targets: Tensor, weight: Tensor, align_corners: bool
+) -> Tensor:
+    """Σ weight * -log p(target) over all pixels, with gradient for ``logits``.
+
+    Args:
+        logits: (B, M, h, w).
+        targets: (B, H, W) int64 within [0, M).
+        weight: (B, H, W); 0 leaves a pixel out.
+        align_corners: how the logits are resized to (H, W).
+
+    Returns:
+        Scalar, float32 unless ``logits`` are float64.
+    """
+    return _WeightedSum.apply(logits, targets, weight, align_corners)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import adjacency, relative
 
-from cdgc import segment_attention, segment_mean, segment_topk_attention
+from cdgc import NodeSet, segment_attention, segment_topk_attention
+from cdgc.gather import Segments
 
 LENGTHS = st.lists(st.integers(0, 6), min_size=0, max_size=6)
 
@@ -46,6 +47,17 @@ def same(found, expected, leaves):
         assert relative(a, b) <= 1e-10
 
 
+def packed(rows, lengths):
+    """Segments of rows that are pixels already, in order, each in one segment."""
+    place = torch.arange(rows)
+    slots = torch.stack([place, torch.full_like(place, -1)], 1)
+    return Segments(NodeSet(place, torch.tensor(lengths)[:, None], slots), lengths)
+
+
+def segment_mean(x, lengths):
+    return packed(len(x), lengths).mean(x)
+
+
 def test_attention_by_hand():
     # Segment of two rows, q = (1, 0), k = (0, ln 3), scale 1. Row 0: F = (0, ln 3), so
     # A = (1, 3) / 4 and y = 1/4 * 8 + 3/4 * 4 = 5. Row 1: F = (0, 0), y = (8 + 4) / 2 = 6.
@@ -67,14 +79,29 @@ def test_mean_by_hand():
     assert segment_mean(x, [3]).tolist() == [[3.0, pytest.approx(29 / 3)]]
 
 
-def test_mean_of_an_empty_segment_is_finite():
-    x = torch.tensor([[1.0], [3.0]], requires_grad=True)
-    found = segment_mean(x, [0, 2, 0])
-    assert found.shape == (3, 1)
-    assert found.isfinite().all()
-    assert found[1].item() == 2.0
-    found.sum().backward()
-    assert x.grad.tolist() == [[0.5], [0.5]]
+def test_mean_over_shared_pixels_by_hand():
+    # Three pixels, x = 1, 3, 8. Class 0 holds pixels 0 and 1, class 1 pixels 1 and 2: pixel 1 is
+    # in both. Means (1+3)/2 = 2 and (3+8)/2 = 5.5; back at the pixels 2, 2 + 5.5 and 5.5.
+    nodes = NodeSet(
+        pixel=torch.tensor([0, 1, 1, 2]),
+        counts=torch.tensor([[2], [2]]),
+        slots=torch.tensor([[0, -1], [1, 2], [-1, 3]]),
+    )
+    x = torch.tensor([[1.0], [3.0], [8.0]], requires_grad=True)
+    segments = Segments(nodes, [2, 2])
+    mean = segments.mean(x)
+    assert mean.tolist() == [[2.0], [5.5]]
+    out = segments.to_pixels(mean)
+    assert out.tolist() == [[2.0], [7.5], [5.5]]
+    # d(sum)/dx: each mean is read twice, and each of its pixels holds half of it.
+    out.sum().backward()
+    assert x.grad.tolist() == [[1.0], [2.0], [1.0]]
+
+
+@pytest.mark.parametrize("lengths", [[2, 0, 2], [3], [5]])
+def test_segments_are_not_empty_and_hold_all_nodes(lengths):
+    with pytest.raises(ValueError, match="positive and sum to the 4 nodes"):
+        packed(4, lengths)
 
 
 def test_topk_by_hand():
@@ -119,7 +146,7 @@ def test_topk_equals_dense(lengths, channels, scale, topk, weights, seed):
 
 
 @settings(max_examples=30)
-@given(LENGTHS, st.integers(1, 5), st.integers(0, 999))
+@given(st.lists(st.integers(1, 6), max_size=6), st.integers(1, 5), st.integers(0, 999))
 def test_mean_equals_dense(lengths, channels, seed):
     x, *_ = draw(seed, sum(lengths), channels)
     found = segment_mean(x, lengths)
@@ -139,8 +166,8 @@ def test_rows_of_a_sum_to_one(lengths, scale, topk, seed):
         segment_topk_attention(q, k, ones, lengths, scale, topk, weights="equal"),
     ):
         assert relative(found, ones) <= 1e-12
-    mean = segment_mean(ones, lengths)
-    assert torch.allclose(mean[[n > 0 for n in lengths]], mean.new_ones(()))
+    mean = segment_mean(ones, [n for n in lengths if n])
+    assert torch.allclose(mean, mean.new_ones(()))
 
 
 @settings(max_examples=25)
@@ -193,8 +220,6 @@ def test_lengths_must_add_up(lengths):
     q, k, v = draw(3, 5, 2)
     with pytest.raises(ValueError):
         segment_attention(q, k, v, lengths, 1.0)
-    with pytest.raises(ValueError):
-        segment_mean(v, lengths)
     with pytest.raises(ValueError):
         segment_topk_attention(q, k, v, lengths, 1.0, 2)
 

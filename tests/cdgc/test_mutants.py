@@ -128,6 +128,14 @@ def only_first_slot_backward(case):
     return case.swapped("nodes_to_pixels", lambda _: scatter)
 
 
+def means_over_all_pixels(original):
+    class Wrong(original):
+        def mean(self, pixels):
+            return super().mean(pixels) * self.size / 16
+
+    return Wrong
+
+
 def without_column(slots, column):
     slots = slots.clone()
     slots[:, column] = -1
@@ -227,14 +235,7 @@ FAULTS = {
     ),
     "mean over all pixels": (
         UNI,
-        lambda c: c.swapped(
-            "segment_mean",
-            lambda f: (
-                lambda x, lengths: (
-                    f(x, lengths) * torch.tensor([[n / 16] for n in lengths], dtype=x.dtype)
-                )
-            ),
-        ),
+        lambda c: c.swapped("Segments", lambda original: means_over_all_pixels(original)),
     ),
     "softmax over the other axis": (
         SIM,

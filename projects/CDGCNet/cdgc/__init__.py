@@ -3,7 +3,7 @@
 This package imports torch and nothing else; ``cdgcnet`` next door is Detectron2 around it.
 """
 
-from .adjacency import segment_attention, segment_mean, segment_topk_attention
+from .adjacency import segment_attention, segment_topk_attention
 from .cdgc import EDGES, SCALES, SCOPES, TOPK_WEIGHTS, CDGCModule
 from .graph_conv import class_linear
 from .losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
@@ -33,7 +33,6 @@ __all__ = [
     "ohem_cross_entropy",
     "resize_targets",
     "segment_attention",
-    "segment_mean",
     "segment_topk_attention",
     "select_nodes",
     "valid_nodes",

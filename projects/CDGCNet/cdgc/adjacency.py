@@ -39,32 +39,20 @@ def segment_attention(
         what masking with -inf before the softmax means in the dense M x N x N form.
     """
     _check_rows(lengths, q, k, v)
+    present = [n for n in lengths if n]
     # split, not slicing: the backward of a slice allocates the full size once per segment.
-    parts = [
-        F.scaled_dot_product_attention(qs[None, None], ks[None, None], vs[None, None], scale=scale)
-        for qs, ks, vs in zip(
-            q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True
-        )
-        if len(qs)
-    ]
+    parts = (
+        [
+            F.scaled_dot_product_attention(
+                qs[None, None], ks[None, None], vs[None, None], scale=scale
+            )
+            for qs, ks, vs in zip(q.split(present), k.split(present), v.split(present), strict=True)
+        ]
+        if present
+        else []
+    )
     # An empty node list keeps a gradient path to its inputs.
     return torch.cat([p[0, 0] for p in parts]) if parts else (q + k).sum(1, keepdim=True) * v
-
-
-def segment_mean(x: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Uniform edges A = 1/n: the mean of each segment.
-
-    Args:
-        x: (K, C) node features.
-        lengths: S segment lengths that sum to K.
-
-    Returns:
-        (S, C); zero for an empty segment. Every node of a segment gets the same A X.
-    """
-    _check_rows(lengths, x)
-    # The sum over no rows is zero and has a gradient path, unlike a fresh zero.
-    means = [rows.sum(0) / max(len(rows), 1) for rows in x.split(list(lengths))]
-    return torch.stack(means) if means else x  # no segments: x is the empty (0, C)
 
 
 def segment_topk_attention(

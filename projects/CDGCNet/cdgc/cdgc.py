@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from .adjacency import segment_attention, segment_mean, segment_topk_attention
-from .gather import nodes_to_pixels, pixels_to_nodes
+from .adjacency import segment_attention, segment_topk_attention
+from .gather import Segments, nodes_to_pixels, pixels_to_nodes
 from .graph_conv import class_linear
 from .nodes import (
     SAMPLES,
@@ -216,6 +216,23 @@ class CDGCModule(nn.Module):
             return segment_attention(q, k, x, lengths, self.scale)
         return segment_topk_attention(q, k, x, lengths, self.scale, self.topk, self.topk_weights)
 
+    def _reason_similar(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
+        """Σ_m U_m ReLU(A_m X W_m) of every pixel, (P, C) -> (P, C)."""
+        classes = [sum(per_image) for per_image in counts]
+        lengths = [n for per_image in counts for n in per_image]  # M*B segments
+        gathered = self._attend(pixels_to_nodes(pixels, nodes), lengths, classes)
+        z = class_linear(gathered, self.graph_weight, classes).relu()
+        return nodes_to_pixels(class_linear(z, self.merge_weight, classes), nodes)
+
+    def _reason_uniform(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
+        """The same where all nodes of a segment share one row: the matrices see S rows only."""
+        segments = Segments(nodes, [n for per_image in counts for n in per_image if n])
+        classes = [sum(n > 0 for n in per_image) for per_image in counts]
+        # Means in full precision: autocast features may be half.
+        mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)
+        z = class_linear(mean, self.graph_weight, classes).relu()
+        return segments.to_pixels(class_linear(z, self.merge_weight, classes))
+
     def reason(self, x: Tensor, nodes: NodeSet) -> Tensor:
         """Graph convolution over chosen nodes: x (B, C, h, w) -> X̂ (B, C, h, w) (Eq. 1)."""
         batch, channels, height, width = x.shape
@@ -230,23 +247,12 @@ class CDGCModule(nn.Module):
                 f"{len(nodes.slots)} as the nodes were selected for, got {tuple(x.shape)}"
             )
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*N, C)
-        rows = pixels_to_nodes(pixels, nodes)  # (K, C)
         counts = nodes.counts.tolist()  # waits for the device
-        lengths = [n for per_image in counts for n in per_image]  # S = M*B segments
-        classes = [sum(per_image) for per_image in counts]
         if self.edges == "uniform":
-            # All nodes of a segment share one row, so the matrices see one row per segment.
-            present = [n for n in lengths if n]
-            gathered = segment_mean(rows, present)
-            groups = [sum(n > 0 for n in per_image) for per_image in counts]
+            merged = self._reason_uniform(pixels, nodes, counts)
         else:
-            gathered = self._attend(rows, lengths, classes)
-            groups = classes
-        z = class_linear(gathered, self.graph_weight, groups).relu()
-        z = class_linear(z, self.merge_weight, groups)
-        if self.edges == "uniform" and present:
-            z = torch.cat([row.expand(n, -1) for row, n in zip(z.split(1), present, strict=True)])
-        merged = nodes_to_pixels(z, nodes) + self.merge_bias.to(z.dtype)
+            merged = self._reason_similar(pixels, nodes, counts)
+        merged = merged + self.merge_bias.to(merged.dtype)
         merged = merged.view(batch, height, width, channels).permute(0, 3, 1, 2)
         return self.relu(self.norm(merged))
 

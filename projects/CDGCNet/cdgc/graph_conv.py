@@ -3,6 +3,7 @@
 Shape shorthand: K rows sorted by class, M classes, C input and D output channels.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,12 @@ class _ClassLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, blocks: list[tuple[int, slice]]) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.lengths = lengths
+        ctx.blocks = blocks
         out = x.new_empty(x.shape[0], weight.shape[2])
-        for m, (rows, target) in enumerate(zip(x.split(lengths), out.split(lengths), strict=True)):
-            if len(rows):
-                torch.mm(rows, weight[m], out=target)
+        for m, rows in blocks:
+            torch.mm(x[rows], weight[m], out=out[rows])
         return out
 
     @staticmethod
@@ -34,17 +34,20 @@ class _ClassLinear(torch.autograd.Function):
         grad = grad.contiguous()
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        begin = 0
-        for m, length in enumerate(ctx.lengths):
-            rows = slice(begin, begin + length)
-            begin += length
-            if not length:
-                continue
+        for m, rows in ctx.blocks:
             if grad_x is not None:
                 torch.mm(grad[rows], weight[m].t(), out=grad_x[rows])
             if grad_weight is not None:
                 torch.mm(x[rows].t(), grad[rows], out=grad_weight[m])
         return grad_x, grad_weight, None
+
+
+def _blocks(lengths: Sequence[int]) -> list[tuple[int, slice]]:
+    """(class, its rows) of the present classes."""
+    ends = itertools.accumulate(lengths)
+    return [
+        (m, slice(end - n, end)) for m, (n, end) in enumerate(zip(lengths, ends, strict=True)) if n
+    ]
 
 
 def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -76,4 +79,4 @@ def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):  # custom Functions are not autocast
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    return _ClassLinear.apply(x.contiguous(), weight, tuple(lengths))
+    return _ClassLinear.apply(x.contiguous(), weight, _blocks(lengths))

@@ -29,6 +29,7 @@ class NodeSet:
             and as a hard positive of its true class; -1 where it does not.
         easy_positive, hard_positive, hard_negative: (M, B) int64, the nodes by difficulty;
             None where no ground truth was given.
+        single: no pixel has two nodes; the second column of ``slots`` then is -1 throughout.
     """
 
     pixel: Tensor
@@ -37,6 +38,7 @@ class NodeSet:
     easy_positive: Tensor | None = None
     hard_positive: Tensor | None = None
     hard_negative: Tensor | None = None
+    single: bool = False
 
 
 def class_map(logits: Tensor) -> Tensor:
@@ -248,7 +250,7 @@ def select_nodes(
 
     counts = (start[1:] - start[:-1]).view(num_classes, batch)
     if agrees is None:
-        return NodeSet(order // 2, counts, slots.view(-1, 2))
+        return NodeSet(order // 2, counts, slots.view(-1, 2), single=True)
 
     def count(mask: Tensor, keys: Tensor) -> Tensor:
         # bincount would synchronise to find its length; the length is known here.
@@ -265,4 +267,5 @@ def select_nodes(
         easy_positive=count(keep & agrees, coarse_key),
         hard_positive=count(hard_positive, true_key),
         hard_negative=count(keep & ~agrees, coarse_key),
+        single=nodes == "coarse" or "hard_positive" not in samples,
     )

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from . import camvid, cityscapes, streets_set
+from . import ade20k, camvid, cityscapes, coco_stuff, pascal_context, streets_set, voc
 
 
 def datasets_root(root: str | os.PathLike | None = None) -> Path:
@@ -18,6 +18,5 @@ def register_all(root: str | os.PathLike | None = None) -> None:
     before a data set is used.
     """
     base = datasets_root(root)
-    cityscapes.register(base)
-    camvid.register(base)
-    streets_set.register(base)
+    for data_set in (cityscapes, voc, coco_stuff, pascal_context, ade20k, camvid, streets_set):
+        data_set.register(base)

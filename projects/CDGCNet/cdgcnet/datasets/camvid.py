@@ -6,8 +6,8 @@
 from functools import partial
 from pathlib import Path
 
+from .catalog import prepare_advice, require_dir
 from .catalog import register as register_one
-from .catalog import require_dir
 
 CLASSES = (
     ("sky", (128, 128, 128)),
@@ -22,6 +22,8 @@ CLASSES = (
     ("pedestrian", (64, 64, 0)),
     ("bicyclist", (0, 128, 192)),
 )
+
+COUNTS = {"train": 367, "val": 101, "test": 233}
 
 _LAYOUT = """  {folder}/
     train.txt, val.txt    lines "images/train/NAME.jpg labels/train/NAME.png"
@@ -40,7 +42,10 @@ def load_list(folder: Path, split: str, name: str) -> list[dict]:
     require_dir(folder, name, layout)
     path = folder / f"{split}.txt"
     if not path.is_file():
-        raise FileNotFoundError(f"data set {name}: no list {path}\nexpected layout:\n{layout}")
+        advice = prepare_advice("camvid", folder.parent)
+        raise FileNotFoundError(
+            f"data set {name}: no list {path}. {advice}\nexpected layout:\n{layout}"
+        )
     dicts = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split()
@@ -67,13 +72,14 @@ def load_list(folder: Path, split: str, name: str) -> list[dict]:
 
 
 def register(root: Path) -> None:
-    """Register ``cdgc_camvid_{train,val}`` below ``root/camvid``."""
+    """Register ``cdgc_camvid_{train,val,test}`` below ``root/camvid``."""
     folder = root / "camvid"
-    for split in ("train", "val"):
+    for split, count in COUNTS.items():
         name = f"cdgc_camvid_{split}"
         register_one(
             name,
             partial(load_list, folder, split, name),
             classes=[n for n, _ in CLASSES],
             colors=[c for _, c in CLASSES],
+            official_count=count,
         )

@@ -1,12 +1,13 @@
-"""What all registrations share: idempotent registration and errors for missing files."""
+"""What all registrations share: registering, listing pairs, colours, errors for missing files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 IGNORE_LABEL = 255
+UNKNOWN_LABEL = 254  # what a look-up table makes of a value that it does not know
 EVALUATOR_TYPE = "cdgc_sem_seg"
 
 
@@ -15,7 +16,8 @@ def register(
     load: Callable[[], list[dict]],
     *,
     classes: Sequence[str],
-    colors: Sequence[tuple[int, int, int]],
+    colors: Sequence[Sequence[int]],
+    ids: Sequence[int] | None = None,
     **metadata: Any,
 ) -> None:
     """Register a semantic segmentation set, replacing an earlier registration of that name.
@@ -24,6 +26,7 @@ def register(
         name: "cdgc_{data set}_{split}".
         load: returns Detectron2 dicts with "file_name" and, if labelled, "sem_seg_file_name".
         classes, colors: one name and RGB colour per contiguous class id.
+        ids: the data set's own id of each class, where they differ from the contiguous ones.
         metadata: further entries of the MetadataCatalog.
     """
     if name in DatasetCatalog.list():
@@ -35,7 +38,97 @@ def register(
         stuff_colors=[tuple(c) for c in colors],
         ignore_label=IGNORE_LABEL,
         evaluator_type=EVALUATOR_TYPE,
+        stuff_dataset_id_to_contiguous_id={
+            own: i for i, own in enumerate(ids if ids is not None else range(len(classes)))
+        },
         **metadata,
+    )
+
+
+def color_map(count: int) -> list[tuple[int, int, int]]:
+    """The first colours of the PASCAL VOC map, all different up to 256.
+
+    Bits 0, 3 and 6 of an index are the highest bits of red, 1, 4, 7 of green, 2, 5 of blue.
+    """
+    colors = []
+    for index in range(count):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+        colors.append((channels[0], channels[1], channels[2]))
+    return colors
+
+
+def look_up_table(ids: Mapping[int, int], ignored: Iterable[int]) -> bytes:
+    """256 values that turn a label file's raw values into classes.
+
+    Args:
+        ids: raw value -> contiguous class, fewer than 254 classes.
+        ignored: raw values without a class.
+
+    Returns:
+        A table in which every other raw value is 254, which is refused when labels are checked.
+    """
+    table = dict.fromkeys(ignored, IGNORE_LABEL) | dict(ids)
+    return bytes(table.get(value, UNKNOWN_LABEL) for value in range(256))
+
+
+def list_pairs(
+    name: str,
+    pairs: Iterable[tuple[str, Path, Path | None]],
+    advice: str,
+    lut: bytes | None = None,
+) -> list[dict]:
+    """Detectron2 dicts of (image id, image, labels or None), every file seen to be there.
+
+    Args:
+        name: of the data set, for messages.
+        pairs: in the order of the result.
+        advice: how to get what is missing.
+        lut: goes into the dicts as "sem_seg_lut", for labels that are not contiguous classes.
+
+    Raises:
+        FileNotFoundError: for missing files, naming how many and the first, or an empty split.
+    """
+    dicts = []
+    missing = []
+    for image_id, image, labels in pairs:
+        files = [image] if labels is None else [image, labels]
+        missing += [f for f in files if not f.is_file()]
+        entry: dict[str, Any] = {"file_name": str(image), "image_id": image_id}
+        if labels is not None:
+            entry["sem_seg_file_name"] = str(labels)
+            if lut is not None:
+                entry["sem_seg_lut"] = lut
+        dicts.append(entry)
+    if missing:
+        raise FileNotFoundError(
+            f"data set {name}: {len(missing)} files of {len(dicts)} images are missing, the first "
+            f"is {missing[0]}. {advice}"
+        )
+    if not dicts:
+        raise FileNotFoundError(f"data set {name}: the split is empty. {advice}")
+    return dicts
+
+
+def read_stems(path: Path, name: str, advice: str) -> list[str]:
+    """The image names of a split list, one a line.
+
+    Raises:
+        FileNotFoundError: naming the list and the way to it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"data set {name}: there is no list {path.absolute()}. {advice}")
+    return [
+        line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
+
+
+def prepare_advice(what: str, root: Path) -> str:
+    """The command that makes a data set."""
+    return (
+        f"Prepare it with `python tools/prepare_data.py {what} --src DOWNLOADS --root {root}` "
+        "(docs/data.md), or set DETECTRON2_DATASETS to the folder that holds it."
     )
 
 

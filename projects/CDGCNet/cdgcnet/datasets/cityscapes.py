@@ -1,89 +1,86 @@
-"""Cityscapes, fine annotations, and any other tree of its layout.
+"""Cityscapes, fine and coarse annotations, and any other tree of its layout.
 
 ``leftImg8bit/{split}/{city}/*_leftImg8bit.png`` and
-``gtFine/{split}/{city}/*_gtFine_labelTrainIds.png`` (19 train ids, 255 ignored).
+``gtFine/{split}/{city}/*_gtFine_labelTrainIds.png`` (19 train ids, 255 ignored); the coarse labels
+of train_extra are in ``gtCoarse``. Train ids that are absent are made from label ids or polygons.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from .catalog import list_pairs, prepare_advice, require_dir
 from .catalog import register as register_one
-from .catalog import require_dir
+from .cityscapes_classes import COLORS, LABEL_IDS, NAMES
+from .cityscapes_labels import make_missing_train_ids
 
-# Cityscapes' official table: name, label id, colour; the position is the train id.
-CLASSES = (
-    ("road", 7, (128, 64, 128)),
-    ("sidewalk", 8, (244, 35, 232)),
-    ("building", 11, (70, 70, 70)),
-    ("wall", 12, (102, 102, 156)),
-    ("fence", 13, (190, 153, 153)),
-    ("pole", 17, (153, 153, 153)),
-    ("traffic light", 19, (250, 170, 30)),
-    ("traffic sign", 20, (220, 220, 0)),
-    ("vegetation", 21, (107, 142, 35)),
-    ("terrain", 22, (152, 251, 152)),
-    ("sky", 23, (70, 130, 180)),
-    ("person", 24, (220, 20, 60)),
-    ("rider", 25, (255, 0, 0)),
-    ("car", 26, (0, 0, 142)),
-    ("truck", 27, (0, 0, 70)),
-    ("bus", 28, (0, 60, 100)),
-    ("train", 31, (0, 80, 100)),
-    ("motorcycle", 32, (0, 0, 230)),
-    ("bicycle", 33, (119, 11, 32)),
-)
-NAMES = [name for name, _, _ in CLASSES]
-COLORS = [color for _, _, color in CLASSES]
-LABEL_IDS = [label_id for _, label_id, _ in CLASSES]
+COUNTS = {"train": 2975, "val": 500, "trainval": 3475, "test": 1525, "train_extra": 19998}
 
 _LAYOUT = """  {folder}/
-    leftImg8bit/{{train,val}}/CITY/*_leftImg8bit.png
-    gtFine/{{train,val}}/CITY/*_gtFine_labelTrainIds.png"""
+    leftImg8bit/SPLIT/CITY/*_leftImg8bit.png
+    gtFine/SPLIT/CITY/*_gtFine_labelTrainIds.png   (or labelIds, or polygons.json; test: none)
+    gtCoarse/train_extra/CITY/*_gtCoarse_…"""
 
 
-def load_tree(folder: Path, split: str, name: str) -> list[dict]:
+def _pairs(folder: Path, split: str, kind: str | None) -> Iterator[tuple[str, Path, Path | None]]:
+    for image in sorted((folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")):
+        stem = image.name.removesuffix("_leftImg8bit.png")
+        labels = None
+        if kind:
+            name = f"{stem}_{kind}_labelTrainIds.png"
+            labels = folder / kind / split / image.parent.name / name
+        yield stem, image, labels
+
+
+def load_tree(
+    folder: Path, split: str, name: str, kind: str | None = "gtFine", parts: Sequence[str] = ()
+) -> list[dict]:
     """Detectron2 dicts of one split of a Cityscapes tree, sorted by file name.
+
+    Args:
+        folder: holds ``leftImg8bit``.
+        split: its sub-folder, unless ``parts`` are given.
+        name: of the data set, for messages.
+        kind: folder of the labels, "gtFine" or "gtCoarse"; None for images alone.
+        parts: several sub-folders that make up the split.
+
+    Returns:
+        Dicts with "instance_file_name" too, where ``*_instanceIds.png`` lies beside the labels.
 
     Raises:
         FileNotFoundError: for a missing folder, an empty split or a missing label file.
     """
     layout = _LAYOUT.format(folder=folder)
-    images = folder / "leftImg8bit" / split
-    require_dir(images, name, layout)
-    dicts = []
-    missing = []
-    for image in sorted(images.glob("*/*_leftImg8bit.png")):
-        stem = image.name.removesuffix("_leftImg8bit.png")
-        label = folder / "gtFine" / split / image.parent.name / f"{stem}_gtFine_labelTrainIds.png"
-        if not label.is_file():
-            missing.append(label)
-        dicts.append({"file_name": str(image), "sem_seg_file_name": str(label), "image_id": stem})
-    if missing:
-        raise FileNotFoundError(
-            f"data set {name}: {len(missing)} of {len(dicts)} label files are missing, the first "
-            f"is {missing[0]}. Make them from the official polygons with "
-            f"`CITYSCAPES_DATASET={folder} csCreateTrainIdLabelImgs` (package cityscapesscripts)."
-        )
-    if not dicts:
-        raise FileNotFoundError(
-            f"data set {name}: no *_leftImg8bit.png below {images}\nexpected layout:\n{layout}"
-        )
+    for part in parts or [split]:
+        require_dir(folder / "leftImg8bit" / part, name, layout)
+    pairs = [pair for part in parts or [split] for pair in _pairs(folder, part, kind)]
+    make_missing_train_ids([labels for _, _, labels in pairs if labels is not None])
+    advice = f"{prepare_advice('cityscapes', folder.parent)}\nexpected layout:\n{layout}"
+    dicts = list_pairs(name, pairs, advice)
+    for entry in dicts:
+        if "sem_seg_file_name" in entry:
+            instances = entry["sem_seg_file_name"].replace("labelTrainIds", "instanceIds")
+            if Path(instances).is_file():
+                entry["instance_file_name"] = instances
     return dicts
 
 
-def register_tree(folder: Path, prefix: str) -> None:
-    """Register the train and val split of a Cityscapes tree as ``{prefix}_{split}``."""
-    for split in ("train", "val"):
+def register_tree(folder: Path, prefix: str, splits: Sequence[str] = ("train", "val")) -> None:
+    """Register splits of a Cityscapes tree as ``{prefix}_{split}``."""
+    for split in splits:
         name = f"{prefix}_{split}"
+        kind = {"test": None, "train_extra": "gtCoarse"}.get(split, "gtFine")
+        parts = ("train", "val") if split == "trainval" else ()
         register_one(
             name,
-            partial(load_tree, folder, split, name),
+            partial(load_tree, folder, split, name, kind, parts),
             classes=NAMES,
             colors=COLORS,
-            label_ids=LABEL_IDS,
+            ids=LABEL_IDS,
+            official_count=COUNTS[split],
         )
 
 
 def register(root: Path) -> None:
-    """Register ``cdgc_cityscapes_{train,val}`` below ``root/cityscapes``."""
-    register_tree(root / "cityscapes", "cdgc_cityscapes")
+    """Register ``cdgc_cityscapes_{train,val,trainval,test,train_extra}`` below ``root``."""
+    register_tree(root / "cityscapes", "cdgc_cityscapes", tuple(COUNTS))

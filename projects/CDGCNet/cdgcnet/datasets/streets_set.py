@@ -3,14 +3,15 @@
 from functools import partial
 from pathlib import Path
 
-from . import cityscapes
 from .catalog import register as register_one
+from .cityscapes import load_tree
+from .cityscapes_classes import COLORS, LABEL_IDS, NAMES
 from .streets import write_street_scenes
 
 
 def _load(folder: Path, split: str, name: str) -> list[dict]:
     write_street_scenes(folder)  # returns at once if these scenes are there
-    return cityscapes.load_tree(folder, split, name)
+    return load_tree(folder, split, name)
 
 
 def register(root: Path) -> None:
@@ -23,7 +24,7 @@ def register(root: Path) -> None:
         register_one(
             name,
             partial(_load, root / "cdgc_streets", split, name),
-            classes=cityscapes.NAMES,
-            colors=cityscapes.COLORS,
-            label_ids=cityscapes.LABEL_IDS,
+            classes=NAMES,
+            colors=COLORS,
+            ids=LABEL_IDS,
         )

@@ -1,0 +1,174 @@
+"""Making files of source files: in parallel, resumable, each written whole or not at all."""
+
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..files import replacing
+from .sources import Content, File
+
+# Writes the target itself, by files.replacing. A function of a module, or a partial of one:
+# worker processes must be able to import it.
+Convert = Callable[[Content, Path], None]
+
+_LEFTOVER = re.compile(r"\.\d+\.part(\.\w+)?$")
+_HOUR = 3600.0
+_PENDING_PER_WORKER = 4  # so that few contents are held in memory
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to make.
+
+    Attributes:
+        source: what it is made of.
+        target: the file.
+        convert: makes it; None: the file is taken as it is.
+    """
+
+    source: File
+    target: Path
+    convert: Convert | None = None
+
+
+def place(content: Content, target: Path) -> None:
+    """Write bytes, or link a file (copy it, where the file system cannot link)."""
+    with replacing(target) as beside:
+        if isinstance(content, bytes):
+            beside.write_bytes(content)
+            return
+        with suppress(OSError):
+            os.link(content.resolve(), beside)
+            return
+        shutil.copyfile(content, beside)
+
+
+def remove_leftovers(folders: Collection[Path]) -> None:
+    """Remove the unfinished files of killed runs: no file takes an hour to write."""
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            if _LEFTOVER.search(path.name) and time.time() - path.stat().st_ctime > _HOUR:
+                path.unlink(missing_ok=True)
+
+
+class Runner:
+    """Runs jobs and remembers what became of them.
+
+    Args:
+        workers: processes for conversions; 0: this process.
+        overwrite: make files that are there once more.
+
+    Attributes:
+        made, kept: number of files written, and of files that were there.
+        failures: one message per file that could not be made, with its source.
+    """
+
+    def __init__(self, workers: int, overwrite: bool = False) -> None:
+        self.workers = workers
+        self.overwrite = overwrite
+        self.made = 0
+        self.kept = 0
+        self.failures: list[str] = []
+
+    def run(self, jobs: Sequence[Job], title: str) -> None:
+        """Make the files that are not there yet.
+
+        Raises:
+            OSError: if a target cannot be written, e.g. on a full disk: the next could not either.
+        """
+        if not jobs:
+            return
+        todo = [job for job in jobs if not self._is_done(job)]
+        self.kept += len(jobs) - len(todo)
+        remove_leftovers({job.target.parent for job in todo})
+        # A compressed archive can only be read forwards.
+        todo.sort(key=_storage_order)
+        bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=title, unit="file")
+        with bar:
+            if self.workers and any(job.convert for job in todo):
+                self._run_in_pool(todo, bar)
+            else:
+                for job in todo:
+                    self._finish(job, partial(_perform, job), bar)
+
+    def _is_done(self, job: Job) -> bool:
+        if not job.target.exists():
+            return False
+        in_place = job.source.archive is None and job.target.samefile(job.source.name)
+        return in_place or not self.overwrite
+
+    def _run_in_pool(self, jobs: Sequence[Job], bar: tqdm) -> None:
+        """Read archives here, in order; convert in worker processes."""
+        pool = ProcessPoolExecutor(
+            min(self.workers, len(jobs)),
+            # Threads of torch and OpenCV may be running: a forked process could hang.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_leave_interrupts_to_parent,
+        )
+        pending: dict[Future[None], Job] = {}
+        try:
+            for job in jobs:
+                self._collect(pending, bar, at_most=_PENDING_PER_WORKER * self.workers)
+                try:
+                    content = job.source.content()
+                except ValueError as error:
+                    self._finish(job, partial(_raise, error), bar)
+                    continue
+                pending[pool.submit(job.convert or place, content, job.target)] = job
+            self._collect(pending, bar, at_most=0)
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a worker process was killed, perhaps for want of memory: run the same command "
+                "again with fewer --workers; what is finished is kept"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _collect(self, pending: dict[Future[None], Job], bar: tqdm, at_most: int) -> None:
+        """Wait until no more than ``at_most`` jobs are pending."""
+        while len(pending) > at_most:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                self._finish(pending.pop(future), future.result, bar)
+
+    def _finish(self, job: Job, result: Callable[[], None], bar: tqdm) -> None:
+        try:
+            result()
+            self.made += 1
+        except (OSError, ValueError, MemoryError) as error:
+            if isinstance(error, OSError) and error.filename == str(job.target):
+                raise
+            message = str(error) or type(error).__name__
+            source = str(job.source)
+            self.failures.append(message if source in message else f"{source}: {message}")
+        bar.update()
+
+
+def _perform(job: Job) -> None:
+    (job.convert or place)(job.source.content(), job.target)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _storage_order(job: Job) -> tuple[str, int]:
+    archive = job.source.archive
+    return (str(archive.path) if archive else "", job.source.position)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,5 +1,7 @@
 """Registrations: explicit, idempotent, and clear about what is missing."""
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +15,32 @@ from PIL import Image
 
 from cdgcnet import register_all
 from cdgcnet.datasets import camvid, cityscapes, datasets_root
+from cdgcnet.datasets.cityscapes_labels import make_train_ids
+from cdgcnet.files import read_labels
 
-NAMES = [
-    f"cdgc_{s}_{split}" for s in ("camvid", "cityscapes", "streets") for split in ("train", "val")
-]
-CLASSES = {"camvid": 11, "cityscapes": 19, "streets": 19}
+SPLITS = {
+    "camvid": ("train", "val", "test"),
+    "cityscapes": ("train", "val", "trainval", "test", "train_extra"),
+    "streets": ("train", "val"),
+    "voc": ("train_aug", "train", "val", "trainval_aug", "test"),
+    "coco_stuff_10k": ("train", "test"),
+    "coco_stuff_164k": ("train", "val"),
+    "pascal_context_59": ("train", "val"),
+    "pascal_context_60": ("train", "val"),
+    "ade20k": ("train", "val"),
+}
+CLASSES = {
+    "camvid": 11,
+    "cityscapes": 19,
+    "streets": 19,
+    "voc": 21,
+    "coco_stuff_10k": 171,
+    "coco_stuff_164k": 171,
+    "pascal_context_59": 59,
+    "pascal_context_60": 60,
+    "ade20k": 150,
+}
+NAMES = [f"cdgc_{name}_{split}" for name, splits in SPLITS.items() for split in splits]
 
 
 @pytest.fixture(autouse=True)
@@ -121,8 +144,11 @@ def test_root_is_datasets_in_the_working_folder_without_the_variable(monkeypatch
 def test_metadata_is_complete(name):
     register_all()
     metadata = MetadataCatalog.get(name)
-    count = CLASSES[name.split("_")[1]]
+    [count] = {n for key, n in CLASSES.items() if name.startswith(f"cdgc_{key}_")}
     assert len(metadata.stuff_classes) == len(set(metadata.stuff_classes)) == count
+    contiguous = metadata.stuff_dataset_id_to_contiguous_id
+    assert sorted(contiguous.values()) == list(range(count))
+    assert metadata.evaluator_type == "cdgc_sem_seg"
     assert len(metadata.stuff_colors) == len(set(metadata.stuff_colors)) == count
     assert all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in metadata.stuff_colors)
     assert metadata.ignore_label == 255
@@ -145,7 +171,7 @@ def test_cityscapes_table_is_the_official_one():
     assert found["bicycle"] == (18, 33, (119, 11, 32))
 
 
-@pytest.mark.parametrize("name", ["cdgc_cityscapes_val", "cdgc_camvid_val"])
+@pytest.mark.parametrize("name", [f"cdgc_{n}_{splits[0]}" for n, splits in SPLITS.items()])
 def test_detectron2s_visualizer_understands_the_metadata(name):
     register_all()
     metadata = MetadataCatalog.get(name)
@@ -197,26 +223,25 @@ def test_relative_root_is_shown_in_full(tmp_path, monkeypatch):
     assert str(tmp_path / "data" / "camvid") in str(caught.value)
 
 
-def test_missing_train_id_labels_name_the_file_and_the_tool(tmp_path):
+def test_missing_labels_name_the_file_and_the_tool(tmp_path):
     folder = write_cityscapes(tmp_path)
-    # As the official download comes: label ids, but no train ids.
-    for file in (folder / "gtFine" / "val").glob("*/*labelTrainIds.png"):
+    for file in (folder / "gtFine" / "val").glob("*/*.png"):
         file.unlink()
     register_all(tmp_path)
     with pytest.raises(FileNotFoundError) as caught:
         DatasetCatalog.get("cdgc_cityscapes_val")
     message = str(caught.value)
-    assert "4 of 4" in message
+    assert "4 files of 4 images" in message
     assert "bonn_000000_000019_gtFine_labelTrainIds.png" in message
-    assert "csCreateTrainIdLabelImgs" in message
+    assert f"prepare_data.py cityscapes --src DOWNLOADS --root {tmp_path}" in message
 
 
 def test_one_missing_label_is_not_passed_over(tmp_path):
     folder = write_cityscapes(tmp_path)
-    gone = next((folder / "gtFine" / "val").glob("ulm/*000001*labelTrainIds.png"))
-    gone.unlink()
+    for gone in (folder / "gtFine" / "val").glob("ulm/*000001*"):
+        gone.unlink()
     register_all(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"1 of 4.*{gone.name}"):
+    with pytest.raises(FileNotFoundError, match=r"1 files of 4 .*ulm_000001_000019_gtFine_label"):
         DatasetCatalog.get("cdgc_cityscapes_val")
 
 
@@ -225,7 +250,132 @@ def test_empty_cityscapes_split(tmp_path):
     (folder / "leftImg8bit" / "val").rename(folder / "away")
     (folder / "leftImg8bit" / "val" / "ulm").mkdir(parents=True)
     register_all(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no \*_leftImg8bit\.png below"):
+    with pytest.raises(FileNotFoundError, match="cdgc_cityscapes_val: the split is empty"):
+        DatasetCatalog.get("cdgc_cityscapes_val")
+
+
+def test_trainval_is_train_then_val_and_test_has_no_labels(tmp_path):
+    folder = write_cityscapes(tmp_path)
+    write_image(folder / "leftImg8bit" / "test" / "bonn" / "bonn_9_9_leftImg8bit.png")
+    register_all(tmp_path)
+    both = DatasetCatalog.get("cdgc_cityscapes_trainval")
+    parts = [DatasetCatalog.get(f"cdgc_cityscapes_{s}") for s in ("train", "val")]
+    assert both == parts[0] + parts[1]
+    [test] = DatasetCatalog.get("cdgc_cityscapes_test")
+    assert test["image_id"] == "bonn_9_9" and "sem_seg_file_name" not in test
+
+
+def test_train_extra_takes_the_coarse_labels(tmp_path):
+    folder = tmp_path / "cityscapes"
+    write_image(folder / "leftImg8bit" / "train_extra" / "bonn" / "bonn_1_1_leftImg8bit.png")
+    labels = folder / "gtCoarse" / "train_extra" / "bonn" / "bonn_1_1_gtCoarse_labelTrainIds.png"
+    write_image(labels, (4, 6))
+    register_all(tmp_path)
+    [entry] = DatasetCatalog.get("cdgc_cityscapes_train_extra")
+    assert entry["sem_seg_file_name"] == str(labels)
+
+
+def test_instances_are_found_where_they_lie(tmp_path):
+    folder = write_cityscapes(tmp_path, count=1)
+    instances = folder / "gtFine" / "val" / "ulm" / "ulm_000000_000019_gtFine_instanceIds.png"
+    write_image(instances, (4, 6))
+    register_all(tmp_path)
+    bonn, ulm = DatasetCatalog.get("cdgc_cityscapes_val")
+    assert "instance_file_name" not in bonn
+    assert ulm["instance_file_name"] == str(instances)
+
+
+# ---------------------------------------------------------------- Cityscapes' train ids
+
+
+def label_file(tmp_path, ids, ending="labelIds") -> Path:
+    path = tmp_path / f"a_gtFine_{ending}.png"
+    Image.fromarray(np.array(ids, np.uint8)).save(path)
+    return path
+
+
+def test_train_ids_of_label_ids_by_hand(tmp_path):
+    # road 7 -> 0, license plate and other ids that are not scored -> 255, bicycle 33 -> 18.
+    source = label_file(tmp_path, [[7, 0, 9], [33, 24, 29]])
+    make_train_ids(source, tmp_path / "out.png")
+    assert read_labels(tmp_path / "out.png").tolist() == [[0, 255, 255], [18, 11, 255]]
+
+
+def test_train_ids_are_cityscapesscripts_own(tmp_path):
+    official = pytest.importorskip("cityscapesscripts.helpers.labels")
+    ids = [label.id for label in official.labels if label.id >= 0]
+    make_train_ids(label_file(tmp_path, [ids]), tmp_path / "out.png")
+    expected = [official.id2label[i].trainId for i in ids]
+    assert read_labels(tmp_path / "out.png")[0].tolist() == [t if t >= 0 else 255 for t in expected]
+
+
+def test_value_that_is_no_label_id_is_named(tmp_path):
+    source = label_file(tmp_path, [[7, 34]])
+    with pytest.raises(ValueError, match=rf"{source.name}: label value 34 is no Cityscapes label"):
+        make_train_ids(source, tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
+
+
+def polygons(tmp_path, content: str) -> Path:
+    path = tmp_path / "a_gtFine_polygons.json"
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_train_ids_of_polygons(tmp_path):
+    pytest.importorskip("cityscapesscripts")
+    # Everything road, a car over the right half: PIL draws a polygon's edge too.
+    road = {"label": "road", "polygon": [[0, 0], [39, 0], [39, 19], [0, 19]]}
+    car = {"label": "car", "polygon": [[20, 0], [39, 0], [39, 19], [20, 19]]}
+    content = json.dumps({"imgHeight": 20, "imgWidth": 40, "objects": [road, car]})
+    make_train_ids(polygons(tmp_path, content), tmp_path / "out.png")
+    labels = read_labels(tmp_path / "out.png")
+    assert labels.shape == (20, 40)
+    assert (labels[:, :19] == 0).all() and (labels[:, 21:] == 13).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a readable JSON"),
+        ("{}", "no Cityscapes polygons"),
+        (
+            '{"imgHeight": 2, "imgWidth": 2, "objects": [{"label": "ufo", "polygon": []}]}',
+            "no Cityscapes polygons",
+        ),
+    ],
+)
+def test_broken_polygons_are_named(tmp_path, content, message):
+    pytest.importorskip("cityscapesscripts")
+    with pytest.raises(ValueError, match=rf"a_gtFine_polygons\.json: .*{message}"):
+        make_train_ids(polygons(tmp_path, content), tmp_path / "out.png")
+
+
+def test_absent_train_ids_are_made_when_the_set_is_listed(tmp_path, caplog):
+    # As the official download comes: label ids, but no train ids.
+    folder = write_cityscapes(tmp_path)
+    made = sorted((folder / "gtFine" / "val").glob("*/*labelTrainIds.png"))
+    for file in made:
+        file.unlink()
+    register_all(tmp_path)
+    with caplog.at_level("INFO", logger="cdgcnet"):
+        dicts = DatasetCatalog.get("cdgc_cityscapes_val")
+    assert [d["sem_seg_file_name"] for d in dicts] == [str(f) for f in made]
+    assert all((read_labels(f) == 255).all() for f in made)  # id 0 is "unlabeled"
+    assert "Making 4" in caplog.text
+
+
+def test_train_ids_on_a_read_only_disk(tmp_path, monkeypatch):
+    folder = write_cityscapes(tmp_path)
+    gone = next((folder / "gtFine" / "val").glob("ulm/*000001*labelTrainIds.png"))
+    gone.unlink()
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    register_all(tmp_path)
+    with pytest.raises(OSError, match=f"read-only: choose another folder.*{gone.name}"):
         DatasetCatalog.get("cdgc_cityscapes_val")
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .cityscapes import LABEL_IDS
+from .cityscapes_classes import LABEL_IDS
 from .street_scene import MIN_SIZE, draw_scene
 from .street_stage import Array
 

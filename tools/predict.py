@@ -16,7 +16,7 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from cdgcnet import Predictor, load_cfg, register_all
+from cdgcnet import Predictor, load_cfg, register_all, register_folders
 from cdgcnet.files import read_image
 from cdgcnet.run import check_datasets
 from cdgcnet.visualize import label_image, overlay
@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cfg = load_cfg(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
         register_all()
+        register_folders(cfg)
         check_datasets(cfg, train=False)
         images = find_images(args.input)
         check_output(images, args.output, args.overwrite)

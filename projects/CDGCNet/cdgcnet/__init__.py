@@ -7,7 +7,7 @@ set: call :func:`register_all` for that.
 from .backbone import build_dilated_resnet_backbone
 from .config import add_cdgcnet_config, load_cfg
 from .config_check import check_cfg
-from .datasets import register_all
+from .datasets import register_all, register_folders
 from .evaluation import CDGCEvaluator
 from .head import CDGCNetHead
 from .mapper import SemSegMapper
@@ -29,4 +29,5 @@ __all__ = [
     "check_cfg",
     "load_cfg",
     "register_all",
+    "register_folders",
 ]

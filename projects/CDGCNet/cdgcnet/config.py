@@ -85,6 +85,8 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
 
     # Own data sets, each a mapping; docs/own_data.md.
     cfg.DATASETS.FOLDERS = []
+    # Before a run starts: read all labels and image headers, "all": images too, or "none".
+    cfg.DATASETS.CHECK = "labels"
 
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     cfg.SOLVER.WARMUP_ITERS = 0  # spec; Detectron2 warms up for 1000 iterations

@@ -12,6 +12,8 @@ from detectron2.utils import comm
 
 from cdgc import EDGES, NODE_MODES, SAMPLES, SCALES, SCOPES, TOPK_WEIGHTS
 
+from .data_check import LEVELS
+
 DEPTHS = (18, 34, 50, 101, 152)
 # What Detectron2's get_norm knows; "" is none.
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN")
@@ -122,6 +124,7 @@ def check_cfg(cfg: CfgNode) -> None:
         cfg.MODEL.RESNETS.OUT_FEATURES,
         f"all of MODEL.SEM_SEG_HEAD.IN_FEATURES {cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES}",
     )
+    one_of("DATASETS.CHECK", cfg.DATASETS.CHECK, LEVELS)
     one_of("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, ("horizontal", "none"))
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     _check(

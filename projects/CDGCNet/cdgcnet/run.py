@@ -16,7 +16,8 @@ from detectron2.utils.logger import setup_logger
 
 from .config import add_cdgcnet_config, load_cfg
 from .config_check import adapt_cfg
-from .datasets import register_all
+from .data_check import check_data
+from .datasets import register_all, register_folders
 from .evaluation import format_table, write_results
 from .trainer import COLUMNS, Trainer
 from .weights import StrictCheckpointer, check_weights_path
@@ -27,6 +28,8 @@ _FREE_KEYS = (
     "MODEL.WEIGHTS",
     "MODEL.DEVICE",
     "DATALOADER.NUM_WORKERS",
+    "DATASETS.CHECK",
+    "INPUT.CACHE",
     "SOLVER.CHECKPOINT_PERIOD",
     "TEST.",
     "VIS_PERIOD",
@@ -129,6 +132,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
         raise ValueError("MODEL.DEVICE is 'cpu' with several processes; expected cuda")
     register_all()
+    register_folders(cfg)
     check_datasets(cfg, train=not args.eval_only)
     check_weights_path(cfg.MODEL.WEIGHTS)
     folder = Path(cfg.OUTPUT_DIR)
@@ -142,14 +146,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
             raise ValueError(f"--eval-only --resume: OUTPUT_DIR {folder} holds no checkpoint")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"OUTPUT_DIR {folder} is a file; expected a folder")
-    # Every set is listed now: a missing validation set must not show after the training.
-    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
-        DatasetCatalog.get(name)
+    # Every set is looked at now: a broken validation set must not show after the training.
+    names = dict.fromkeys((*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST))
+    listed = {name: DatasetCatalog.get(name) for name in names}
     rank = comm.get_rank()
     problem = None
-    if not args.eval_only and comm.is_main_process():
+    if comm.is_main_process():
         try:
-            check_output_dir(cfg, args.resume)
+            if not args.eval_only:
+                check_output_dir(cfg, args.resume)
+            head = cfg.MODEL.SEM_SEG_HEAD
+            for name, dicts in listed.items():
+                check_data(name, dicts, head.NUM_CLASSES, head.IGNORE_VALUE, cfg.DATASETS.CHECK)
         except ValueError as error:
             problem = str(error)
     # All processes stop together, or the others would wait for the main one.

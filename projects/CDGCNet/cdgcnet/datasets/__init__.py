@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 from . import ade20k, camvid, cityscapes, coco_stuff, pascal_context, streets_set, voc
+from .folders import register_folders
+
+__all__ = ["datasets_root", "register_all", "register_folders"]
 
 
 def datasets_root(root: str | os.PathLike | None = None) -> Path:

@@ -14,60 +14,14 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .catalog import IGNORE_LABEL, color_map, register
+from .catalog import IGNORE_LABEL, look_up_table, register
+from .class_list import Color, parse_classes, read_lines
 
 KEY = "DATASETS.FOLDERS"
 REQUIRED = ("NAME", "IMAGES", "CLASSES")
 OF_LABELS = ("LABEL_SUFFIX", "IDS", "IGNORE")  # say how LABELS is read
 OPTIONAL = ("LABELS", "SPLIT", *OF_LABELS)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
-UNEXPECTED = 254  # what a raw value becomes that is no class and not ignored: check_labels stops
-MAX_CLASSES = UNEXPECTED  # ids 0 to 253
-
-Color = tuple[int, int, int]
-
-_COLORED = re.compile(r"(.*?)((?:\s+-?\d+){3})", re.ASCII)
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a text file without surrounding blanks; empty ones are left out.
-
-    Raises:
-        FileNotFoundError, ValueError: naming a file that is missing or no UTF-8 text.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors put a mark in front
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable UTF-8 text file ({error})") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def parse_classes(lines: Sequence[str]) -> tuple[list[str], list[Color]]:
-    """Names and RGB colours of "name" or "name R G B" lines; the position is the class id.
-
-    Raises:
-        ValueError: naming the line, for a bad colour, a missing or repeated name, or a bad count.
-    """
-    if not 1 <= len(lines) <= MAX_CLASSES:
-        raise ValueError(f"{len(lines)} classes; expected 1 to {MAX_CLASSES}")
-    defaults = color_map(len(lines) + 1)[1:]  # its first colour, black, would hide a class
-    names: list[str] = []
-    colors: list[Color] = []
-    for number, line in enumerate(lines, start=1):
-        name, color = line, tuple(int(c) for c in defaults[number - 1])
-        if match := _COLORED.fullmatch(f" {line}"):
-            name, color = match[1].strip(), tuple(int(word) for word in match[2].split())
-            if not name:
-                raise ValueError(f"class {number}, {line!r}, is a colour without a name")
-            if not all(0 <= c <= 255 for c in color):
-                raise ValueError(f"class {number}, {line!r}: expected a colour R G B of 0 to 255")
-        if name in names:
-            raise ValueError(f"class {number}, {name!r}, has the name of {names.index(name) + 1}")
-        names.append(name)
-        colors.append((color[0], color[1], color[2]))
-    return names, colors
 
 
 def label_lut(ids: Sequence[int], ignored: Iterable[int]) -> bytes | None:
@@ -79,12 +33,7 @@ def label_lut(ids: Sequence[int], ignored: Iterable[int]) -> bytes | None:
     """
     if list(ids) == list(range(len(ids))) and set(ignored) == {IGNORE_LABEL}:
         return None
-    lut = bytearray([UNEXPECTED]) * 256
-    for value in ignored:
-        lut[value] = IGNORE_LABEL
-    for class_id, value in enumerate(ids):
-        lut[value] = class_id
-    return bytes(lut)
+    return look_up_table({value: class_id for class_id, value in enumerate(ids)}, ignored)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -147,6 +96,7 @@ class FolderSet:
     split: Path | None
     classes: list[str]
     colors: list[Color]
+    ids: list[int]  # the raw value of each class
     lut: bytes | None
 
     def _require(self, folder: Path, key: str) -> None:
@@ -280,8 +230,8 @@ def _parse(entry: Any, position: int, root: Path) -> FolderSet:
             f"{where}: IMAGES and LABELS are both {images}; put images and labels into two folders"
         )
     return FolderSet(
-        where, name, images, labels, suffix, place("SPLIT"),
-        classes, colors, label_lut(ids, ignored),
+        where, entry["NAME"], images, labels, suffix, place("SPLIT"),
+        classes, colors, ids, label_lut(ids, ignored),
     )  # fmt: skip
 
 
@@ -316,4 +266,6 @@ def register_folders(cfg: CfgNode, root: Path | None = None) -> None:
             f"{KEY}, whose key IGNORE lists the raw values to ignore"
         )
     for one in sets.values():
-        register(one.name, one.load, classes=one.classes, colors=one.colors, origin=KEY)
+        register(
+            one.name, one.load, classes=one.classes, colors=one.colors, ids=one.ids, origin=KEY
+        )

@@ -238,6 +238,27 @@ def test_resume_with_another_config_is_refused(start, folder, earlier):
     assert contents(folder) == earlier
 
 
+def test_resume_with_another_list_is_refused(start, folder, earlier):
+    message = refused(*start, "--resume", "INPUT.CROP.SIZE", "[25, 25]")
+    assert "INPUT.CROP.SIZE: [33, 33] there, [25, 25] now" in message
+
+
+def test_sets_of_as_many_other_classes_are_refused(start, folder):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from cdgcnet.datasets import catalog, cityscapes
+
+    names = [*cityscapes.NAMES[:-1], "unicycle"]
+    catalog.register("other_val", list, classes=names, colors=cityscapes.COLORS)
+    try:
+        message = refused(*start, "DATASETS.TEST", "('other_val',)")
+    finally:
+        DatasetCatalog.remove("other_val")
+        MetadataCatalog.remove("other_val")
+    assert "DATASETS.TEST other_val and DATASETS.TRAIN cdgc_cityscapes_train" in message
+    assert "number 18 is 'unicycle' in the one, 'bicycle' in the other" in message
+
+
 @pytest.mark.parametrize("file", ["metrics.json", "last_checkpoint", "model_0000001.pth"])
 def test_a_folder_with_traces_of_a_run_is_refused(start, folder, file):
     folder.mkdir()

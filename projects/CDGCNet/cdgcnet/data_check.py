@@ -76,6 +76,7 @@ def check_data(
             f"data set {name}: {len(problems)} of {len(dicts)} images cannot be used:\n  "
             + "\n  ".join(problems[:5])
             + ("\n  …" if len(problems) > 5 else "")
-            + f"\nAll of them, and more: python tools/prepare_data.py audit {name}. "
+            + f"\nAll of them, and more: python tools/prepare_data.py audit {name} (own data: with "
+            "--config-file). "
             "(DATASETS.CHECK none skips this look at the data.)"
         )

@@ -181,23 +181,39 @@ def read_labels(path: str | Path, lut: bytes | None = None) -> np.ndarray:
     return labels if lut is None else np.frombuffer(lut, np.uint8)[labels]
 
 
-def check_labels(labels: np.ndarray, num_classes: int, ignore_label: int, path: str | Path) -> None:
+def check_labels(
+    labels: np.ndarray,
+    num_classes: int,
+    ignore_label: int,
+    path: str | Path,
+    lut: bytes | None = None,
+) -> None:
     """Refuse label values that are neither a class nor the ignore label.
 
+    Args:
+        labels: (H, W) uint8, raw values of the file.
+        lut: 256 values that will replace them; what it makes of a value is checked.
+
     Raises:
-        ValueError: naming the file, the value and what may be behind it.
+        ValueError: naming the file, its value and what may be behind it.
     """
-    values = np.arange(256)
-    forbidden = ((values >= num_classes) & (values != ignore_label)).astype(np.uint8)
-    if cv2.LUT(labels, forbidden).any():
-        found = np.unique(labels)
-        wrong = [int(v) for v in found if forbidden[v]]
+    classes = np.arange(256) if lut is None else np.frombuffer(lut, np.uint8)
+    forbidden = ((classes >= num_classes) & (classes != ignore_label)).astype(np.uint8)
+    if not cv2.LUT(labels, forbidden).any():
+        return
+    found = [int(v) for v in np.unique(labels)]
+    wrong = next(v for v in found if forbidden[v])
+    if lut is not None:
         raise ValueError(
-            f"{path}: label value {wrong[0]} is neither a class (0 to {num_classes - 1}, "
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}) nor the ignore label {ignore_label}; "
-            f"values found: {[int(v) for v in found][:30]}. Is it a palette PNG that was saved as "
-            "grey values, or a file of label ids where train ids are expected?"
+            f"{path}: label value {wrong} is none that the data set knows; values found: "
+            f"{found[:30]}. Are these the labels of another version or data set?"
         )
+    raise ValueError(
+        f"{path}: label value {wrong} is neither a class (0 to {num_classes - 1}, "
+        f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}) nor the ignore label {ignore_label}; "
+        f"values found: {found[:30]}. Is it a palette PNG that was saved as "
+        "grey values, or a file of label ids where train ids are expected?"
+    )
 
 
 def read_checked_labels(
@@ -207,15 +223,15 @@ def read_checked_labels(
     size: tuple[int, int],
     lut: bytes | None = None,
 ) -> np.ndarray:
-    """Labels of a known image size (H, W), every value checked."""
-    labels = read_labels(path, lut)
+    """Labels of a known image size (H, W), every value checked, then replaced as ``lut`` says."""
+    labels = read_labels(path)
     if labels.shape != tuple(size):
         raise ValueError(
             f"{path}: labels are {labels.shape[0]} x {labels.shape[1]}, but the image is "
             f"{size[0]} x {size[1]} (height x width)"
         )
-    check_labels(labels, num_classes, ignore_label, path)
-    return labels
+    check_labels(labels, num_classes, ignore_label, path, lut)
+    return labels if lut is None else np.frombuffer(lut, np.uint8)[labels]
 
 
 @contextmanager

@@ -37,13 +37,22 @@ _FREE_KEYS = (
 )
 
 
+def _difference(found: list[str], expected: list[str]) -> str:
+    return next(
+        f"number {i} is {a!r} in the one, {b!r} in the other"
+        for i, (a, b) in enumerate(zip(found, expected, strict=True))
+        if a != b
+    )
+
+
 def check_datasets(cfg: CfgNode, train: bool) -> None:
     """Refuse unknown data sets and a class count that does not match, before reading data.
 
     Raises:
         ValueError: naming the key, the value and what there is.
     """
-    keys = ["TEST"] + (["TRAIN"] if train else [])
+    keys = (["TRAIN"] if train else []) + ["TEST"]
+    first: tuple[str, list[str]] | None = None
     for key in keys:
         names = list(cfg.DATASETS[key])
         if not names:
@@ -60,6 +69,12 @@ def check_datasets(cfg: CfgNode, train: bool) -> None:
                 raise ValueError(
                     f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}; "
                     f"{name} has {len(classes)} classes"
+                )
+            first = first or (f"DATASETS.{key} {name}", classes)
+            if classes != first[1]:
+                raise ValueError(
+                    f"DATASETS.{key} {name} and {first[0]} have different classes: "
+                    f"{_difference(classes, first[1])}"
                 )
 
 
@@ -112,7 +127,7 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
         for key in sorted(now)
         if before.get(key) != now[key]
         and not key.startswith(_FREE_KEYS)
-        and {before.get(key), now[key]} != {"SyncBN", "BN"}  # depends on the processes
+        and sorted((str(before.get(key)), str(now[key]))) != ["BN", "SyncBN"]  # by processes
     ]
     if different:
         raise ValueError(

@@ -239,7 +239,7 @@ def test_resume_with_another_config_is_refused(start, folder, earlier):
 
 
 def test_resume_with_another_list_is_refused(start, folder, earlier):
-    message = refused(*start, "--resume", "INPUT.CROP.SIZE", "[25, 25]")
+    message = refused("--resume", *start, "INPUT.CROP.SIZE", "[25, 25]")
     assert "INPUT.CROP.SIZE: [33, 33] there, [25, 25] now" in message
 
 

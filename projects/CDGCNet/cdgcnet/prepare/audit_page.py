@@ -1,0 +1,167 @@
+"""The report of an audit as one HTML page: tables, swatches and example pictures.
+
+Shape shorthand: image (H, W, 3) RGB, labels (H, W).
+"""
+
+import base64
+import io
+import random
+from html import escape
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..files import read_image, read_labels, replacing
+from ..visualize import label_image
+from .findings import Report, Sample
+
+_SIDE = 480  # pixels; larger pictures are scaled down
+_PICTURES = 12
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em;
+       color: #222; background: #fff }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .15em .8em; text-align: left; border-bottom: 1px solid #ddd }
+td.number { text-align: right }
+.swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #888;
+          vertical-align: -.15em; margin-right: .5em }
+.bar { height: .8em; background: #5b8; min-width: 1px }
+.error h3 { color: #b00020 } .warning h3 { color: #8a5a00 }
+li, figcaption { overflow-wrap: anywhere }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 1em }
+figure { margin: 0 } figure img { width: 100%; display: block } figcaption { font-size: 13px }
+"""
+
+
+def check_page(path: Path, overwrite: bool) -> None:
+    """Refuse a path that no page can be written to.
+
+    Raises:
+        ValueError: for a folder, or a file that would be lost.
+    """
+    if path.is_dir():
+        raise ValueError(f"--html {path}: it is a folder; expected the name of a file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"--html {path}: it exists; choose another name or add --overwrite")
+
+
+def color_labels(labels: np.ndarray, colors: list[tuple[int, int, int]]) -> np.ndarray:
+    """Labels (H, W) in the colours of their classes, (H, W, 3); other pixels striped.
+
+    Black would not do for these: it is VOC's background.
+    """
+    rgb = np.array(label_image(labels, colors).convert("RGB"))
+    height, width = labels.shape
+    diagonals = np.add.outer(np.arange(height), np.arange(width))
+    stripes = np.where(diagonals // max(2, min(height, width) // 32) % 2, 255, 90)
+    ignored = labels >= len(colors)
+    rgb[ignored] = stripes[ignored][:, None]
+    return rgb
+
+
+def choose(report: Report, number: int = _PICTURES, seed: int = 0) -> list[tuple[Sample, str]]:
+    """Samples worth a look, each once, with the reason: most ignored, rarest classes, random."""
+    sound = [s for s in report.samples if s.sound]
+    chosen: dict[str, tuple[Sample, str]] = {}
+    by_ignored = sorted(sound, key=lambda s: -s.ignored_share)
+    for sample in by_ignored[: number // 3]:
+        if sample.ignored:
+            chosen[sample.image] = (sample, "most ignored")
+    pixels = report.pixels
+    rarest = [int(c) for c in np.argsort(pixels, kind="stable") if pixels[c]]
+    for c in rarest[: number // 3]:
+        # The image that has most of the class.
+        having = [s for s in sound if s.counts[c]]
+        for sample in sorted(having, key=lambda s: -int(s.counts[c]))[:1]:
+            chosen.setdefault(sample.image, (sample, f"rare class {report.classes[c]}"))
+    rest = [s for s in sound if s.image not in chosen]
+    number = min(number - len(chosen), len(rest))
+    for sample in random.Random(seed).sample(rest, number):
+        chosen[sample.image] = (sample, "random")
+    return list(chosen.values())
+
+
+def _jpeg(rgb: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, "JPEG", quality=85)
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _figure(report: Report, sample: Sample, reason: str) -> str:
+    image = read_image(sample.image)
+    scale = min(1.0, _SIDE / max(image.shape[:2]))
+    size = [max(1, round(scale * side)) for side in image.shape[1::-1]]
+    picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    caption = f"<b>{escape(reason)}</b> {escape(Path(sample.image).name)}"
+    if sample.label is not None:
+        labels = read_labels(sample.label, sample.lut)
+        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+        colors = color_labels(labels, list(report.colors))
+        picture = cv2.addWeighted(picture, 0.45, colors, 0.55, 0)
+        present = np.argsort(-sample.counts.astype(np.int64), kind="stable")
+        names = [report.classes[c] for c in present if sample.counts[c]]
+        shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        caption += f"<br>{100 * sample.ignored_share:.1f} % ignored; {escape(shown)}"
+    return (
+        f'<figure><img alt="" src="data:image/jpeg;base64,{_jpeg(picture)}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _problems(report: Report, *, errors: bool) -> str:
+    parts = []
+    for kind, problems in report.grouped(errors=errors):
+        items = "".join(f"<li>{escape(str(p))}</li>" for p in problems)
+        parts.append(
+            f"<h3>{escape(kind.title)} ({len(problems)})</h3><p>{escape(kind.advice)}</p>"
+            f"<details{' open' * (len(problems) <= 10)}><summary>files</summary><ul>{items}</ul>"
+            "</details>"
+        )
+    word = "error" if errors else "warning"
+    return f'<section class="{word}"><h2>{word.title()}s</h2>{"".join(parts) or "none"}</section>'
+
+
+def _class_table(report: Report) -> str:
+    percent = report.percent
+    largest = max(percent.max(), 1e-9)
+    rows = []
+    for i, (name, color) in enumerate(zip(report.classes, report.colors, strict=True)):
+        red, green, blue = (int(c) for c in color)
+        rows.append(
+            f'<tr><td class="number">{i}</td><td><span class="swatch" style="background:'
+            f'rgb({red},{green},{blue})"></span>{escape(name)}</td>'
+            f'<td class="number">{percent[i]:.3f}</td><td style="width:220px">'
+            f'<div class="bar" style="width:{100 * percent[i] / largest:.1f}%"></div></td>'
+            f'<td class="number">{report.images[i]}</td></tr>'
+        )
+    return (
+        "<h2>Classes</h2><table><tr><th>id</th><th>class</th><th>% of labelled pixels</th>"
+        f"<th></th><th>images</th></tr>{''.join(rows)}</table>"
+    )
+
+
+def page(report: Report) -> str:
+    """The whole page; it needs no other file."""
+    figures = "".join(_figure(report, sample, reason) for sample, reason in choose(report))
+    notes = "".join(f"<br>{escape(note)}" for note in report.notes)
+    title = escape(f"Audit of {report.name}")
+    striped = " Ignored pixels are striped." if report.labelled else ""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
+        f"<p><b>{escape(report.verdict())}</b>: {escape(report.totals())}{notes}</p>"
+        f"{_problems(report, errors=True)}{_problems(report, errors=False)}"
+        f"{_class_table(report) if report.labelled else ''}"
+        f'<h2>Pictures</h2><p>Sound pairs only.{striped}</p><div class="pictures">{figures}</div>'
+        "</body></html>\n"
+    )
+
+
+def write_page(report: Report, path: Path) -> None:
+    """Write :func:`page` to a file, whole or not at all."""
+    text = page(report)
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")

@@ -39,10 +39,10 @@ def load_list(folder: Path, split: str, name: str) -> list[dict]:
         ValueError: for a malformed line or an empty list.
     """
     layout = _LAYOUT.format(folder=folder)
-    require_dir(folder, name, layout)
+    advice = prepare_advice("camvid", folder.parent)
+    require_dir(folder, name, layout, advice)
     path = folder / f"{split}.txt"
     if not path.is_file():
-        advice = prepare_advice("camvid", folder.parent)
         raise FileNotFoundError(
             f"data set {name}: no list {path}. {advice}\nexpected layout:\n{layout}"
         )
@@ -58,7 +58,7 @@ def load_list(folder: Path, split: str, name: str) -> list[dict]:
         image, label = (folder / field for field in fields)
         for file in (image, label):
             if not file.is_file():
-                raise FileNotFoundError(f"{path}:{number}: there is no file {file}")
+                raise FileNotFoundError(f"{path}:{number}: there is no file {file}. {advice}")
         dicts.append(
             {
                 "file_name": str(image),
@@ -67,7 +67,7 @@ def load_list(folder: Path, split: str, name: str) -> list[dict]:
             }
         )
     if not dicts:
-        raise ValueError(f"data set {name}: the list {path} is empty")
+        raise ValueError(f"data set {name}: the list {path} is empty. {advice}")
     return dicts
 
 

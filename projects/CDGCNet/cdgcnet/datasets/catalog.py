@@ -1,5 +1,6 @@
 """What all registrations share: registering, listing pairs, colours, errors for missing files."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 IGNORE_LABEL = 255
 UNKNOWN_LABEL = 254  # what a look-up table makes of a value that it does not know
 EVALUATOR_TYPE = "cdgc_sem_seg"
+SET_ROOT = "Set the environment variable DETECTRON2_DATASETS to the folder that holds it."
 
 
 def register(
@@ -88,7 +90,7 @@ def list_pairs(
         lut: goes into the dicts as "sem_seg_lut", for labels that are not contiguous classes.
 
     Raises:
-        FileNotFoundError: for missing files, naming how many and the first, or an empty split.
+        FileNotFoundError: for missing files, with their number and the first, or an empty split.
     """
     dicts = []
     missing = []
@@ -102,9 +104,10 @@ def list_pairs(
                 entry["sem_seg_lut"] = lut
         dicts.append(entry)
     if missing:
+        first = ", ".join(map(str, missing[:3])) + (", …" if missing[3:] else "")
         raise FileNotFoundError(
-            f"data set {name}: {len(missing)} files of {len(dicts)} images are missing, the first "
-            f"is {missing[0]}. {advice}"
+            f"data set {name}: {len(missing)} files of {len(dicts)} images are missing: {first}. "
+            f"{advice}"
         )
     if not dicts:
         raise FileNotFoundError(f"data set {name}: the split is empty. {advice}")
@@ -127,19 +130,19 @@ def read_stems(path: Path, name: str, advice: str) -> list[str]:
 def prepare_advice(what: str, root: Path) -> str:
     """The command that makes a data set."""
     return (
-        f"Prepare it with `python tools/prepare_data.py {what} --src DOWNLOADS --root {root}` "
-        "(docs/data.md), or set DETECTRON2_DATASETS to the folder that holds it."
+        f"Prepare it with `python tools/prepare_data.py {what} --src DOWNLOADS --root "
+        f"{shlex.quote(str(root))}` (docs/data.md), or it is elsewhere: {SET_ROOT}"
     )
 
 
-def require_dir(folder: Path, name: str, layout: str) -> None:
+def require_dir(folder: Path, name: str, layout: str, advice: str = SET_ROOT) -> None:
     """Refuse a missing data set.
 
     Raises:
-        FileNotFoundError: naming the folder looked in, the layout and the variable to set.
+        FileNotFoundError: naming the folder looked in, the layout and the way to it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
             f"data set {name}: there is no folder {folder.absolute()}\nexpected layout:\n{layout}\n"
-            "Set the environment variable DETECTRON2_DATASETS to the folder that holds it."
+            f"{advice}"
         )

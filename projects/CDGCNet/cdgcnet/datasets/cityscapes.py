@@ -51,12 +51,12 @@ def load_tree(
         FileNotFoundError: for a missing folder, an empty split or a missing label file.
     """
     layout = _LAYOUT.format(folder=folder)
+    advice = prepare_advice("cityscapes", folder.parent)
     for part in parts or [split]:
-        require_dir(folder / "leftImg8bit" / part, name, layout)
+        require_dir(folder / "leftImg8bit" / part, name, layout, advice)
     pairs = [pair for part in parts or [split] for pair in _pairs(folder, part, kind)]
     make_missing_train_ids([labels for _, _, labels in pairs if labels is not None])
-    advice = f"{prepare_advice('cityscapes', folder.parent)}\nexpected layout:\n{layout}"
-    dicts = list_pairs(name, pairs, advice)
+    dicts = list_pairs(name, pairs, f"{advice}\nexpected layout:\n{layout}")
     for entry in dicts:
         if "sem_seg_file_name" in entry:
             instances = entry["sem_seg_file_name"].replace("labelTrainIds", "instanceIds")

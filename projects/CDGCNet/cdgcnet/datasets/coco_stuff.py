@@ -64,8 +64,8 @@ def load_10k(folder: Path, split: str, name: str) -> list[dict]:
     Raises:
         FileNotFoundError: for a missing folder, list, image or label file.
     """
-    require_dir(folder / "images", name, _LAYOUT.format(folder=folder))
     advice = prepare_advice("coco-stuff-10k", folder.parent)
+    require_dir(folder / "images", name, _LAYOUT.format(folder=folder), advice)
     stems = read_stems(folder / "imageLists" / f"{split}.txt", name, advice)
     return list_pairs(
         name,

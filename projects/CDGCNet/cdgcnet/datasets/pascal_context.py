@@ -46,8 +46,8 @@ def load_split(folder: Path, split: str, name: str, background: bool) -> list[di
         FileNotFoundError: for a missing folder, list, image or label file.
     """
     labels = folder / "SegmentationClassContext"
-    require_dir(labels, name, _LAYOUT.format(folder=folder))
     advice = prepare_advice("pascal-context", folder.parent.parent)
+    require_dir(labels, name, _LAYOUT.format(folder=folder), advice)
     stems = read_stems(folder / "ImageSets" / "SegmentationContext" / f"{split}.txt", name, advice)
     return list_pairs(
         name,

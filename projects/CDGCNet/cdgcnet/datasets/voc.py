@@ -33,8 +33,8 @@ def load_split(folder: Path, split: str, name: str) -> list[dict]:
     Raises:
         FileNotFoundError: for a missing folder, list, image or label file.
     """
-    require_dir(folder / "JPEGImages", name, _LAYOUT.format(folder=folder))
     advice = prepare_advice("voc-aug", folder.parent.parent)
+    require_dir(folder / "JPEGImages", name, _LAYOUT.format(folder=folder), advice)
     stems = read_stems(folder / "ImageSets" / "Segmentation" / f"{split}.txt", name, advice)
     official = folder / "SegmentationClass"
     labels = folder / "SegmentationClassAug"

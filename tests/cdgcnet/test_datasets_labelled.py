@@ -114,7 +114,7 @@ def test_missing_files_are_counted_and_the_first_is_named(voc_root):
     (voc_root / "VOCdevkit/VOC2012/SegmentationClassAug/2008_2.png").unlink()
     (voc_root / "VOCdevkit/VOC2012/JPEGImages/2007_1.jpg").unlink()
     register_all(voc_root)
-    with pytest.raises(FileNotFoundError, match=r"2 files of 2 images .* is .*2008_2\.png"):
+    with pytest.raises(FileNotFoundError, match=r"2 files of 2 .*2008_2\.png, .*2007_1\.jpg"):
         DatasetCatalog.get("cdgc_voc_train_aug")
 
 

@@ -19,15 +19,17 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
 from cdgcnet import load_cfg, register_all
+from cdgcnet.datasets.check import check_datasets
 from cdgcnet.datasets.folders import register_folders
 from cdgcnet.files import replacing
 from cdgcnet.mapper import SemSegMapper
 from cdgcnet.prepare.audit import ON_CPU
 from cdgcnet.prepare.audit_page import color_labels
-from cdgcnet.run import check_datasets
 from cdgcnet.trainer import Trainer
+from cdgcnet.visualize import class_colors
 
 MAX_SAMPLES = 64
+MAX_COLUMNS = 8
 MAX_LEGEND = 24
 _CELL = 2.8  # inches
 
@@ -40,6 +42,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if not 1 <= args.num <= MAX_SAMPLES:
         raise ValueError(f"--num {args.num}: expected 1 to {MAX_SAMPLES}")
+    if args.columns is not None and not 1 <= args.columns <= MAX_COLUMNS:
+        raise ValueError(f"--columns {args.columns}: expected 1 to {MAX_COLUMNS}")
+    if args.seed is not None and args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: expected 0 or more")
     if args.output.suffix.lower() != ".png":
         raise ValueError(f"--output {args.output}: expected a name that ends with .png")
     if args.output.is_dir():
@@ -71,7 +77,12 @@ def draw_samples(cfg: CfgNode, num: int, augmented: bool) -> list[dict]:
 
 
 def draw_grid(
-    samples: Sequence[dict], image_format: str, metadata: Metadata, title: str, path: Path
+    samples: Sequence[dict],
+    image_format: str,
+    metadata: Metadata,
+    title: str,
+    path: Path,
+    columns: int | None = None,
 ) -> None:
     """Image, labels and overlay of each sample, with a legend.
 
@@ -81,13 +92,14 @@ def draw_grid(
         metadata: gives class names and colours.
         title: of the whole picture.
         path: PNG to write.
+        columns: samples in a row; None: 1 for up to 3 samples, 2 for more.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    colors, names = list(metadata.stuff_colors), list(metadata.stuff_classes)
-    across = 1 if len(samples) < 4 else 2
+    colors, names = class_colors(metadata), list(metadata.stuff_classes)
+    across = min(columns or (1 if len(samples) < 4 else 2), len(samples))
     rows = -(-len(samples) // across)
     aspect = max(s["image"].shape[1] / s["image"].shape[2] for s in samples)
     pixels = np.zeros(256, np.int64)
@@ -96,15 +108,15 @@ def draw_grid(
     order = np.argsort(-pixels[: len(names)], kind="stable")
     occurring = [int(c) for c in order if pixels[c]]
     handles = [
-        Patch(facecolor=tuple(v / 255 for v in colors[c]), edgecolor="grey", label=names[c])
+        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colors[c]), edgecolor="grey", label=names[c])
         for c in occurring[:MAX_LEGEND]
     ]
     if len(occurring) > MAX_LEGEND:
         handles.append(Patch(alpha=0, label=f"+{len(occurring) - MAX_LEGEND} more"))
     if pixels[len(names) :].any():
         handles.append(Patch(facecolor="white", edgecolor="dimgrey", hatch="////", label="ignored"))
-    columns = min(len(handles), 4 * across)
-    legend_height = 0.25 * -(-len(handles) // columns)
+    legend_columns = min(len(handles), 4 * across)
+    legend_height = 0.25 * -(-len(handles) // legend_columns)
     figure = Figure(
         figsize=(3 * across * _CELL, rows * (_CELL * aspect + 0.25) + legend_height + 0.5),
         layout="constrained",
@@ -132,7 +144,11 @@ def draw_grid(
             parse_math=False,  # names may hold "$"
         )
     legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+        handles=handles,
+        loc="outside lower center",
+        ncols=legend_columns,
+        fontsize=8,
+        frameon=False,
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -148,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="PNG to write")
     parser.add_argument("--dataset", help="another set than DATASETS.TRAIN")
     parser.add_argument("--num", type=int, default=8, help=f"samples, at most {MAX_SAMPLES}")
+    parser.add_argument("--columns", type=int, help=f"samples in a row, at most {MAX_COLUMNS}")
+    parser.add_argument("--seed", type=int, help="instead of the config's SEED")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing picture")
     parser.add_argument(
         "--no-augmentation", action="store_true", help="the same files, whole and unchanged"
@@ -162,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dataset:
             cfg.DATASETS.TRAIN = (args.dataset,)
         check_datasets(cfg, train=True)
+        if args.seed is not None:
+            cfg.SEED = args.seed
         if cfg.SEED < 0:
             print("SEED is -1, a training would draw its own; shown with SEED 0")
             cfg.SEED = 0
@@ -173,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             MetadataCatalog.get(cfg.DATASETS.TRAIN[0]),
             f"{' + '.join(cfg.DATASETS.TRAIN)}, SEED {cfg.SEED}, {shown}",
             args.output,
+            args.columns,
         )
     except (ValueError, OSError) as error:
         parser.exit(1, f"visualize_data.py: error: {error}\n")

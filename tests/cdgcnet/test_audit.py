@@ -5,6 +5,10 @@ The toy set has 3 classes; its images are 4 x 6 noise, its labels hold 0, 1, 2 a
 
 import html
 import json
+import re
+from base64 import b64decode
+from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +23,7 @@ from cdgcnet import register_all
 from cdgcnet.datasets.catalog import register
 from cdgcnet.prepare import findings
 from cdgcnet.prepare.audit import audit
-from cdgcnet.prepare.audit_checks import Rules, grey_values, inspect
+from cdgcnet.prepare.audit_checks import Rules, digest_of, grey_values, inspect
 from cdgcnet.prepare.audit_page import choose, color_labels, page
 
 COLORS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
@@ -134,6 +138,21 @@ def test_frequencies_are_those_of_bincount(tmp_path_factory, num_classes, seed, 
     np.testing.assert_array_equal(sample.counts, expected[:num_classes])
     assert sample.ignored == expected[255] and sample.total == 35
     assert all(p.kind == findings.EMPTY for p in sample.problems)
+
+
+def test_the_spread_of_ignored_pixels(toy, call):
+    for i, ignored in enumerate((0, 6, 12)):
+        toy.save(toy.label(i), np.r_[np.full(ignored, 255), np.zeros(24 - ignored)].reshape(4, 6))
+    # 0, 6, 12 and 4 of 24 pixels: the median lies between 16.7 and 25 %.
+    line = f"ignored pixels per image: median 20.8 %, most 50.0 % in {toy.label(2)}"
+    assert line in call(toy.name).out and line in page(audit(toy.name))
+
+
+def test_a_set_of_detectron2_without_colours(toy):
+    metadata = MetadataCatalog.get(toy.name)
+    del metadata.stuff_colors
+    report = audit(toy.name)
+    assert not report.problems and len(set(report.colors)) == 3
 
 
 def test_a_split_without_labels_has_its_images_checked(toy, call):
@@ -253,6 +272,20 @@ def test_errors_come_first_and_long_lists_are_cut(tmp_path, call):
     assert "… and 3 more" in done.out
 
 
+@pytest.mark.parametrize("palette", [None, [1, 2, 3] * 3])
+def test_no_damaged_byte_ends_the_audit(toy, palette):
+    # Pillow and OpenCV meet broken headers, chunks and checksums with errors of several types.
+    label = Path(toy.label(1))
+    toy.save(label, [[0, 0, 1, 1, 2, 255]] * 4, palette=palette)
+    data = label.read_bytes()
+    rules = Rules(3, 255, frozenset(), labelled=True)
+    found = set()
+    for i in range(len(data)):
+        label.write_bytes(data[:i] + bytes([data[i] ^ 0xFF]) + data[i + 1 :])
+        found.update(p.kind for p in inspect(toy.dicts[1], rules).problems)
+    assert findings.LABEL in found
+
+
 def test_grey_needs_a_greyscale_file_and_all_values(toy):
     toy.save(toy.label(0), [[60, 60, 117, 117, 23, 9]] * 4)  # 9 is the grey of no colour
     toy.save(toy.label(1), [[60, 60, 117, 117, 23, 0]] * 4, palette=list(range(256)) * 3)
@@ -337,16 +370,32 @@ def test_unreadable_images_are_no_twins(toy, tmp_path):
     assert kinds(audit(toy.name)) == [findings.IMAGE, findings.IMAGE]
 
 
-def test_a_counterpart_that_is_not_there_is_noted(toy, call):
+def test_only_files_of_equal_size_are_read_in_the_other_set(toy, tmp_path, monkeypatch):
+    val = Toy(tmp_path, "val")
+    for i in range(3):
+        toy.save(val.image(i), np.zeros((4, 6, 3)))  # compresses better than noise
+    copy(toy.image(0), val.image(3))
+    read = []
+    monkeypatch.setattr(
+        "cdgcnet.prepare.audit.digest_of", lambda d: read.append(d["file_name"]) or digest_of(d)
+    )
+    assert kinds(audit(toy.name)) == [findings.SHARED]
+    assert read == [val.image(3)]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, ValueError, AssertionError])
+def test_a_counterpart_that_is_not_there_or_broken_is_noted(toy, call, error):
     def missing():
-        raise FileNotFoundError("no folder")
+        raise error("no folder\nlayout")
 
     register("cdgc_toy_val", missing, classes=NAMES, colors=COLORS)
     done = call(toy.name)
-    assert done.code == 0 and "not compared with cdgc_toy_val" in done.out
+    assert done.code == 0 and "layout" not in done.out
+    note = next(line for line in done.out.splitlines() if "not compared with cdgc_toy_val" in line)
+    assert note.endswith("no folder")
     # A set that was asked for must be there.
     done = call(toy.name, "--against", "cdgc_toy_val")
-    assert done.code == 1 and "error: no folder" in done.err
+    assert done.code == 1 and "no folder" in done.err
 
 
 # ---------------------------------------------------------------- warnings
@@ -382,10 +431,11 @@ def test_palettes_that_differ(toy):
     )
 
 
-def test_colours_of_ids_that_do_not_occur_may_differ(toy):
+def test_colours_of_ids_that_do_not_occur_or_are_ignored_may_differ(toy):
     palette = [v for color in COLORS for v in color] + [0] * 759
     other = list(palette)
     other[30:33] = 9, 9, 9  # of id 10, which no pixel has
+    other[765:768] = 224, 224, 192  # of 255
     for i in range(4):
         pixels = [[0, 0, 1, 1, 2, 255]] * 4
         toy.save(toy.label(i), pixels, palette=other if i == 2 else palette)
@@ -483,6 +533,27 @@ def test_the_page_of_images_without_labels(toy):
         del d["sem_seg_file_name"]
     text = page(audit(toy.name))
     assert text.count("<img") == 4 and "<table" not in text and "ignored" not in text
+
+
+def test_a_picture_is_the_image_beside_its_overlay(toy):
+    toy.save(toy.image(0), np.full((4, 6, 3), 100))
+    toy.save(toy.label(0), np.full((4, 6), 1))
+    encoded = re.findall('base64,([^"]+)"', page(audit(toy.name)))
+    pictures = [np.asarray(Image.open(BytesIO(b64decode(e)))).astype(int) for e in encoded]
+    assert all(p.shape == (4, 12, 3) for p in pictures)
+    # 0.45 * 100 + 0.55 * (0, 200, 0) = (45, 155, 45); JPEG is not exact.
+    differences = [
+        max(abs(p[:, :4] - 100).max(), abs(p[:, 8:] - (45, 155, 45)).max()) for p in pictures
+    ]
+    assert sum(d < 40 for d in differences) == 1
+
+
+def test_a_page_lists_no_more_files_than_can_be_read(toy, monkeypatch):
+    for i in range(4):
+        toy.save(toy.label(i), np.full((4, 6), 9))
+    monkeypatch.setattr("cdgcnet.prepare.audit_page._LISTED", 3)
+    text = page(audit(toy.name))
+    assert toy.label(2) in text and toy.label(3) not in text and "<li>… and 1 more</li>" in text
 
 
 def test_pictures_are_chosen_for_a_reason(tmp_path):

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from cdgcnet import load_cfg, register_all
 from cdgcnet.config_check import adapt_cfg
-from cdgcnet.run import check_datasets
+from cdgcnet.datasets.check import check_datasets
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(p for p in ROOT.rglob("*.yaml") if not p.name.startswith("Base"))

@@ -373,9 +373,10 @@ def test_train_ids_on_a_read_only_disk(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Image.Image, "save", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     register_all(tmp_path)
-    with pytest.raises(OSError, match=f"read-only: choose another folder.*{gone.name}"):
+    message = f"read-only: choose another.*prepare_data.py cityscapes --src {folder}.*{gone.name}"
+    with pytest.raises(OSError, match=message):
         DatasetCatalog.get("cdgc_cityscapes_val")
 
 

@@ -211,7 +211,10 @@ def test_output_that_is_a_file_is_refused(call, images, tmp_path, capsys):
         (["--opts", "MODEL.CDGC.CHANNELS", "16"], "does not fit"),
         (["--opts", "DATASETS.TEST", "()"], "DATASETS.TEST"),
         (["--opts", "DATASETS.TEST", "('cdgc_nothing',)"], "cdgc_nothing"),
-        (["--opts", "DATASETS.TEST", "('cdgc_camvid_val',)"], "cdgc_camvid_val has 11"),
+        (
+            ["--opts", "DATASETS.TEST", "('cdgc_camvid_val',)"],
+            "(DATASETS.TEST) has 11",
+        ),
     ],
 )
 def test_wrong_options_are_named(call, images, tmp_path, capsys, options, word):

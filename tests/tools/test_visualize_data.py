@@ -92,6 +92,23 @@ def test_another_set_may_be_shown(call, tmp_path, monkeypatch):
     assert all("/val/" in s["file_name"] for s in seen["s"])
 
 
+def test_the_seed_option_stands_for_the_configs(call, run_cfg, monkeypatch):
+    seen = []
+    monkeypatch.setattr(visualize_data, "draw_grid", lambda samples, *_: seen.extend(samples))
+    assert call("--seed", 7) == 0
+    run_cfg.SEED = 7
+    expected = visualize_data.draw_samples(run_cfg, 2, augmented=True)
+    for sample, other in zip(seen, expected, strict=True):
+        assert torch.equal(sample["image"], other["image"])
+
+
+@pytest.mark.parametrize(("columns", "across"), [(None, 2), (1, 1), (3, 3), (8, 5)])
+def test_columns(call, figures, columns, across):
+    # A sample is three pictures; there are 5 samples, so no more columns than that.
+    assert call("--num", 5, *(() if columns is None else ("--columns", columns))) == 0
+    assert figures[0].axes[0].get_gridspec().ncols == 3 * across
+
+
 def make_sample(labels, name="a.png", channels=(255, 0, 0)):
     labels = torch.as_tensor(labels)
     image = torch.tensor(channels, dtype=torch.uint8)[:, None, None].expand(3, *labels.shape)
@@ -138,6 +155,15 @@ def test_pictures_titles_and_legend(figures, tmp_path, image_format):
     assert (overlay[5] == (115, 1, 2)).all()
 
 
+def test_a_set_without_colours_gets_detectron2s(figures, tmp_path):
+    metadata = Metadata(stuff_classes=[f"c{i}" for i in range(100)])  # the map has 79 colours
+    labels = np.array([[0, 1, 99]])
+    visualize_data.draw_grid([make_sample(labels)], "RGB", metadata, "t", tmp_path / "g.png")
+    colored = figures[0].axes[1].images[0].get_array()
+    assert len({tuple(color) for color in colored[0].tolist()}) == 3
+    assert legend_of(figures[0]) == ["c0", "c1", "c99"]
+
+
 def test_a_long_legend_is_cut_at_the_most_frequent(figures, tmp_path):
     metadata = Metadata(stuff_classes=[f"c{i}" for i in range(30)], stuff_colors=[(9, 9, 9)] * 30)
     # Class i has i + 1 pixels, so the 24 most frequent are 29 … 6.
@@ -173,7 +199,9 @@ def test_an_existing_picture_is_kept(call, tmp_path, capsys):
         (["--opts", "MODEL.CDGC.NOODLES", "1"], "MODEL.CDGC.NOODLES"),
         (["--opts", "SEED"], "pairs"),
         (["--dataset", "cdgc_nothing"], "cdgc_nothing"),
-        (["--dataset", "cdgc_camvid_train"], "cdgc_camvid_train has 11"),
+        (["--columns", "0"], "--columns 0: expected 1 to 8"),
+        (["--seed", "-4"], "--seed -4"),
+        (["--dataset", "cdgc_camvid_train"], "has 11 classes"),
     ],
 )
 def test_wrong_options_are_named(call, tmp_path, capsys, options, word):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -18,6 +18,7 @@ from .config import add_cdgcnet_config, load_cfg
 from .config_check import adapt_cfg
 from .data_check import check_data
 from .datasets import register_all, register_folders
+from .datasets.check import check_datasets
 from .evaluation import format_table, write_results
 from .trainer import COLUMNS, Trainer
 from .weights import StrictCheckpointer, check_weights_path
@@ -35,47 +36,6 @@ _FREE_KEYS = (
     "VIS_PERIOD",
     "CUDNN_BENCHMARK",
 )
-
-
-def _difference(found: list[str], expected: list[str]) -> str:
-    return next(
-        f"number {i} is {a!r} in the one, {b!r} in the other"
-        for i, (a, b) in enumerate(zip(found, expected, strict=True))
-        if a != b
-    )
-
-
-def check_datasets(cfg: CfgNode, train: bool) -> None:
-    """Refuse unknown data sets and a class count that does not match, before reading data.
-
-    Raises:
-        ValueError: naming the key, the value and what there is.
-    """
-    keys = (["TRAIN"] if train else []) + ["TEST"]
-    first: tuple[str, list[str]] | None = None
-    for key in keys:
-        names = list(cfg.DATASETS[key])
-        if not names:
-            raise ValueError(f"DATASETS.{key} is empty; expected the name of a data set")
-        for name in names:
-            if name not in DatasetCatalog.list():
-                ours = sorted(n for n in DatasetCatalog.list() if n.startswith("cdgc_"))
-                raise ValueError(
-                    f"DATASETS.{key} names {name!r}, which is not registered; there are "
-                    f"{', '.join(ours)} and Detectron2's own"
-                )
-            classes = MetadataCatalog.get(name).get("stuff_classes", [])
-            if len(classes) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-                raise ValueError(
-                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}; "
-                    f"{name} has {len(classes)} classes"
-                )
-            first = first or (f"DATASETS.{key} {name}", classes)
-            if classes != first[1]:
-                raise ValueError(
-                    f"DATASETS.{key} {name} and {first[0]} have different classes: "
-                    f"{_difference(classes, first[1])}"
-                )
 
 
 def _flatten(node: dict, prefix: str = "") -> dict:

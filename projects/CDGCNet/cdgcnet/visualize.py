@@ -5,10 +5,18 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import Metadata
+from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 IGNORE_COLOR = (0, 0, 0)
+
+
+def class_colors(metadata: Metadata) -> list[tuple[int, int, int]]:
+    """One RGB colour per class: the data set's own, or Detectron2's map where it has none."""
+    count = len(metadata.stuff_classes)
+    colors = metadata.get("stuff_colors") or np.resize(colormap(rgb=True), (count, 3))
+    return [(int(r), int(g), int(b)) for r, g, b in colors]
 
 
 def palette_of(colors: Sequence[Sequence[int]]) -> list[int]:

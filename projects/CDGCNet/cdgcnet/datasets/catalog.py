@@ -131,7 +131,7 @@ def prepare_advice(what: str, root: Path) -> str:
     """The command that makes a data set."""
     return (
         f"Prepare it with `python tools/prepare_data.py {what} --src DOWNLOADS --root "
-        f"{shlex.quote(str(root))}` (docs/data.md), or it is elsewhere: {SET_ROOT}"
+        f"{shlex.quote(str(root))}` (docs/data.md). Is it elsewhere? {SET_ROOT}"
     )
 
 

@@ -2,13 +2,14 @@
 
 import json
 import logging
+import shlex
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ..files import read_labels, replacing
@@ -16,7 +17,9 @@ from .catalog import UNKNOWN_LABEL, look_up_table
 from .cityscapes_classes import LABEL_IDS
 
 # The other label ids, 0 to 33 in all, are not scored.
-_LUT = look_up_table({own: i for i, own in enumerate(LABEL_IDS)}, ignored=range(34))
+_LUT = np.frombuffer(
+    look_up_table({own: i for i, own in enumerate(LABEL_IDS)}, ignored=range(34)), np.uint8
+)
 
 
 def _from_polygons(source: Path) -> np.ndarray:
@@ -25,7 +28,7 @@ def _from_polygons(source: Path) -> np.ndarray:
     except ImportError as error:
         raise ImportError(
             f"{source}: train ids are drawn from polygons by cityscapesscripts, which is not "
-            "installed: pip install cityscapesscripts"
+            "installed: pip install -e '.[data]' in the repository's folder"
         ) from error
     try:
         json.loads(source.read_text(encoding="utf-8"))
@@ -53,22 +56,43 @@ def make_train_ids(source: Path, target: Path) -> None:
     if source.suffix == ".json":
         labels = _from_polygons(source)
     else:
-        labels = read_labels(source)
-        ids = labels
-        labels = np.frombuffer(_LUT, np.uint8)[ids]
+        ids = read_labels(source)
+        labels = cv2.LUT(ids, _LUT)  # as the encoder below, it lets other threads run
         unknown = ids[labels == UNKNOWN_LABEL]
         if unknown.size:
             raise ValueError(
                 f"{source}: label value {int(unknown[0])} is no Cityscapes label id (0 to 33)"
             )
+    # Written once, read every epoch: OpenCV's default makes larger files that decode more slowly.
+    png = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1]
     with replacing(target) as beside:
-        Image.fromarray(labels).save(beside)
+        beside.write_bytes(png.tobytes())
+
+
+def _make_if_missing(source: Path, target: Path) -> None:
+    if target.is_file():  # another process was faster
+        return
+    try:
+        make_train_ids(source, target)
+    except OSError as error:
+        if error.filename != str(target):
+            raise
+        tree = target.parents[3]  # above gtFine/SPLIT/CITY
+        advice = (
+            "make a copy with train ids where you may write: python tools/prepare_data.py "
+            f"cityscapes --src {shlex.quote(str(tree))} --root FOLDER"
+        )
+        raise OSError(error.errno, f"{error.strerror}; {advice}", error.filename) from error
 
 
 def make_missing_train_ids(targets: Sequence[Path]) -> None:
     """Make those ``*_labelTrainIds.png`` files that are not there and have a source beside them.
 
     Several processes may do this at once: each file appears whole or not at all.
+
+    Raises:
+        ValueError, OSError: naming a broken source, or a file that cannot be written and the way
+            out.
     """
     sources = []
     for target in targets:
@@ -85,6 +109,6 @@ def make_missing_train_ids(targets: Sequence[Path]) -> None:
         f"Making {len(sources)} *_labelTrainIds.png in {sources[0][1].parent.parent}"
     )
     with ThreadPoolExecutor() as pool:
-        made = pool.map(lambda pair: make_train_ids(*pair), sources)
+        made = pool.map(lambda pair: _make_if_missing(*pair), sources)
         for _ in tqdm(made, total=len(sources), desc="train ids", unit="image"):
             pass

@@ -123,10 +123,15 @@ class FolderSet:
         expected = {image.stem + self.label_suffix for image in images}
         unused = sorted(n for n in there - expected if n.endswith(self.label_suffix))
         if unused:
-            logging.getLogger(__name__).warning(
+            problem = (
                 f"{self.where}: {len(unused)} labels in {self.labels} have no image in "
                 f"{self.images}: {', '.join(unused[:3])}{', …' if unused[3:] else ''}"
             )
+            if self.split is None:
+                raise FileNotFoundError(
+                    f"{problem}; add the images, or list those to use in a SPLIT file"
+                )
+            logging.getLogger(__name__).warning(problem)
         return [self.labels / name for name in names]
 
     def load(self) -> list[dict]:

@@ -6,7 +6,7 @@ Reading order: ``findings`` (what a problem is), ``audit_checks`` (what is looke
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..config import load_cfg
 from ..datasets import register_all, voc
 from ..datasets.catalog import EVALUATOR_TYPE
 from ..datasets.folders import register_folders
+from ..visualize import class_colors
 from . import findings
 from .audit_checks import (
     Rules,
@@ -28,6 +29,7 @@ from .audit_checks import (
     find_twins,
     grey_values,
     inspect,
+    size_of,
 )
 from .audit_page import check_page, write_page
 from .findings import Problem, Report, format_report
@@ -58,7 +60,7 @@ def audit(name: str, against: Sequence[str] | None = None, workers: int = 1) -> 
     """
     dicts = _load(name)
     metadata = MetadataCatalog.get(name)
-    classes, colors = metadata.stuff_classes, metadata.stuff_colors
+    classes, colors = metadata.stuff_classes, class_colors(metadata)
     others, notes = _others(name, against)
     rules = Rules(
         num_classes=len(classes),
@@ -71,8 +73,9 @@ def audit(name: str, against: Sequence[str] | None = None, workers: int = 1) -> 
         found = pool.imap(partial(inspect, rules=rules), dicts)
         samples = list(tqdm(found, desc=name, total=len(dicts), unit="image"))
         problems = [p for s in samples for p in s.problems]
+        sizes = frozenset(size_of(d) for d in dicts) - {None}
         for other, other_dicts in others.items():
-            hashed = pool.imap(_digest_or_nothing, other_dicts)
+            hashed = pool.imap(partial(_digest_if_sized, sizes=sizes), other_dicts)
             digests = list(tqdm(hashed, desc=other, total=len(other_dicts), unit="image"))
             problems += find_shared(samples, other, other_dicts, digests)
     problems += find_twins(samples)
@@ -85,9 +88,10 @@ def audit(name: str, against: Sequence[str] | None = None, workers: int = 1) -> 
     return Report(name, classes, colors, samples, problems, notes)
 
 
-def _digest_or_nothing(dataset_dict: dict) -> str:
+def _digest_if_sized(dataset_dict: dict, sizes: Collection[int | None]) -> str:
+    """The digest of an image with as many bytes as one of the audited set: few have to be read."""
     try:
-        return digest_of(dataset_dict)
+        return digest_of(dataset_dict) if size_of(dataset_dict) in sizes else ""
     except OSError:
         return ""  # an audit of its own set reports it
 
@@ -105,7 +109,10 @@ def _load(name: str) -> list[dict]:
         )
     if not MetadataCatalog.get(name).get("stuff_classes"):
         raise ValueError(f"{name} is no set for semantic segmentation: it has no stuff_classes")
-    dicts = DatasetCatalog.get(name)
+    try:
+        dicts = DatasetCatalog.get(name)
+    except AssertionError as error:  # Detectron2's own loaders check with it
+        raise ValueError(f"{name}: {error}") from error
     if not dicts:
         raise ValueError(f"{name} has no images")
     return dicts
@@ -131,8 +138,8 @@ def _others(name: str, against: Sequence[str] | None) -> tuple[dict[str, list[di
             try:
                 others[other] = _load(other)
                 notes.append(f"compared with {other}: {len(others[other])} images")
-            except FileNotFoundError:
-                notes.append(f"not compared with {other}, which is not there (or not whole)")
+            except (OSError, ValueError) as error:
+                notes.append(f"not compared with {other}: {str(error).splitlines()[0]}")
     return others, notes
 
 

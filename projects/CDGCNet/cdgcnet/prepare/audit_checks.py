@@ -73,7 +73,7 @@ def inspect(dataset_dict: dict, rules: Rules) -> Sample:
                     "(height x width)"
                 )
                 problems.append(Problem(findings.SIZE, label, details))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, Image.DecompressionBombError) as error:
             kind = findings.COLOR if mode.startswith(("RGB", "CMYK", "YCbCr")) else findings.LABEL
             problems.append(Problem(kind, label, _reason(error, label)))
     elif rules.labelled:
@@ -97,7 +97,11 @@ def inspect(dataset_dict: dict, rules: Rules) -> Sample:
         ignored=ignored,
         total=total,
         digest=digest,
-        palette={v: colors[v] for v in raw.tolist() if v in colors},
+        palette={
+            value: colors[value]
+            for value, label_id in zip(raw.tolist(), mapped.tolist(), strict=True)
+            if label_id < rules.num_classes and value in colors
+        },
         problems=problems,
     )
 
@@ -107,6 +111,14 @@ def digest_of(dataset_dict: dict) -> str:
     return hashlib.sha1(Path(dataset_dict["file_name"]).read_bytes()).hexdigest()
 
 
+def size_of(dataset_dict: dict) -> int | None:
+    """Bytes of the image file; None if there is no such file."""
+    try:
+        return Path(dataset_dict["file_name"]).stat().st_size
+    except OSError:
+        return None
+
+
 def _reason(error: Exception, path: str) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -114,10 +126,11 @@ def _reason(error: Exception, path: str) -> str:
 
 
 def _header(path: str) -> tuple[str, dict[int, tuple[int, ...]]]:
-    """Pillow's mode of an image file, and the colours of its palette."""
+    """Pillow's mode of an image file, and the colours of its palette; pixels are not decoded."""
     with Image.open(path) as image:
-        palette = image.getpalette() or []
-        return image.mode, {i: tuple(palette[3 * i : 3 * i + 3]) for i in range(len(palette) // 3)}
+        order, palette = ("", b"") if image.palette is None else image.palette.getdata()
+        known = len(palette) // 3 if order == "RGB" else 0
+        return image.mode, {i: tuple(palette[3 * i : 3 * i + 3]) for i in range(known)}
 
 
 def _wrong_values(

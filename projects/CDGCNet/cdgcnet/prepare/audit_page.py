@@ -17,8 +17,9 @@ from ..files import read_image, read_labels, replacing
 from ..visualize import label_image
 from .findings import Report, Sample
 
-_SIDE = 480  # pixels; larger pictures are scaled down
+_SIDE = 400  # pixels; larger pictures are scaled down
 _PICTURES = 12
+_LISTED = 500  # files per kind of problem; more would make the page heavy
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em;
@@ -31,7 +32,7 @@ td.number { text-align: right }
 .bar { height: .8em; background: #5b8; min-width: 1px }
 .error h3 { color: #b00020 } .warning h3 { color: #8a5a00 }
 li, figcaption { overflow-wrap: anywhere }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 1em }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(480px, 1fr)); gap: 1em }
 figure { margin: 0 } figure img { width: 100%; display: block } figcaption { font-size: 13px }
 """
 
@@ -100,7 +101,7 @@ def _figure(report: Report, sample: Sample, reason: str) -> str:
         labels = read_labels(sample.label, sample.lut)
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
         colors = color_labels(labels, list(report.colors))
-        picture = cv2.addWeighted(picture, 0.45, colors, 0.55, 0)
+        picture = np.hstack([picture, cv2.addWeighted(picture, 0.45, colors, 0.55, 0)])
         present = np.argsort(-sample.counts.astype(np.int64), kind="stable")
         names = [report.classes[c] for c in present if sample.counts[c]]
         shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
@@ -114,7 +115,9 @@ def _figure(report: Report, sample: Sample, reason: str) -> str:
 def _problems(report: Report, *, errors: bool) -> str:
     parts = []
     for kind, problems in report.grouped(errors=errors):
-        items = "".join(f"<li>{escape(str(p))}</li>" for p in problems)
+        items = "".join(f"<li>{escape(str(p))}</li>" for p in problems[:_LISTED])
+        if len(problems) > _LISTED:
+            items += f"<li>… and {len(problems) - _LISTED} more</li>"
         parts.append(
             f"<h3>{escape(kind.title)} ({len(problems)})</h3><p>{escape(kind.advice)}</p>"
             f"<details{' open' * (len(problems) <= 10)}><summary>files</summary><ul>{items}</ul>"
@@ -146,7 +149,8 @@ def _class_table(report: Report) -> str:
 def page(report: Report) -> str:
     """The whole page; it needs no other file."""
     figures = "".join(_figure(report, sample, reason) for sample, reason in choose(report))
-    notes = "".join(f"<br>{escape(note)}" for note in report.notes)
+    more = [line for line in [report.ignored_per_image()] if line]
+    notes = "".join(f"<br>{escape(note)}" for note in [*more, *report.notes])
     title = escape(f"Audit of {report.name}")
     striped = " Ignored pixels are striped." if report.labelled else ""
     return (

@@ -102,7 +102,7 @@ class Sample:
         ignored: pixels with the ignore label.
         total: pixels of the label, 0 without a readable one.
         digest: of the image file's bytes; "" if it cannot be read.
-        palette: colour per label value that occurs in a palette PNG.
+        palette: of a palette PNG, the colour of each value that occurs and is a class.
         problems: of this pair alone.
     """
 
@@ -188,6 +188,18 @@ class Report:
             f"{100 * ignored / max(total, 1):.1f} % of them ignored"
         )
 
+    def ignored_per_image(self) -> str:
+        """The spread of the ignored share over the images in a line; "" without labels."""
+        labelled = [s for s in self.samples if s.total]
+        if not labelled:
+            return ""
+        median = float(np.median([s.ignored_share for s in labelled]))
+        worst = max(labelled, key=lambda s: s.ignored_share)
+        return (
+            f"ignored pixels per image: median {100 * median:.1f} %, most "
+            f"{100 * worst.ignored_share:.1f} % in {worst.label}"
+        )
+
     def verdict(self) -> str:
         errors, warnings = self.number(errors=True), self.number(errors=False)
         return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
@@ -210,6 +222,7 @@ def format_report(report: Report) -> str:
         headers = ["id", "class", "% of labelled pixels", "images"]
         lines += [tabulate(list(rows), headers=headers, floatfmt=".3f"), ""]
     lines.append(f"{report.name}: {report.totals()}")
+    lines += [line for line in [report.ignored_per_image()] if line]
     lines += [f"note: {note}" for note in report.notes]
     lines.append(f"result: {report.verdict()}")
     return "\n".join(lines)

@@ -102,6 +102,26 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.TEST.AUG.SCALES = [0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # Sec. 4.3, ratios
     cfg.TEST.AUG.FLIP = True
 
+    # ---- inference: evaluation, TTA, DefaultPredictor and Predictor alike ----
+    cfg.TEST.SLIDE = CfgNode()
+    cfg.TEST.SLIDE.ENABLED = False  # sliding window; overlaps average their probabilities
+    cfg.TEST.SLIDE.CROP = [769, 769]  # height, width in pixels of the network's input
+    cfg.TEST.SLIDE.STRIDE = [513, 513]
+    cfg.TEST.PRECISION = "fp32"  # or "bf16", "fp16": autocast of backbone and head
+    cfg.TEST.CHANNELS_LAST = False
+    # Where probabilities are summed up (TTA, sliding window): "model" is the model's device.
+    cfg.TEST.ACCUMULATE = CfgNode()
+    cfg.TEST.ACCUMULATE.DEVICE = "model"  # or "cpu"
+    cfg.TEST.ACCUMULATE.DTYPE = "fp32"  # or "fp16"
+
+    # ---- evaluation ----
+    cfg.TEST.BOUNDARY_RATIO = 0.02  # boundary width as a share of the diagonal; 0: no boundary IoU
+    cfg.TEST.ORACLE = True  # a row with the ground truth as the graph's classes
+    cfg.TEST.WORST_IMAGES = 4  # pictures of the worst images, and of the graph's largest effects
+    cfg.TEST.SAVE_LABELS = False  # predicted label maps as PNG
+    cfg.TEST.SAVE_RLE = False  # Detectron2's sem_seg_predictions.json
+    cfg.TEST.RESUME = False  # keep per-image results; go on with those there are
+
 
 def load_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
     """A checked, unfrozen config from a YAML file and ``KEY VALUE`` overrides.

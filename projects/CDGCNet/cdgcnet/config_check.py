@@ -177,6 +177,30 @@ def check_cfg(cfg: CfgNode) -> None:
         scales,
         "a non-empty list of ratios above 0",
     )
+    slide = cfg.TEST.SLIDE
+    for key in ("CROP", "STRIDE"):
+        _check(
+            len(slide[key]) == 2 and all(isinstance(s, int) and s > 0 for s in slide[key]),
+            f"TEST.SLIDE.{key}",
+            slide[key],
+            "[height, width] in pixels, above 0",
+        )
+    _check(
+        all(s <= c for s, c in zip(slide.STRIDE, slide.CROP, strict=True)),
+        "TEST.SLIDE.STRIDE",
+        slide.STRIDE,
+        f"at most TEST.SLIDE.CROP {slide.CROP}, or pixels between the windows would be left out",
+    )
+    one_of("TEST.PRECISION", cfg.TEST.PRECISION, ("fp32", "bf16", "fp16"))
+    one_of("TEST.ACCUMULATE.DEVICE", cfg.TEST.ACCUMULATE.DEVICE, ("model", "cpu"))
+    one_of("TEST.ACCUMULATE.DTYPE", cfg.TEST.ACCUMULATE.DTYPE, ("fp32", "fp16"))
+    within("TEST.BOUNDARY_RATIO", cfg.TEST.BOUNDARY_RATIO, 0.0, 1.0)
+    _check(
+        isinstance(cfg.TEST.WORST_IMAGES, int) and cfg.TEST.WORST_IMAGES >= 0,
+        "TEST.WORST_IMAGES",
+        cfg.TEST.WORST_IMAGES,
+        "a whole number, 0 or more",
+    )
     one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "ADAMW"))
     positive("SOLVER.HEAD_LR_FACTOR", cfg.SOLVER.HEAD_LR_FACTOR)
     one_of("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, SCHEDULES)

@@ -19,7 +19,14 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from cdgc import CDGCModule, NodeSet, OhemCrossEntropyLoss, cross_entropy
+from cdgc import (
+    CDGCModule,
+    NodeSet,
+    OhemCrossEntropyLoss,
+    class_map,
+    cross_entropy,
+    resize_targets,
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,15 @@ class HeadOutput:
         coarse: (B, M, h, w) logits before the graph; None without one.
         aux: (B, M, h, w) logits of the auxiliary head; None outside training.
         nodes: the graph's nodes; None without a graph.
+        oracle: (B, M, h, w) logits refined with the ground truth as the graph's classes; None if
+            not asked for.
     """
 
     refined: Tensor
     coarse: Tensor | None = None
     aux: Tensor | None = None
     nodes: NodeSet | None = None
+    oracle: Tensor | None = None
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
@@ -226,6 +236,7 @@ class CDGCNetHead(nn.Module):
         features: dict[str, Tensor],
         targets: Tensor | None = None,
         valid: Tensor | None = None,
+        oracle: Tensor | None = None,
     ) -> HeadOutput:
         """All predictions at stride 8.
 
@@ -233,6 +244,8 @@ class CDGCNetHead(nn.Module):
             features: backbone features, (B, channels, h, w) each.
             targets: (B, H, W) labels; used in training only, to choose the graph's nodes.
             valid: (B, h, w) bool, False where a node is batch padding.
+            oracle: (B, H, W) labels; the graph is applied a second time with these classes, the
+                coarse ones where a label is ignored. Without a graph it has no effect.
         """
         x = self.reduce(self.context(features[self.main_feature]))  # (B, C, h, w)
         coarse = self.coarse_predictor(x)  # (B, M, h, w)
@@ -242,9 +255,24 @@ class CDGCNetHead(nn.Module):
         if self.graph is None:
             return HeadOutput(coarse, aux=aux)
         nodes = self.graph.select(coarse, targets, valid=valid)
+        best = None
+        if oracle is not None:
+            best = self._refine(x, self._oracle_nodes(coarse, oracle, valid))
+        return HeadOutput(self._refine(x, nodes), coarse, aux, nodes, best)
+
+    def _refine(self, x: Tensor, nodes: NodeSet) -> Tensor:
+        assert self.graph is not None
         refined = self.graph.reason(x, nodes)  # (B, C, h, w)
         x = torch.cat([x, refined], dim=1) if self.fusion == "concat" else x + refined
-        return HeadOutput(self.refined_predictor(self.fuse(x)), coarse, aux, nodes)
+        return self.refined_predictor(self.fuse(x))
+
+    def _oracle_nodes(self, coarse: Tensor, labels: Tensor, valid: Tensor | None) -> NodeSet:
+        assert self.graph is not None
+        size = (int(coarse.shape[2]), int(coarse.shape[3]))
+        true = resize_targets(labels, size, self.align_corners).long()
+        best = torch.where(true == self.ignore_value, class_map(coarse), true)
+        logits = F.one_hot(best, coarse.shape[1]).permute(0, 3, 1, 2)
+        return self.graph.select(logits, valid=valid)
 
     def losses(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]:
         """The weighted terms of Eq. 5 for targets (B, H, W).

@@ -4,6 +4,7 @@ This package imports torch and nothing else; ``cdgcnet`` next door is Detectron2
 """
 
 from .adjacency import segment_attention, segment_topk_attention
+from .bilinear import resize_matrix
 from .cdgc import EDGES, SCALES, SCOPES, TOPK_WEIGHTS, CDGCModule
 from .graph_conv import class_linear
 from .losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
@@ -31,6 +32,7 @@ __all__ = [
     "class_map",
     "cross_entropy",
     "ohem_cross_entropy",
+    "resize_matrix",
     "resize_targets",
     "segment_attention",
     "segment_topk_attention",

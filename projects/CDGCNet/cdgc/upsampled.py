@@ -10,26 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bilinear import resize_matrix
+
 # Numbers of a band: it stays in a CPU core's cache. A GPU wants fewer, larger launches.
 _BAND_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 26}
-
-
-def _resize_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:
-    """Bilinear resize of one axis as a matrix (out_size, in_size), two entries a row.
-
-    The weights are those of ``F.interpolate(mode="bilinear", size=...)``.
-    """
-    i = torch.arange(out_size, device=like.device, dtype=like.dtype)
-    if align_corners:
-        y = i * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
-    else:
-        y = ((i + 0.5) * (in_size / out_size) - 0.5).clamp(min=0)
-    low = y.floor().long().clamp(max=in_size - 1)
-    high = (low + 1).clamp(max=in_size - 1)
-    weight = (y - low)[:, None]
-    matrix = like.new_zeros(out_size, in_size)
-    matrix.scatter_(1, low[:, None], 1 - weight)
-    return matrix.scatter_add_(1, high[:, None], weight)
 
 
 def _source_rows(rows: slice, in_size: int, out_size: int, align_corners: bool) -> tuple[int, int]:
@@ -59,8 +43,8 @@ def _scan(
     classes, h, w = logits.shape[1:]
     height, width = targets.shape[1:]
     weight = None if weight is None else weight.to(logits.dtype)
-    vertical = _resize_matrix(h, height, align_corners, logits)
-    horizontal = _resize_matrix(w, width, align_corners, logits)
+    vertical = resize_matrix(h, height, align_corners, logits)
+    horizontal = resize_matrix(w, width, align_corners, logits)
     band = max(1, _BAND_NUMBERS[logits.device.type] // (classes * width))
     nll = logits.new_empty(targets.shape)
     grad = None if weight is None else torch.empty_like(logits)

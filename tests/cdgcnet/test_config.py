@@ -42,6 +42,7 @@ DEFAULTS = {
     "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": [12, 24, 36],
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255,
     "MODEL.CDGC.ENABLED": True,
+    "MODEL.CDGC.REFINER": "graph",
     "MODEL.CDGC.CHANNELS": 256,
     "MODEL.CDGC.NODES": "dynamic",
     "MODEL.CDGC.EDGES": "similarity",
@@ -57,6 +58,7 @@ DEFAULTS = {
     "MODEL.CDGC.LOSS.REFINED_WEIGHT": 0.7,
     "MODEL.CDGC.LOSS.AUX_WEIGHT": 0.4,
     "MODEL.CDGC.LOSS.PLAIN_WEIGHT": 1.0,
+    "MODEL.CDGC.LOSS.PLAIN": "ce",
     "MODEL.CDGC.LOSS.OHEM_THRESH": 0.7,
     "MODEL.CDGC.LOSS.OHEM_MIN_KEPT": 100_000,
     "MODEL.CDGC.LOSS.CLASS_WEIGHTS": [],
@@ -88,6 +90,8 @@ def test_defaults_pass(cfg):
 NAN = float("nan")
 WRONG = [
     # key, wrong value, what the message must say besides the key and the value
+    ("MODEL.CDGC.REFINER", "ccnet", ["graph", "non_local", "danet", "ocr", "psp", "pixelwise"]),
+    ("MODEL.CDGC.LOSS.PLAIN", "focal", ["ce", "ohem"]),
     ("MODEL.CDGC.CONTEXT", "psp", ["aspp", "none"]),
     ("MODEL.CDGC.NODES", "dynamc", ["dynamic", "coarse"]),
     ("MODEL.CDGC.EDGES", "cosine", ["similarity", "uniform", "topk"]),

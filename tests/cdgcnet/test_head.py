@@ -14,6 +14,7 @@ from torch import nn
 from cdgc import CDGCModule, OhemCrossEntropyLoss, select_nodes
 from cdgcnet import CDGCNetHead
 from cdgcnet.head import HeadOutput, log_node_shares
+from cdgcnet.refiners import REFINERS, Pixelwise
 
 SHAPES = {"res4": ShapeSpec(channels=4, stride=8), "res5": ShapeSpec(channels=6, stride=8)}
 LN2 = log(2)
@@ -93,6 +94,27 @@ def test_plain_loss_without_graph():
     )
 
 
+def test_plain_ohem_by_hand():
+    # p(true) is 1/2 and 1/4. Below 0.4 lies the second pixel alone: ln 4 = 2 ln 2.
+    head = make_head(
+        graph=None,
+        plain_loss="ohem",
+        refined_criterion=OhemCrossEntropyLoss(thresh=0.4, min_kept=1),
+    )
+    found = head.losses(HeadOutput(OUTPUT.coarse, aux=OUTPUT.aux), TARGETS)
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(
+        {"loss_plain": 2 * LN2, "loss_aux": 0.4 * LN2}
+    )
+
+
+def test_plain_ohem_leaves_the_losses_of_a_graph_alone():
+    plain, ohem = (
+        make_head(plain_loss=name, refined_criterion=OhemCrossEntropyLoss(min_kept=1))
+        for name in ("ce", "ohem")
+    )
+    assert plain.losses(OUTPUT, TARGETS) == ohem.losses(OUTPUT, TARGETS)
+
+
 @pytest.mark.parametrize(
     ("align_corners", "weight"),
     [
@@ -165,6 +187,11 @@ OPTIONS += [
     )
 ]
 OPTIONS += [
+    {"MODEL.CDGC.REFINER": refiner, "MODEL.CDGC.FUSION": fusion}
+    for refiner, fusion in itertools.product(REFINERS, ("concat", "sum"))
+]
+OPTIONS += [
+    {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.PLAIN": "ohem"},
     {"MODEL.CDGC.SHARED_PHI": False},
     {"MODEL.CDGC.SCALE": "sqrt"},
     {"MODEL.CDGC.EASY_RATIO": 0.0},
@@ -208,8 +235,10 @@ def test_every_parameter_has_a_gradient(tiny_cfg, make_batch, options, meta):
     # Not only there: the way from every loss to the first layer is open.
     assert model.backbone.stem.conv1.weight.grad.abs().max() > 0
     assert model.sem_seg_head.coarse_predictor[1].weight.grad.abs().max() > 0
-    if cfg.MODEL.CDGC.ENABLED:
+    if model.sem_seg_head.graph is not None:
         assert model.sem_seg_head.graph.graph_weight.grad.abs().max() > 0
+    if model.sem_seg_head.refiner is not None:
+        assert any(p.grad.any() for p in model.sem_seg_head.refiner.parameters())
 
 
 def test_equal_weights_give_phi_no_gradient(tiny_cfg, make_batch):
@@ -229,6 +258,8 @@ def test_equal_weights_give_phi_no_gradient(tiny_cfg, make_batch):
     [
         {},
         {"MODEL.CDGC.ENABLED": False},
+        {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.PLAIN": "ohem"},
+        {"MODEL.CDGC.REFINER": "ocr"},
         {"MODEL.CDGC.EDGES": "uniform"},
         {"MODEL.CDGC.EDGES": "topk"},
         {"MODEL.CDGC.NODES": "coarse"},
@@ -290,6 +321,52 @@ def test_sum_and_concat_by_hand():
         torch.testing.assert_close(output.refined, expected)
 
 
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+def test_refiner_stands_in_the_graphs_place(fusion):
+    # X̂ = 2 X mean(P): the refiner gets X and the coarse logits, the fusion X and X̂.
+    class Refiner(nn.Module):
+        def forward(self, x, coarse_logits):
+            return 2 * x * coarse_logits.mean()
+
+    head = make_head(3, graph=None, refiner=Refiner(), fusion=fusion, context="none").train()
+    features = features_of()
+    output = head.layers(features, torch.randint(3, (2, 40, 56)))
+    x = head.reduce(features["res5"])
+    refined = 2 * x * head.coarse_predictor(x).mean()
+    fused = torch.cat([x, refined], 1) if fusion == "concat" else x + refined
+    torch.testing.assert_close(output.refined, head.refined_predictor(fused))
+    assert output.coarse.shape == output.aux.shape == (2, 3, 5, 7)
+    assert output.nodes is None and output.oracle is None
+    assert set(head.losses(output, torch.zeros(2, 40, 56).long())) == {
+        "loss_coarse", "loss_refined", "loss_aux"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("refiner", ["graph", *REFINERS])
+def test_refiner_from_the_config(tiny_cfg, refiner):
+    head = build_model(tiny_cfg({"MODEL.CDGC.REFINER": refiner})).sem_seg_head
+    assert (head.graph is None) == (refiner != "graph")
+    assert (head.refiner is None) == (refiner == "graph")
+    places = {name.split(".")[0] for name in head.state_dict()}
+    assert places == {
+        "context", "reduce", "coarse_predictor", "aux_head", "refined_predictor",
+        "graph" if refiner == "graph" else "refiner",
+    }  # fmt: skip
+
+
+def test_the_control_counts_the_configured_graph(tiny_cfg):
+    # 5 classes of 8 channels: W and U 10·8²; φ and φ' of each class 10·8² more, none if uniform.
+    # Two layers have 2·8·H: H is 10·8, 5·8; with one shared φ and φ' 6·8.
+    for options, hidden in (
+        ({}, 6 * 8),
+        ({"MODEL.CDGC.SHARED_PHI": False}, 10 * 8),
+        ({"MODEL.CDGC.EDGES": "uniform"}, 5 * 8),
+    ):
+        cfg = tiny_cfg({"MODEL.CDGC.REFINER": "pixelwise", **options})
+        block = build_model(cfg).sem_seg_head.refiner
+        assert isinstance(block, Pixelwise) and block.layers[0].out_channels == hidden
+
+
 @pytest.mark.parametrize("context", ["aspp", "none"])
 def test_evaluation_ignores_targets(context):
     # Detectron2's SemanticSegmentor hands ground truth over in evaluation too (trap 1).
@@ -330,6 +407,8 @@ def test_training_needs_targets():
     [
         ({"fusion": "product"}, "fusion.*concat.*sum.*product"),
         ({"context": "psp"}, "context.*aspp.*none.*psp"),
+        ({"plain_loss": "focal"}, "plain_loss.*ce.*ohem.*focal"),
+        ({"refiner": nn.Identity()}, "refiner.*graph's place.*Identity"),
     ],
 )
 def test_wrong_options(options, message):
@@ -365,6 +444,7 @@ REACHES = [
     ("MODEL.CDGC.TOPK", 3, "graph.topk"),
     ("MODEL.CDGC.TOPK_WEIGHTS", "equal", "graph.topk_weights"),
     ("MODEL.CDGC.ALIGN_CORNERS", False, "graph.align_corners"),
+    ("MODEL.CDGC.LOSS.PLAIN", "ohem", "plain_loss"),
     ("MODEL.CDGC.ALIGN_CORNERS", False, "align_corners"),
     ("MODEL.CDGC.FUSION", "sum", "fusion"),
     ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "ignore_value"),

@@ -41,6 +41,9 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC = CfgNode()
     # False leaves the basic network alone (Tables 1-3, rows without CDGC).
     cfg.MODEL.CDGC.ENABLED = True
+    # What refines: "graph", or in its place "non_local", "danet", "ocr", "psp" (other papers') or
+    # "pixelwise" (1x1 convolutions with as many parameters, the control).
+    cfg.MODEL.CDGC.REFINER = "graph"
     cfg.MODEL.CDGC.CONTEXT = "aspp"  # or "none" (Table 2)
     cfg.MODEL.CDGC.CHANNELS = 256  # C, of X and of the refined features
     cfg.MODEL.CDGC.NODES = "dynamic"  # training nodes: Eq. 4, or "coarse" (Table 3 "sim")
@@ -65,6 +68,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.LOSS.REFINED_WEIGHT = 0.7  # beta
     cfg.MODEL.CDGC.LOSS.AUX_WEIGHT = 0.4  # gamma; 0 builds no auxiliary head
     cfg.MODEL.CDGC.LOSS.PLAIN_WEIGHT = 1.0  # of the only prediction when ENABLED is False
+    cfg.MODEL.CDGC.LOSS.PLAIN = "ce"  # that prediction's loss, or "ohem"
     cfg.MODEL.CDGC.LOSS.OHEM_THRESH = 0.7
     # Pixels kept per GPU batch; below 1 a share of the batch's pixels (0.085 at the paper's crop).
     cfg.MODEL.CDGC.LOSS.OHEM_MIN_KEPT = 100000.0

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from cdgc import EDGES, NODE_MODES, SAMPLES, SCALES, SCOPES, TOPK_WEIGHTS
 
 from .data_check import LEVELS
+from .refiners import REFINERS
 
 DEPTHS = (18, 34, 50, 101, 152)
 # What Detectron2's get_norm knows; "" is none.
@@ -44,6 +45,8 @@ def check_cfg(cfg: CfgNode) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _check(number and low <= value <= high, key, value, f"a number within [{low}, {high}]")
 
+    one_of("MODEL.CDGC.REFINER", cdgc.REFINER, ("graph", *REFINERS))
+    one_of("MODEL.CDGC.LOSS.PLAIN", loss.PLAIN, ("ce", "ohem"))
     one_of("MODEL.CDGC.CONTEXT", cdgc.CONTEXT, ("aspp", "none"))
     one_of("MODEL.CDGC.NODES", cdgc.NODES, NODE_MODES)
     one_of("MODEL.CDGC.EDGES", cdgc.EDGES, EDGES)

@@ -5,16 +5,17 @@ Shape shorthand: B images, C channels (CHANNELS), M classes, h x w feature map a
     res4 -> aux head -> aux logits                                        gamma * CE
     res5 -> ASPP or nothing -> reduce -> X -> coarse classifier -> P      alpha * CE
     X, P (and targets in training) -> CDGC -> X̂;  [X; X̂] or X + X̂ -> R    beta * OHEM
+
+Another refiner (:mod:`cdgcnet.refiners`) may stand where the graph stands; all else stays.
 """
 
 from dataclasses import dataclass
 from functools import partial
 
-import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ASPP, Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ASPP, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ from cdgc import (
     resize_targets,
 )
 
+from .layers import conv_norm_relu
+from .refiners import build_refiner
+
 
 @dataclass(frozen=True)
 class HeadOutput:
@@ -35,7 +39,7 @@ class HeadOutput:
 
     Attributes:
         refined: (B, M, h, w) logits of the final prediction.
-        coarse: (B, M, h, w) logits before the graph; None without one.
+        coarse: (B, M, h, w) logits before the refinement; None without one.
         aux: (B, M, h, w) logits of the auxiliary head; None outside training.
         nodes: the graph's nodes; None without a graph.
         oracle: (B, M, h, w) logits refined with the ground truth as the graph's classes; None if
@@ -49,25 +53,32 @@ class HeadOutput:
     oracle: Tensor | None = None
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=kernel_size,
-        padding=kernel_size // 2,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-        activation=F.relu_,
-    )
-    weight_init.c2_msra_fill(conv)
-    return conv
-
-
 def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
     # torch's own initialisation: with the field's sigma of 0.01 almost no gradient reaches the
     # backbone at first, and a short schedule never learns the rare classes.
     conv = nn.Conv2d(channels, num_classes, kernel_size=1)
     return nn.Sequential(nn.Dropout2d(dropout), conv)
+
+
+def _build_graph(cfg: CfgNode) -> CDGCModule:
+    head, cdgc = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.CDGC
+    return CDGCModule(
+        cdgc.CHANNELS,
+        head.NUM_CLASSES,
+        nodes=cdgc.NODES,
+        edges=cdgc.EDGES,
+        scope=cdgc.SCOPE,
+        easy_ratio=cdgc.EASY_RATIO,
+        samples=cdgc.SAMPLES,
+        topk=cdgc.TOPK,
+        topk_weights=cdgc.TOPK_WEIGHTS,
+        scale=cdgc.SCALE,
+        shared_phi=cdgc.SHARED_PHI,
+        norm=partial(get_norm, cdgc.NORM) if cdgc.NORM else None,
+        relu=cdgc.RELU,
+        ignore_label=head.IGNORE_VALUE,
+        align_corners=cdgc.ALIGN_CORNERS,
+    )
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -89,6 +100,7 @@ class CDGCNetHead(nn.Module):
         num_classes: int,
         channels: int = 256,
         graph: CDGCModule | None = None,
+        refiner: nn.Module | None = None,
         fusion: str = "concat",
         fuse_conv: bool = False,
         context: str = "aspp",
@@ -105,13 +117,16 @@ class CDGCNetHead(nn.Module):
         refined_weight: float = 0.7,
         aux_weight: float = 0.4,
         plain_weight: float = 1.0,
+        plain_loss: str = "ce",
     ):
         """
         Args:
             input_shape: shapes of the two features used, in the order auxiliary, main.
             num_classes: M.
             channels: C.
-            graph: refines X with the help of the coarse logits; None for the basic network.
+            graph: refines X with the help of the coarse logits.
+            refiner: stands in the graph's place, called with X and the coarse logits. Neither:
+                the basic network.
             fusion: "concat" or "sum" of X and X̂ (Table 2).
             fuse_conv: a 1x1 conv-norm-ReLU before the last classifier (the paper has none).
             context: "aspp", or "none" to reduce res5 directly.
@@ -125,13 +140,24 @@ class CDGCNetHead(nn.Module):
             class_weights: M factors for all losses, or empty.
             coarse_weight, refined_weight, aux_weight: alpha, beta, gamma of Eq. 5; no auxiliary
                 head is built for aux_weight 0.
-            plain_weight: of the only prediction's cross entropy when there is no graph.
+            plain_weight: of the only prediction's loss in the basic network.
+            plain_loss: that loss, "ce", or "ohem" for the refined criterion.
+
+        Raises:
+            ValueError: on a value outside those named, or a graph and a refiner.
         """
         super().__init__()
         if fusion not in ("concat", "sum"):
             raise ValueError(f"fusion must be 'concat' or 'sum', got {fusion!r}")
         if context not in ("aspp", "none"):
             raise ValueError(f"context must be 'aspp' or 'none', got {context!r}")
+        if plain_loss not in ("ce", "ohem"):
+            raise ValueError(f"plain_loss must be 'ce' or 'ohem', got {plain_loss!r}")
+        if graph is not None and refiner is not None:
+            raise ValueError(
+                f"a refiner stands in the graph's place, got both: {type(refiner).__name__} and a "
+                "graph"
+            )
         if len(input_shape) != 2:
             raise ValueError(
                 f"expected two input features (auxiliary, main), got {list(input_shape)}"
@@ -145,6 +171,7 @@ class CDGCNetHead(nn.Module):
         self.refined_weight = refined_weight
         self.aux_weight = aux_weight
         self.plain_weight = plain_weight
+        self.plain_loss = plain_loss
         weights = torch.tensor(class_weights, dtype=torch.float) if len(class_weights) else None
         # Not part of a checkpoint: a model trained with weights predicts without them.
         self.register_buffer("class_weights", weights, persistent=False)
@@ -157,47 +184,44 @@ class CDGCNetHead(nn.Module):
                 width, aspp_channels, list(aspp_dilations), norm=norm, activation=F.relu
             )
             width = aspp_channels
-        self.reduce = _conv_norm_relu(width, channels, 3, norm)
+        self.reduce = conv_norm_relu(width, channels, 3, norm)
         self.coarse_predictor = _classifier(channels, num_classes, dropout)
         self.aux_head = None
         if aux_weight > 0:
             self.aux_head = nn.Sequential(
-                _conv_norm_relu(aux_shape.channels, aux_channels, 3, norm),
+                conv_norm_relu(aux_shape.channels, aux_channels, 3, norm),
                 _classifier(aux_channels, num_classes, dropout),
             )
         self.graph = graph
-        if graph is not None:
+        self.refiner = refiner
+        if self.refines:
             fused = channels * (2 if fusion == "concat" else 1)
-            self.fuse = _conv_norm_relu(fused, channels, 1, norm) if fuse_conv else nn.Identity()
+            self.fuse = conv_norm_relu(fused, channels, 1, norm) if fuse_conv else nn.Identity()
             self.refined_predictor = _classifier(
                 channels if fuse_conv else fused, num_classes, dropout
             )
+        if self.refines or plain_loss == "ohem":
             self.refined_criterion = refined_criterion or OhemCrossEntropyLoss(
                 ignore_label=ignore_value, class_weights=weights, align_corners=align_corners
             )
+
+    @property
+    def refines(self) -> bool:
+        """Whether there is a coarse and a refined prediction, not only one."""
+        return self.graph is not None or self.refiner is not None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """Arguments from ``cfg.MODEL.SEM_SEG_HEAD`` and ``cfg.MODEL.CDGC``."""
         head, cdgc, loss = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.CDGC, cfg.MODEL.CDGC.LOSS
-        graph = None
-        if cdgc.ENABLED:
-            graph = CDGCModule(
-                cdgc.CHANNELS,
-                head.NUM_CLASSES,
-                nodes=cdgc.NODES,
-                edges=cdgc.EDGES,
-                scope=cdgc.SCOPE,
-                easy_ratio=cdgc.EASY_RATIO,
-                samples=cdgc.SAMPLES,
-                topk=cdgc.TOPK,
-                topk_weights=cdgc.TOPK_WEIGHTS,
-                scale=cdgc.SCALE,
-                shared_phi=cdgc.SHARED_PHI,
-                norm=partial(get_norm, cdgc.NORM) if cdgc.NORM else None,
-                relu=cdgc.RELU,
-                ignore_label=head.IGNORE_VALUE,
-                align_corners=cdgc.ALIGN_CORNERS,
+        graph = refiner = None
+        if cdgc.ENABLED and cdgc.REFINER == "graph":
+            graph = _build_graph(cfg)
+        elif cdgc.ENABLED:
+            with torch.device("meta"):  # only to be counted
+                parameters = sum(p.numel() for p in _build_graph(cfg).parameters())
+            refiner = build_refiner(
+                cdgc.REFINER, cdgc.CHANNELS, norm=cdgc.NORM, parameters=parameters
             )
         weights = None
         if len(loss.CLASS_WEIGHTS):
@@ -207,6 +231,7 @@ class CDGCNetHead(nn.Module):
             "num_classes": head.NUM_CLASSES,
             "channels": cdgc.CHANNELS,
             "graph": graph,
+            "refiner": refiner,
             "fusion": cdgc.FUSION,
             "fuse_conv": cdgc.FUSE_CONV,
             "context": cdgc.CONTEXT,
@@ -229,6 +254,7 @@ class CDGCNetHead(nn.Module):
             "refined_weight": loss.REFINED_WEIGHT,
             "aux_weight": loss.AUX_WEIGHT,
             "plain_weight": loss.PLAIN_WEIGHT,
+            "plain_loss": loss.PLAIN,
         }
 
     def layers(
@@ -252,17 +278,19 @@ class CDGCNetHead(nn.Module):
         aux = None
         if self.training and self.aux_head is not None:
             aux = self.aux_head(features[self.aux_feature])
+        if self.refiner is not None:
+            return HeadOutput(self._predict(x, self.refiner(x, coarse)), coarse, aux)
         if self.graph is None:
             return HeadOutput(coarse, aux=aux)
         nodes = self.graph.select(coarse, targets, valid=valid)
+        refined = self._predict(x, self.graph.reason(x, nodes))
         best = None
         if oracle is not None:
-            best = self._refine(x, self._oracle_nodes(coarse, oracle, valid))
-        return HeadOutput(self._refine(x, nodes), coarse, aux, nodes, best)
+            best = self._predict(x, self.graph.reason(x, self._oracle_nodes(coarse, oracle, valid)))
+        return HeadOutput(refined, coarse, aux, nodes, best)
 
-    def _refine(self, x: Tensor, nodes: NodeSet) -> Tensor:
-        assert self.graph is not None
-        refined = self.graph.reason(x, nodes)  # (B, C, h, w)
+    def _predict(self, x: Tensor, refined: Tensor) -> Tensor:
+        """Logits of X and X̂, (B, C, h, w) both."""
         x = torch.cat([x, refined], dim=1) if self.fusion == "concat" else x + refined
         return self.refined_predictor(self.fuse(x))
 
@@ -280,7 +308,7 @@ class CDGCNetHead(nn.Module):
         Logits are resized to the size of the target, never by a factor: 97 * 8 is 776, not 769.
         """
 
-        def plain_loss(logits: Tensor) -> Tensor:
+        def ce(logits: Tensor) -> Tensor:
             return cross_entropy(
                 logits,
                 targets,
@@ -291,13 +319,15 @@ class CDGCNetHead(nn.Module):
 
         losses = {}
         if output.coarse is None:
-            losses["loss_plain"] = self.plain_weight * plain_loss(output.refined)
+            ohem = self.plain_loss == "ohem"
+            plain = self.refined_criterion(output.refined, targets) if ohem else ce(output.refined)
+            losses["loss_plain"] = self.plain_weight * plain
         else:
-            losses["loss_coarse"] = self.coarse_weight * plain_loss(output.coarse)
+            losses["loss_coarse"] = self.coarse_weight * ce(output.coarse)
             refined = self.refined_criterion(output.refined, targets)
             losses["loss_refined"] = self.refined_weight * refined
         if output.aux is not None:
-            losses["loss_aux"] = self.aux_weight * plain_loss(output.aux)
+            losses["loss_aux"] = self.aux_weight * ce(output.aux)
         return losses
 
     def forward(

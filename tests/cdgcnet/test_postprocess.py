@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdgcnet import postprocess
-from cdgcnet.postprocess import Sizes, check_fits, full_size_logits, label_map
+from cdgcnet.postprocess import Sizes, check_fits, full_size_logits, label_map, score_bands
 
 ROW = torch.tensor([[[0.0, 1.0]]])  # one class, 1 x 2 nodes
 
@@ -66,7 +67,7 @@ def cases(draw):
         output = draw(st.integers(1, 90)), draw(st.integers(1, 90))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     logits = torch.randn(classes, h, w, generator=generator)
-    return logits, Sizes(padded, image, output), draw(st.booleans()), draw(st.integers(1, 100))
+    return logits, Sizes(padded, image, output), draw(st.booleans())
 
 
 def assert_same_labels(found, logits):
@@ -82,23 +83,65 @@ def assert_same_labels(found, logits):
 
 
 @given(cases())
-def test_bands_equal_the_whole(case):
-    logits, sizes, align_corners, band = case
+def test_labels_are_the_argmax(case):
+    logits, sizes, align_corners = case
     whole = full_size_logits(logits, sizes, align_corners)
     assert whole.shape == (len(logits), *sizes.output)
-    assert_same_labels(label_map(logits, sizes, align_corners, band), whole)
+    assert_same_labels(label_map(logits, sizes, align_corners), whole)
+
+
+@given(cases())
+def test_smooth_labels_are_the_argmax(case):
+    # One class everywhere but at one node: most pixels take the short way.
+    logits, sizes, align_corners = case
+    logits = logits / 10
+    logits[0] += 5
+    logits[-1, logits.shape[1] // 2, logits.shape[2] // 2] += 7
+    whole = full_size_logits(logits, sizes, align_corners)
+    assert_same_labels(label_map(logits, sizes, align_corners), whole)
+
+
+@given(cases(), st.booleans(), st.sampled_from([1, 40, 1 << 19]))
+def test_bands_equal_the_whole(case, flip, numbers):
+    logits, sizes, align_corners = case
+    whole = full_size_logits(logits, sizes, align_corners)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(postprocess._BAND_NUMBERS, "cpu", numbers)
+        rows, bands = zip(*score_bands(logits, sizes, align_corners, flip), strict=True)
+    assert [i for r in rows for i in range(r.start, r.stop)] == list(range(sizes.output[0]))
+    found = torch.cat(bands, dim=1)
+    torch.testing.assert_close(found, whole.flip(-1) if flip else whole, rtol=0, atol=2e-5)
 
 
 @given(cases())
 def test_full_size_logits_are_detectron2s(case):
     # The head's resize to the padded input, then Detectron2's sem_seg_postprocess.
-    logits, sizes, align_corners, _ = case
+    logits, sizes, align_corners = case
     resized = F.interpolate(
         logits[None], size=sizes.padded, mode="bilinear", align_corners=align_corners
     )[0]
     expected = sem_seg_postprocess(resized, sizes.image, *sizes.output)
     found = full_size_logits(logits, sizes, align_corners)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [4, 7])
+def test_pixels_between_unequal_nodes_are_few(monkeypatch, width):
+    # A 3 x 4 map of two halves. Resized to 24 rows (8 times) only the columns between node 1 and
+    # node 2 are mixed; the other pixels must not be computed.
+    logits = torch.zeros(2, 3, 4)
+    logits[0, :, :2] = logits[1, :, 2:] = 1
+    seen = []
+    between = postprocess._between
+    monkeypatch.setattr(
+        postprocess, "_between", lambda s, p, r, c: seen.append(len(p)) or between(s, p, r, c)
+    )
+    size = (24, 8 * width)
+    found = label_map(logits, Sizes(size, size, size), False)
+    # Column x lies at (x + 0.5) / (2 * width) - 0.5; between 1 and 2 for 3 width <= x + 0.5 < 5
+    # width: 2 * width columns of 24 rows each.
+    assert seen == [24 * 2 * width]
+    assert (found[:, : 4 * width] == 0).all() and (found[:, 4 * width :] == 1).all()
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -112,21 +155,23 @@ def test_a_large_map_has_few_ties(align_corners, output):
     assert wrong <= 5 * max(1, output[0] * output[1] / 2e6)
 
 
-def test_label_map_never_holds_all_logits(monkeypatch):
-    # 2048 x 2048 x 5 floats are 80 MiB; bands of 64 rows are 2.5 MiB.
-    largest = 0
-    interpolate = F.interpolate
-
-    def watch(*args, **kwargs):
-        nonlocal largest
-        out = interpolate(*args, **kwargs)
-        largest = max(largest, out.numel())
-        return out
-
-    monkeypatch.setattr(postprocess.F, "interpolate", watch)
+def test_label_map_never_holds_all_logits():
+    # 5 x 2048 x 2048 floats would be 80 MiB. Noise: hardly two neighbouring nodes agree.
     logits = torch.rand(5, 4, 256)
-    label_map(logits, Sizes((32, 2048), (32, 2048), (2048, 2048)), True)
-    assert 0 < largest <= 5 * 64 * 2048
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.is_floating_point():
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        label_map(logits, Sizes((32, 2048), (32, 2048), (2048, 2048)), True)
+    # A band, or the matrix of an axis; 20 M numbers are the whole.
+    assert 0 < largest <= 1 << 20
 
 
 # ---------------------------------------------------------------- memory

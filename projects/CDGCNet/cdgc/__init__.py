@@ -4,7 +4,7 @@ This package imports torch and nothing else; ``cdgcnet`` next door is Detectron2
 """
 
 from .adjacency import segment_attention, segment_topk_attention
-from .bilinear import resize_matrix
+from .bilinear import resize_matrix, resize_taps
 from .cdgc import EDGES, SCALES, SCOPES, TOPK_WEIGHTS, CDGCModule
 from .graph_conv import class_linear
 from .losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
@@ -33,6 +33,7 @@ __all__ = [
     "cross_entropy",
     "ohem_cross_entropy",
     "resize_matrix",
+    "resize_taps",
     "resize_targets",
     "segment_attention",
     "segment_topk_attention",

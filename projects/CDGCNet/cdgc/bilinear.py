@@ -1,11 +1,13 @@
-"""Bilinear resizing of one axis as a matrix: what ``F.interpolate`` does, ready to be composed."""
+"""Bilinear resizing of one axis: what ``F.interpolate`` does, ready to be composed."""
 
 import torch
 from torch import Tensor
 
 
-def resize_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:
-    """The weights of ``F.interpolate(mode="bilinear", size=...)`` along one axis.
+def resize_taps(
+    in_size: int, out_size: int, align_corners: bool, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The two inputs of each output of ``F.interpolate(mode="bilinear", size=...)``, one axis.
 
     Args:
         in_size, out_size: lengths of the axis.
@@ -13,7 +15,7 @@ def resize_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor
         like: gives dtype and device.
 
     Returns:
-        (out_size, in_size), at most two entries a row, rows sum to 1.
+        Indices of the lower and the upper input, and the upper one's weight, (out_size,) each.
     """
     i = torch.arange(out_size, device=like.device, dtype=like.dtype)
     if align_corners:
@@ -21,8 +23,16 @@ def resize_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor
     else:
         y = ((i + 0.5) * (in_size / out_size) - 0.5).clamp(min=0)
     low = y.floor().long().clamp(max=in_size - 1)
-    high = (low + 1).clamp(max=in_size - 1)
-    weight = (y - low)[:, None]
+    return low, (low + 1).clamp(max=in_size - 1), y - low
+
+
+def resize_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:
+    """:func:`resize_taps` as a matrix.
+
+    Returns:
+        (out_size, in_size), at most two entries a row, rows sum to 1.
+    """
+    low, high, weight = resize_taps(in_size, out_size, align_corners, like)
     matrix = like.new_zeros(out_size, in_size)
-    matrix.scatter_(1, low[:, None], 1 - weight)
-    return matrix.scatter_add_(1, high[:, None], weight)
+    matrix.scatter_(1, low[:, None], 1 - weight[:, None])
+    return matrix.scatter_add_(1, high[:, None], weight[:, None])

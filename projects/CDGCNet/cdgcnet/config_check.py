@@ -194,6 +194,19 @@ def check_cfg(cfg: CfgNode) -> None:
         slide.STRIDE,
         f"at most TEST.SLIDE.CROP {slide.CROP}, or pixels between the windows would be left out",
     )
+    if cfg.MODEL.META_ARCHITECTURE != "CDGCSegmentor":
+        for key, value, plain in (
+            ("TEST.SLIDE.ENABLED", slide.ENABLED, False),
+            ("TEST.PRECISION", cfg.TEST.PRECISION, "fp32"),
+            ("TEST.CHANNELS_LAST", cfg.TEST.CHANNELS_LAST, False),
+        ):
+            _check(
+                value == plain,
+                key,
+                value,
+                f"{plain} with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; only "
+                "CDGCSegmentor knows this key",
+            )
     one_of("TEST.PRECISION", cfg.TEST.PRECISION, ("fp32", "bf16", "fp16"))
     one_of("TEST.ACCUMULATE.DEVICE", cfg.TEST.ACCUMULATE.DEVICE, ("model", "cpu"))
     one_of("TEST.ACCUMULATE.DTYPE", cfg.TEST.ACCUMULATE.DTYPE, ("fp32", "fp16"))

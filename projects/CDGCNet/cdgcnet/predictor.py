@@ -16,7 +16,7 @@ class Predictor:
     """Detectron2's ``DefaultPredictor`` with strict weights and optional TTA.
 
     ``DefaultPredictor(cfg)`` works too; it knows no TTA and only warns about weights that do not
-    fit. With TTA, "sem_seg" holds probabilities instead of logits.
+    fit. With TTA or a sliding window "sem_seg" holds probabilities instead of logits.
     """
 
     def __init__(self, cfg: CfgNode, tta: bool = False):
@@ -74,12 +74,12 @@ class Predictor:
     def labels(self, original_image: np.ndarray) -> np.ndarray:
         """The class of every pixel, (H, W) uint8; arguments as in :meth:`__call__`.
 
-        Without TTA a :class:`CDGCSegmentor` makes it without ever holding (M, H, W) logits.
+        A :class:`CDGCSegmentor` makes it in bands, without (M, H, W) logits.
         """
-        if self.tta is None and isinstance(self.model, CDGCSegmentor):
-            result = self.model.inference(self._inputs(original_image), output="labels")[0][
-                "labels"
-            ]
-        else:
-            result = self(original_image)["sem_seg"].max(dim=0).indices.to(torch.uint8)
-        return result.cpu().numpy()
+        model = self.tta or self.model
+        inputs = self._inputs(original_image)
+        if isinstance(model, (CDGCSegmentor, SemanticSegmentorWithTTA)):
+            labels = model.inference(inputs, output="labels")[0]["labels"]
+        else:  # Detectron2's segmentor has no label maps
+            labels = model(inputs)[0]["sem_seg"].max(dim=0).indices.to(torch.uint8)
+        return labels.cpu().numpy()

@@ -1,31 +1,57 @@
 """The native meta-architecture: like Detectron2's ``SemanticSegmentor``, but it knows sizes.
 
 It carries coarse logits and node counts to the evaluator in the pass that also makes the refined
-prediction, never lets batch padding become a node, and goes from stride-8 logits straight to
-label maps.
+prediction, never lets batch padding become a node, goes from stride-8 logits straight to label
+maps, and predicts large images in windows.
 """
 
 from collections import defaultdict
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.meta_arch.semantic_seg import build_sem_seg_head
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from cdgc import valid_nodes
+from cdgc import resize_targets, valid_nodes
 
-from .head import CDGCNetHead, HeadOutput, log_node_shares
+from .head import CDGCNetHead, log_node_shares
 from .postprocess import Sizes, full_size_logits, label_map
+from .probabilities import Place, ProbabilitySum
+from .window import Slide
 
 OUTPUTS = ("sem_seg", "labels")
+_LABELS = {"refined": "labels", "coarse": "coarse_labels", "oracle": "oracle_labels"}
+_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's prediction at the resolution it was made.
+
+    Attributes:
+        scores: (M, h, w) each: "refined" and, if asked for and there is a graph, "coarse" and
+            "oracle".
+        logits: whether the scores are logits at stride 8, or probabilities of the network's
+            input, averaged over windows.
+        sizes: the way from the scores to the output.
+        node_counts: (M,) int64, the graph's nodes, summed over windows; None without a graph.
+    """
+
+    scores: dict[str, Tensor]
+    logits: bool
+    sizes: Sizes
+    node_counts: Tensor | None
 
 
 @META_ARCH_REGISTRY.register()
 class CDGCSegmentor(nn.Module):
     """Backbone and :class:`CDGCNetHead`, with Detectron2's input and output format."""
 
+    sem_seg_head: CDGCNetHead
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -37,12 +63,21 @@ class CDGCSegmentor(nn.Module):
         sem_seg_head: CDGCNetHead,
         pixel_mean: list[float],
         pixel_std: list[float],
+        slide: Slide | None = None,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        accumulate: Place | None = None,
     ):
         """
         Args:
             backbone: its features feed the head.
             sem_seg_head: has ``layers()`` and ``losses()``.
             pixel_mean, pixel_std: per channel, 0-255.
+            slide: windows that inference goes through; None for whole images.
+            precision: of the network in inference, "fp32", "bf16" or "fp16" (autocast). Scores
+                are float32 from the head on.
+            channels_last: keep activations in this layout in inference, and convolutions always.
+            accumulate: where windows are summed up; None for the model's device in float32.
         """
         super().__init__()
         if not isinstance(sem_seg_head, CDGCNetHead):
@@ -54,6 +89,12 @@ class CDGCSegmentor(nn.Module):
         self.sem_seg_head = sem_seg_head
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.slide = slide
+        self.precision = precision
+        self.channels_last = channels_last
+        self.accumulate = accumulate or Place()
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -63,6 +104,10 @@ class CDGCSegmentor(nn.Module):
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "slide": Slide.from_config(cfg),
+            "precision": cfg.TEST.PRECISION,
+            "channels_last": cfg.TEST.CHANNELS_LAST,
+            "accumulate": Place.from_config(cfg),
         }
 
     @property
@@ -123,42 +168,136 @@ class CDGCSegmentor(nn.Module):
         """Predict; images of unequal size never share a padded tensor.
 
         Args:
-            batched_inputs: as in :meth:`forward`.
-            output: "sem_seg" for logits, "labels" for label maps.
+            batched_inputs: as in :meth:`forward`; for "labels" they may hold "oracle_sem_seg"
+                (H, W), the ground truth at the size of the output.
+            output: "sem_seg" for scores, "labels" for label maps.
 
         Returns:
-            One dict per image. "sem_seg": {"sem_seg": (M, H, W) refined logits}. "labels":
-            {"labels": (H, W) uint8} and, with a graph, {"coarse_labels": (H, W) uint8,
-            "node_counts": (M,) int64} from the same pass.
+            One dict per image. "sem_seg": {"sem_seg": (M, H, W)}, refined logits, or
+            probabilities if a sliding window is set. "labels": {"labels": (H, W) uint8} and, with
+            a graph, {"coarse_labels": (H, W) uint8, "node_counts": (M,) int64} from the same
+            pass, and "oracle_labels" where the ground truth was given.
 
         Raises:
             ValueError: on an unknown output or a malformed image.
-            MemoryError: if (M, H, W) logits cannot fit.
+            MemoryError: if (M, H, W) scores cannot fit.
         """
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
+        predictions = self.predict(batched_inputs, diagnose=output == "labels")
+        return [self._result(p, output) for p in predictions]
+
+    def predict(self, batched_inputs: list[dict], diagnose: bool = False) -> list[Prediction]:
+        """Predictions that are not resized yet; arguments as in :meth:`inference`.
+
+        Args:
+            diagnose: keep the coarse prediction too, and the oracle where ground truth is given.
+        """
+        if self.training:
+            raise ValueError("the model is in training mode; call model.eval() before predicting")
         by_size = defaultdict(list)
         for i, x in enumerate(batched_inputs):
-            by_size[tuple(x["image"].shape[-2:])].append(i)
-        results: list[dict] = [{} for _ in batched_inputs]
+            by_size[(tuple(x["image"].shape[-2:]), "oracle_sem_seg" in x)].append(i)
+        predictions: dict[int, Prediction] = {}
         for indices in by_size.values():
-            images = self._preprocess([batched_inputs[i] for i in indices])
-            features = self.backbone(images.tensor)
-            predicted = self.sem_seg_head.layers(features, valid=self._valid(images, features))
-            for row, i in enumerate(indices):
-                image = tuple(images.image_sizes[row])
+            inputs = [batched_inputs[i] for i in indices]
+            images = self._preprocess(inputs)
+            size = images.image_sizes[0]
+            labels = None
+            if diagnose and "oracle_sem_seg" in inputs[0]:
+                labels = torch.cat([self._oracle(x["oracle_sem_seg"], size) for x in inputs])
+            if self.slide is None or self.slide.covers(size):
+                found = self._whole(images, labels, diagnose)
+            else:
+                found = self._windows(images, labels, diagnose, self.slide)
+            for i, prediction in zip(indices, found, strict=True):
                 x = batched_inputs[i]
-                size = (x.get("height", image[0]), x.get("width", image[1]))
-                sizes = Sizes(tuple(images.tensor.shape[-2:]), image, size)
-                results[i] = self._result(predicted, row, sizes, output)
-        return results
+                output = (x.get("height", size[0]), x.get("width", size[1]))
+                predictions[i] = replace(prediction, sizes=prediction.sizes._replace(output=output))
+        return [predictions[i] for i in range(len(batched_inputs))]
 
-    def _result(self, predicted: HeadOutput, row: int, sizes: Sizes, output: str) -> dict:
+    def _oracle(self, labels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Labels of the output (H, W) -> (1, h, w) of the network's input."""
+        labels = labels.to(self.device)[None]
+        return resize_targets(labels, size, self.sem_seg_head.align_corners)
+
+    def _whole(self, images: ImageList, labels: Tensor | None, diagnose: bool) -> list[Prediction]:
+        """Predict images of one size in one forward; labels (B, H, W)."""
+        head = self.sem_seg_head
+        tensor = images.tensor
+        if self.channels_last:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        if labels is not None:
+            padding = (0, tensor.shape[3] - labels.shape[2], 0, tensor.shape[2] - labels.shape[1])
+            labels = F.pad(labels, padding, value=head.ignore_value)
+        dtype = _AUTOCAST[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
+            features = self.backbone(tensor)
+            out = head.layers(features, valid=self._valid(images, features), oracle=labels)
+        kept: dict[str, Tensor | None] = {"refined": out.refined}
+        if diagnose:
+            kept |= {"coarse": out.coarse, "oracle": out.oracle}
+        counts = None if out.nodes is None else out.nodes.counts
+        size = images.image_sizes[0]
+        return [
+            Prediction(
+                {name: scores[row].float() for name, scores in kept.items() if scores is not None},
+                True,
+                Sizes(tuple(tensor.shape[-2:]), size, size),
+                None if counts is None else counts[:, row],
+            )
+            for row in range(len(tensor))
+        ]
+
+    def _windows(
+        self, images: ImageList, labels: Tensor | None, diagnose: bool, slide: Slide
+    ) -> list[Prediction]:
+        """Predict images of one size window by window; labels (B, H, W)."""
+        size = images.image_sizes[0]
         align_corners = self.sem_seg_head.align_corners
+        sums: list[dict[str, ProbabilitySum]] = [{} for _ in images.image_sizes]
+        nodes: list[Tensor | None] = [None] * len(sums)
+        for rows, columns in slide.windows(size):
+            window = ImageList.from_tensors(
+                list(images.tensor[:, :, rows, columns]), self.backbone.size_divisibility
+            )
+            part = None if labels is None else labels[:, rows, columns]
+            for i, prediction in enumerate(self._whole(window, part, diagnose)):
+                for name, scores in prediction.scores.items():
+                    if name not in sums[i]:
+                        sums[i][name] = ProbabilitySum(
+                            len(scores), size, self.device, self.accumulate
+                        )
+                    corner = (rows.start, columns.start)
+                    sums[i][name].add(scores, prediction.sizes, align_corners, corner=corner)
+                counts, before = prediction.node_counts, nodes[i]
+                nodes[i] = counts if before is None or counts is None else before + counts
+        held = slide.counts(size)
+        return [
+            Prediction(
+                {name: s.mean(held.to(s.total.device)) for name, s in by_name.items()},
+                False,
+                Sizes(size, size, size),
+                count,
+            )
+            for by_name, count in zip(sums, nodes, strict=True)
+        ]
+
+    def _result(self, prediction: Prediction, output: str) -> dict:
+        align_corners = self.sem_seg_head.align_corners
+        scores, sizes = prediction.scores, prediction.sizes
         if output == "sem_seg":
-            return {"sem_seg": full_size_logits(predicted.refined[row], sizes, align_corners)}
-        result = {"labels": label_map(predicted.refined[row], sizes, align_corners)}
-        if predicted.coarse is not None and predicted.nodes is not None:
-            result["coarse_labels"] = label_map(predicted.coarse[row], sizes, align_corners)
-            result["node_counts"] = predicted.nodes.counts[:, row]
+            if self.slide is None:
+                return {"sem_seg": full_size_logits(scores["refined"], sizes, align_corners)}
+            classes = len(scores["refined"])
+            total = ProbabilitySum(classes, sizes.output, self.device, self.accumulate)
+            total.add(scores["refined"], sizes, align_corners, logits=prediction.logits)
+            return {"sem_seg": total.total}
+        result = {
+            name: label_map(scores[key], sizes, align_corners)
+            for key, name in _LABELS.items()
+            if key in scores
+        }
+        if prediction.node_counts is not None:
+            result["node_counts"] = prediction.node_counts
         return result

@@ -4,6 +4,8 @@ Detectron2's ``DatasetMapperTTA`` takes absolute sizes from an image that was al
 here ratios are taken from the original image, as the paper's protocol does.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 
 from .augmentation import build_test_augmentations
 from .files import read_image
+from .postprocess import Sizes
+from .probabilities import Place, ProbabilitySum
+from .segmentor import OUTPUTS, CDGCSegmentor, Prediction
 
 
 class SemanticSegmentorWithTTA(nn.Module):
@@ -23,15 +28,20 @@ class SemanticSegmentorWithTTA(nn.Module):
     def __init__(self, cfg: CfgNode, model: nn.Module):
         """
         Args:
-            cfg: TEST.AUG.{SCALES, FLIP}, INPUT.{FORMAT, MIN_SIZE_TEST, MAX_SIZE_TEST}.
+            cfg: TEST.AUG.{SCALES, FLIP}, TEST.ACCUMULATE.*, INPUT.{FORMAT, MIN_SIZE_TEST,
+                MAX_SIZE_TEST}.
             model: maps a list of dicts to a list of {"sem_seg": (M, H, W) logits}.
         """
         super().__init__()
         self.model = getattr(model, "module", model)
+        self.align_corners = False  # of no effect: other models' scores have the output's size
+        if isinstance(self.model, CDGCSegmentor):
+            self.align_corners = self.model.sem_seg_head.align_corners
         self.scales = list(cfg.TEST.AUG.SCALES)
         self.flip = cfg.TEST.AUG.FLIP
         self.image_format = cfg.INPUT.FORMAT
         self.resize = build_test_augmentations(cfg)[0]
+        self.accumulate = Place.from_config(cfg)
         # Detectron2's evaluation loop restores this mode, and with it the wrapped model's.
         self.training = self.model.training
 
@@ -43,51 +53,75 @@ class SemanticSegmentorWithTTA(nn.Module):
             return read_image(x["file_name"], self.image_format)
         return np.ascontiguousarray(x["image"].permute(1, 2, 0).cpu().numpy())
 
-    def _views(self, image: np.ndarray) -> list[Tensor]:
+    def _views(self, image: np.ndarray) -> Iterator[Tensor]:
         """The image at every scale, (3, H, W) each; ratio 1 is the size plain inference sees."""
         height, width = image.shape[:2]
         base = self.resize.get_transform(image)
         base_height = getattr(base, "new_h", height)
         base_width = getattr(base, "new_w", width)
-        views = []
         for scale in self.scales:
             size = max(1, round(base_height * scale)), max(1, round(base_width * scale))
             resized = image
             if size != (height, width):
                 resized = T.ResizeTransform(height, width, *size).apply_image(image)
-            views.append(torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))))
-        return views
+            yield torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
+        """As :meth:`inference`."""
+        return self.inference(batched_inputs)
+
+    def inference(self, batched_inputs: list[dict], output: str = "sem_seg") -> list[dict]:
         """Average the softmax over all views.
 
         Args:
             batched_inputs: dicts with "original_image" (H, W, 3), "file_name" or "image", and
                 optionally "height", "width" of the output.
+            output: "sem_seg" for probabilities, "labels" for label maps.
 
         Returns:
-            One {"sem_seg": (M, H, W) probabilities} per image.
+            One {"sem_seg": (M, H, W) probabilities} or {"labels": (H, W) uint8} per image.
+
+        Raises:
+            ValueError: on an unknown output.
+            MemoryError: if the (M, H, W) sum cannot fit.
         """
-        return [self._inference_one(x) for x in batched_inputs]
+        if output not in OUTPUTS:
+            raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
+        if output == "labels":
+            return [{"labels": self._sum(x)[0].labels()} for x in batched_inputs]
+        return [{"sem_seg": total.mean(count)} for total, count in map(self._sum, batched_inputs)]
 
     @torch.no_grad()
-    def _inference_one(self, x: dict) -> dict:
+    def _sum(self, x: dict) -> tuple[ProbabilitySum, int]:
+        """Probabilities summed over the views of one image, and the number of views."""
         image = self._original(x)
-        size = {
-            "height": x.get("height", image.shape[0]),
-            "width": x.get("width", image.shape[1]),
-        }
+        size = (x.get("height") or image.shape[0], x.get("width") or image.shape[1])
         total = None
-        views = self._views(image)
-        for view in views:
-            batch = [{"image": view, **size}]
-            if self.flip:
-                batch.append({"image": view.flip(-1), **size})
-            for flipped, output in enumerate(self.model(batch)):
-                probabilities = output["sem_seg"].float().softmax(dim=0)
-                if flipped:
-                    probabilities = probabilities.flip(-1)
-                # In place: one (M, H, W) sum, however many scales there are.
-                total = probabilities if total is None else total.add_(probabilities)
+        count = 0
+        for view in self._views(image):
+            # An image and its mirror image share a forward.
+            batch = [{"image": v, "height": size[0], "width": size[1]} for v in self._mirror(view)]
+            for flipped, prediction in enumerate(self._predict(batch, size)):
+                scores = prediction.scores["refined"]
+                if total is None:
+                    total = ProbabilitySum(len(scores), size, scores.device, self.accumulate)
+                total.add(
+                    scores,
+                    prediction.sizes,
+                    self.align_corners,
+                    logits=prediction.logits,
+                    flip=bool(flipped),
+                )
+                count += 1
         assert total is not None  # check_cfg refuses an empty list of scales
-        return {"sem_seg": total.div_(len(views) * (2 if self.flip else 1))}
+        return total, count
+
+    def _mirror(self, view: Tensor) -> list[Tensor]:
+        return [view, view.flip(-1)] if self.flip else [view]
+
+    def _predict(self, batch: list[dict], size: tuple[int, int]) -> Iterator[Prediction]:
+        if isinstance(self.model, CDGCSegmentor):
+            yield from self.model.predict(batch)
+            return
+        for output in self.model(batch):
+            yield Prediction({"refined": output["sem_seg"]}, True, Sizes(size, size, size), None)

@@ -237,6 +237,164 @@ def test_unknown_output(pair, make_batch):
         pair[True][0].inference(make_batch((9, 9)), "logits")
 
 
+# ---------------------------------------------------------------- oracle
+def test_oracle_with_the_coarse_classes_is_the_refined_prediction(tiny_cfg, build, make_batch):
+    # Classes that the coarse prediction has anyway, or none: the graph sees the same nodes.
+    native = build(tiny_cfg())
+    (x,) = make_batch((33, 65))
+    x["oracle_sem_seg"] = torch.full((33, 65), 255)
+    with torch.no_grad():
+        (unknown,) = native.inference([x], "labels")
+        assert torch.equal(unknown["oracle_labels"], unknown["labels"])
+        x["oracle_sem_seg"] = unknown["coarse_labels"].long()
+        (same,) = native.inference([x], "labels")
+    # Node i's pixel has the coarse argmax of the node itself: align_corners puts nodes on pixels.
+    assert torch.equal(same["oracle_labels"], unknown["labels"])
+
+
+@pytest.mark.parametrize("options", [{}, {"TEST.SLIDE.ENABLED": True}], ids=str)
+def test_oracle_changes_nothing_else(tiny_cfg, build, make_batch, options):
+    slide = {"TEST.SLIDE.CROP": [33, 33], "TEST.SLIDE.STRIDE": [17, 17]} if options else {}
+    native = build(tiny_cfg({**options, **slide}))
+    batch = make_batch((41, 57), (41, 57))
+    with torch.no_grad():
+        expected = native.inference(batch, "labels")
+        oracle = torch.arange(5).repeat_interleave(12)[:57].expand(41, 57)
+        batch[1] |= {"oracle_sem_seg": oracle}
+        found = native.inference(batch, "labels")
+    assert "oracle_labels" not in found[0]
+    assert found[1].pop("oracle_labels").shape == (41, 57)
+    for before, after in zip(expected, found, strict=True):
+        assert before.keys() == after.keys()
+        for name in before:
+            assert torch.equal(before[name], after[name])
+
+
+def test_oracle_of_a_resized_image(tiny_cfg, build, make_batch):
+    # Labels have the output's size: column classes, twice as fine as the network's input.
+    native = build(tiny_cfg())
+    (x,) = make_batch((33, 33))
+    columns = torch.arange(66).div(14, rounding_mode="floor")
+    results = []
+    for labels, size in ((columns[::2].expand(33, 33), 33), (columns.expand(66, 66), 66)):
+        x |= {"height": size, "width": size, "oracle_sem_seg": labels.clamp(max=4)}
+        with torch.no_grad():
+            results.append(native.predict([x], diagnose=True)[0].scores["oracle"])
+    torch.testing.assert_close(results[0], results[1])
+
+
+# ---------------------------------------------------------------- sliding window
+def slide_options(crop, stride):
+    return {
+        "TEST.SLIDE.ENABLED": True,
+        "TEST.SLIDE.CROP": list(crop),
+        "TEST.SLIDE.STRIDE": list(stride),
+    }
+
+
+@pytest.mark.parametrize("size", [(33, 49), (64, 64), (1, 1), (7, 3)], ids=str)
+@pytest.mark.parametrize("output", [None, (50, 70)], ids=str)
+def test_one_window_is_the_whole_image(tiny_cfg, build, make_batch, size, output):
+    whole = build(tiny_cfg())
+    slide = build(tiny_cfg(slide_options((64, 64), (40, 40))))
+    slide.load_state_dict(whole.state_dict())
+    batch = make_batch(size)
+    if output:
+        batch[0] |= {"height": output[0], "width": output[1]}
+    with torch.no_grad():
+        expected = whole(batch)[0]["sem_seg"].softmax(dim=0)
+        found = slide(batch)[0]["sem_seg"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        labels = [m.inference(batch, "labels")[0] for m in (whole, slide)]
+    for name in labels[0]:
+        assert torch.equal(labels[0][name], labels[1][name])
+
+
+@pytest.mark.parametrize("output", [None, (50, 70)], ids=str)
+def test_windows_by_hand(tiny_cfg, build, make_batch, output):
+    # 40 rows in windows of 32, stride 20: rows 0-32 and 8-40. 60 columns: 0-32, 20-52, 28-60.
+    whole = build(tiny_cfg())
+    slide = build(tiny_cfg(slide_options((32, 32), (20, 20))))
+    slide.load_state_dict(whole.state_dict())
+    (x,) = make_batch((40, 60))
+    total, count = torch.zeros(5, 40, 60), torch.zeros(40, 60)
+    nodes = 0
+    with torch.no_grad():
+        for y in (0, 8):
+            for left in (0, 20, 28):
+                window = {"image": x["image"][:, y : y + 32, left : left + 32]}
+                p = whole([window])[0]["sem_seg"].softmax(dim=0)
+                total[:, y : y + 32, left : left + 32] += p
+                count[y : y + 32, left : left + 32] += 1
+                nodes = nodes + whole.inference([window], "labels")[0]["node_counts"]
+        expected = total / count
+        if output:
+            x |= {"height": output[0], "width": output[1]}
+            expected = F.interpolate(expected[None], size=output, mode="bilinear")[0]
+        found = slide([x])[0]["sem_seg"]
+        result = slide.inference([x], "labels")[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert_same_labels(result["labels"], expected)
+    assert torch.equal(result["node_counts"], nodes)
+    assert result["coarse_labels"].shape == result["labels"].shape
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("SLIDE.ENABLED", True), ("PRECISION", "bf16"), ("CHANNELS_LAST", True)],
+)
+def test_only_the_native_segmentor_knows_these_keys(tiny_cfg, key, value):
+    # Detectron2's would ignore them.
+    with pytest.raises(ValueError, match=rf"TEST\.{key}.*only CDGCSegmentor"):
+        tiny_cfg({**STOCK, f"TEST.{key}": value})
+
+
+# ---------------------------------------------------------------- precision and layout
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_is_close(tiny_cfg, build, make_batch, precision):
+    full = build(tiny_cfg())
+    reduced = build(tiny_cfg({"TEST.PRECISION": precision}))
+    reduced.load_state_dict(full.state_dict())
+    batch = make_batch((65, 97))
+    with torch.no_grad():
+        expected = full(batch)[0]["sem_seg"]
+        found = reduced(batch)[0]["sem_seg"]
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)  # or nothing was reduced
+    # bfloat16 keeps 8 bits, 0.4 % per rounding, over some twenty layers.
+    assert (found - expected).norm() / expected.norm() < 0.05
+    labels = reduced.inference(batch, "labels")[0]
+    assert labels["labels"].dtype == torch.uint8
+
+
+def test_training_keeps_its_precision(tiny_cfg, make_batch):
+    # The key is of inference only; training has SOLVER.AMP.
+    losses = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg({"TEST.PRECISION": precision})).train()
+        losses.append({k: v.item() for k, v in model(make_batch((33, 33))).items()})
+    assert losses[0] == losses[1]
+
+
+def test_channels_last_is_the_same_function(tiny_cfg, build, make_batch):
+    plain = build(tiny_cfg())
+    packed = build(tiny_cfg({"TEST.CHANNELS_LAST": True}))
+    packed.load_state_dict(plain.state_dict())
+    convolution = next(m for m in packed.modules() if isinstance(m, torch.nn.Conv2d))
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    batch = make_batch((65, 97))
+    with torch.no_grad():
+        expected, found = plain(batch)[0]["sem_seg"], packed(batch)[0]["sem_seg"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_prediction_in_training_mode(tiny_cfg, make_batch):
+    # Batch statistics of a test image would be wrong, and would be learned.
+    with pytest.raises(ValueError, match="training mode"):
+        build_model(tiny_cfg()).train().inference(make_batch((33, 33)))
+
+
 # ---------------------------------------------------------------- bad input
 def test_training_needs_ground_truth(tiny_cfg, make_batch):
     model = build_model(tiny_cfg()).train()

@@ -252,3 +252,57 @@ def test_scales_are_not_held_together(aug_cfg):
     SemanticSegmentorWithTTA(aug_cfg(scales, True), Watched())([as_input(image_of(20, 30))])
     assert len(outputs) == 20
     assert max(alive) <= 2  # an image and its mirror image of the view before
+
+
+# ---------------------------------------------------------------- label maps, windows
+@pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
+def test_labels_are_the_argmax(aug_cfg, build, meta):
+    cfg = aug_cfg((0.75, 1.0, 1.5), True)
+    cfg.MODEL.META_ARCHITECTURE = meta
+    tta = SemanticSegmentorWithTTA(cfg, build(cfg))
+    x = as_input(image_of(41, 57), height=50, width=70)
+    (found,) = tta.inference([x], "labels")
+    assert set(found) == {"labels"} and found["labels"].dtype == torch.uint8
+    expected = tta([x])[0]["sem_seg"].argmax(dim=0)
+    assert (found["labels"] != expected).sum() <= 1
+
+
+def test_the_order_of_scales_is_of_no_matter(aug_cfg, build):
+    cfg = aug_cfg((0.75, 1.0, 1.5), True)
+    model = build(cfg)
+    x = as_input(image_of(41, 57))
+    expected = SemanticSegmentorWithTTA(cfg, model)([x])[0]["sem_seg"]
+    other = SemanticSegmentorWithTTA(aug_cfg((1.5, 0.75, 1.0), True), model)([x])[0]["sem_seg"]
+    torch.testing.assert_close(other, expected, rtol=0, atol=1e-6)
+
+
+def test_windows_within_views(aug_cfg, build):
+    # Each view is predicted in windows: at scale 1 that is the sliding window alone.
+    cfg = aug_cfg()
+    cfg.TEST.SLIDE.ENABLED = True
+    cfg.TEST.SLIDE.CROP, cfg.TEST.SLIDE.STRIDE = [32, 32], [20, 20]
+    model = build(cfg)
+    x = as_input(image_of(41, 57))
+    with torch.no_grad():
+        expected = model([x])[0]["sem_seg"]
+    found = SemanticSegmentorWithTTA(cfg, model)([x])[0]["sem_seg"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    cfg.TEST.AUG.SCALES, cfg.TEST.AUG.FLIP = [0.5, 1.5], True
+    (found,) = SemanticSegmentorWithTTA(cfg, model)([x])
+    torch.testing.assert_close(found["sem_seg"].sum(dim=0), torch.ones(41, 57))
+
+
+def test_half_precision_sum(aug_cfg, build):
+    cfg = aug_cfg((0.75, 1.0), True)
+    model = build(cfg)
+    x = as_input(image_of(41, 57))
+    expected = SemanticSegmentorWithTTA(cfg, model)([x])[0]["sem_seg"]
+    cfg.TEST.ACCUMULATE.DTYPE = "fp16"
+    (found,) = SemanticSegmentorWithTTA(cfg, model)([x])
+    assert found["sem_seg"].dtype == torch.float16
+    torch.testing.assert_close(found["sem_seg"].float(), expected, rtol=0, atol=4e-3)
+
+
+def test_unknown_output(aug_cfg):
+    with pytest.raises(ValueError, match="'logits'"):
+        SemanticSegmentorWithTTA(aug_cfg(), Pointwise()).inference([], "logits")

@@ -81,19 +81,25 @@ def adjacency(x, members, phi, phi_prime, edges, scale, topk, topk_weights):
 
 
 # ---------------------------------------------------------------- reasoning (Eq. 1) and the merge
-def refine(x, sets, weights, *, edges, scale=1.0, topk=64, topk_weights="softmax"):
-    """x (B, C, h, w), sets[b][m] of pixels -> (B, C, h, w), before the norm and the outer ReLU."""
+def refine(x, sets, weights, *, edges, held=None, scale=1.0, topk=64, topk_weights="softmax"):
+    """x (B, C, h, w), sets[b][m] of pixels -> (B, C, h, w), before the norm and the outer ReLU.
+
+    `held[b][m]`: the pixels that get Z_m; all pixels if None (outside S_m it is zero anyway).
+    """
     phi, phi_prime, w_graph, w_merge, bias = weights
     (_, c, h, w), m_classes = x.shape, len(w_graph)
     conv = torch.cat([w_merge[m].T for m in range(m_classes)], 1)  # (C, M*C), the 1x1 conv
     out = []
-    for image, members in zip(x, sets, strict=True):
+    for b, (image, members) in enumerate(zip(x, sets, strict=True)):
         nodes = image.flatten(1).T  # X (N, C)
         z = []
         for m in range(m_classes):
             own = (phi[m % len(phi)], phi_prime[m % len(phi)]) if phi is not None else (None, None)
             a = adjacency(nodes, members[m], *own, edges, scale, topk, topk_weights)
-            z.append(torch.relu(a @ nodes @ w_graph[m]))  # Eq. 1, group convolution
+            z_m = torch.relu(a @ nodes @ w_graph[m])  # Eq. 1, group convolution
+            if held is not None:
+                z_m = z_m * torch.tensor([[i in held[b][m]] for i in range(len(nodes))])
+            z.append(z_m)
         stacked = torch.cat(z, 1).T.reshape(1, m_classes * c, h, w)
         out.append(F.conv2d(stacked, conv[:, :, None, None], bias))
     return torch.cat(out)
@@ -217,6 +223,7 @@ DEFAULTS = {
     "scope": "class",
     "easy_ratio": 1.0,
     "samples": PARTS,
+    "hard_positives": "nodes",
     "topk": 64,
     "topk_weights": "softmax",
     "scale": 1.0,
@@ -265,10 +272,18 @@ def oracle(scene, weights, nodeset, training=True, **options):
         training,
     )
     scale = scene.x.shape[1] ** -0.5 if o["scale"] == "sqrt" else o["scale"]
+    held = None
+    if o["hard_positives"] == "context" and o["scope"] == "class":
+        classes = range(scene.logits.shape[1])
+        held = [
+            [{i for i, c in enumerate(image) if c == m} for m in classes]
+            for image in coarse_classes(scene.logits)
+        ]
     return refine(
         scene.x,
         sets,
         weights,
+        held=held,
         edges=o["edges"],
         scale=scale,
         topk=o["topk"],

@@ -60,6 +60,7 @@ OPTIONS = st.fixed_dictionaries(
         "scope": st.sampled_from(["class", "class", "class", "image"]),
         "easy_ratio": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
         "samples": st.sampled_from(SUBSETS),
+        "hard_positives": st.sampled_from(["nodes", "context"]),
         "topk": st.integers(1, 6),
         "topk_weights": st.sampled_from(["softmax", "equal"]),
         "scale": st.sampled_from([1.0, 0.25, "sqrt"]),
@@ -482,6 +483,26 @@ def test_float32_is_near_float64():
     assert relative(found.double(), exact) < 1e-4
 
 
+# ---------------------------------------------------------------- what a feature tells
+@pytest.mark.parametrize("edges", ["similarity", "uniform", "topk"])
+@pytest.mark.parametrize(("hard_positives", "told"), [("nodes", True), ("context", False)])
+def test_a_wrong_pixel_must_not_learn_its_label(edges, hard_positives, told):
+    # Four pixels in a row, predicted 0, 0, 1, 2. Pixel 0 is wrong whether its label is 1 or 2: it
+    # is then a hard positive of that class. In the graph of Eq. 4 its refined feature differs
+    # between the two, so a classifier can read the label off it, in training only.
+    scene = make_scene(0, batch=1, classes=3, h=1, w=4, absent=0, ignore=0, padding=0)
+    logits = torch.zeros(1, 3, 1, 4, dtype=torch.float64)
+    for pixel, coarse in enumerate((0, 0, 1, 2)):
+        logits[0, coarse, 0, pixel] = 1
+    module = build(scene, edges=edges, hard_positives=hard_positives)
+    found = [
+        module(scene.x, logits, torch.tensor([[[label, 0, 1, 2]]]))[0, :, 0] for label in (1, 2)
+    ]
+    assert torch.equal(found[0][:, 0], found[1][:, 0]) is not told
+    # It takes part in its class's graph either way: pixel 2 (class 1) has it beside or not.
+    assert not torch.equal(found[0][:, 2], found[1][:, 2])
+
+
 # ---------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -490,6 +511,7 @@ def test_float32_is_near_float64():
         ({"edges": "knn"}, "knn"),
         ({"scope": "batch"}, "batch"),
         ({"topk_weights": "linear"}, "linear"),
+        ({"hard_positives": "queries"}, "queries"),
         ({"topk": 0}, "0"),
         ({"samples": ()}, "samples"),
         ({"samples": ("easy",)}, "easy"),

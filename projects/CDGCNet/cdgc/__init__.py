@@ -5,7 +5,7 @@ This package imports torch and nothing else; ``cdgcnet`` next door is Detectron2
 
 from .adjacency import segment_attention, segment_topk_attention
 from .bilinear import resize_matrix, resize_taps
-from .cdgc import EDGES, SCALES, SCOPES, TOPK_WEIGHTS, CDGCModule
+from .cdgc import EDGES, HARD_POSITIVES, SCALES, SCOPES, TOPK_WEIGHTS, CDGCModule
 from .graph_conv import class_linear
 from .losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
 from .nodes import (
@@ -20,6 +20,7 @@ from .nodes import (
 
 __all__ = [
     "EDGES",
+    "HARD_POSITIVES",
     "NODE_MODES",
     "SAMPLES",
     "SCALES",

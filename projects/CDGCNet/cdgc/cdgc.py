@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .adjacency import segment_attention, segment_topk_attention
-from .gather import Segments, nodes_to_pixels, pixels_to_nodes
+from .gather import Segments, coarse_nodes, nodes_to_pixels, pixels_to_nodes
 from .graph_conv import class_linear
 from .nodes import (
     SAMPLES,
@@ -30,6 +30,7 @@ EDGES = ("similarity", "uniform", "topk")
 SCOPES = ("class", "image")
 TOPK_WEIGHTS = ("softmax", "equal")
 SCALES = ("none", "sqrt")
+HARD_POSITIVES = ("nodes", "context")
 
 
 def _check_choice(name: str, value: str, allowed: Collection[str]) -> None:
@@ -61,6 +62,7 @@ class CDGCModule(nn.Module):
         scope: str = "class",
         easy_ratio: float = 1.0,
         samples: Collection[str] = SAMPLES,
+        hard_positives: str = "nodes",
         topk: int = 64,
         topk_weights: str = "softmax",
         scale: float | str = 1.0,
@@ -81,6 +83,9 @@ class CDGCModule(nn.Module):
             scope: "class", or "image" for a plain GCN: one graph over all nodes (Table 1);
                 ``nodes`` then has no effect.
             easy_ratio, samples: see :func:`cdgc.select_nodes`.
+            hard_positives: "nodes" as in Eq. 4, or "context": they are neighbours of the other
+                nodes of their true class but get nothing from its graph themselves, so that no
+                refined feature tells its pixel's label.
             scale: factor on the similarity, "none" (1.0, the paper's) or "sqrt" for C**-0.5.
             shared_phi: one φ and φ' for all classes, or one pair per class.
             norm: builds the normalisation after the merge from a channel count; None for none.
@@ -96,6 +101,7 @@ class CDGCModule(nn.Module):
         _check_choice("edges", edges, EDGES)
         _check_choice("scope", scope, SCOPES)
         _check_choice("topk_weights", topk_weights, TOPK_WEIGHTS)
+        _check_choice("hard_positives", hard_positives, HARD_POSITIVES)
         if isinstance(scale, str):
             _check_choice("scale", scale, SCALES)
         elif not scale > 0:
@@ -114,6 +120,7 @@ class CDGCModule(nn.Module):
         self.scope = scope
         self.easy_ratio = easy_ratio
         self.samples = tuple(samples)
+        self.hard_positives = hard_positives
         self.topk = topk
         self.topk_weights = topk_weights
         named = {"none": 1.0, "sqrt": in_channels**-0.5}
@@ -222,11 +229,15 @@ class CDGCModule(nn.Module):
         lengths = [n for per_image in counts for n in per_image]  # M*B segments
         gathered = self._attend(pixels_to_nodes(pixels, nodes), lengths, classes)
         z = class_linear(gathered, self.graph_weight, classes).relu()
-        return nodes_to_pixels(class_linear(z, self.merge_weight, classes), nodes)
+        rows = class_linear(z, self.merge_weight, classes)
+        if self.hard_positives == "context" and not nodes.single:
+            rows = rows * coarse_nodes(nodes)[:, None]
+        return nodes_to_pixels(rows, nodes)
 
     def _reason_uniform(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
         """The same where all nodes of a segment share one row: the matrices see S rows only."""
-        segments = Segments(nodes, [n for per_image in counts for n in per_image if n])
+        lengths = [n for per_image in counts for n in per_image if n]
+        segments = Segments(nodes, lengths, coarse_only=self.hard_positives == "context")
         classes = [sum(n > 0 for n in per_image) for per_image in counts]
         # Means in full precision: autocast features may be half.
         mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)

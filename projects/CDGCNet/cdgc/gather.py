@@ -27,6 +27,12 @@ def _slots(nodes: NodeSet) -> Tensor:
     return nodes.slots[:, :1] if nodes.single else nodes.slots
 
 
+def coarse_nodes(nodes: NodeSet) -> Tensor:
+    """Which of the K nodes stand in the graph of their pixel's coarse class, (K,) bool."""
+    here = torch.arange(len(nodes.pixel), device=nodes.pixel.device)
+    return nodes.slots[nodes.pixel, 0] == here
+
+
 class _PixelsToNodes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, pixel: Tensor, slots: Tensor) -> Tensor:
@@ -69,15 +75,21 @@ class _PixelsToSegments(torch.autograd.Function):
 
 class _SegmentsToPixels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, pixel: Tensor, offsets: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(pixel, offsets)
+    def forward(
+        ctx: Any, rows: Tensor, pixel: Tensor, offsets: Tensor, slots: Tensor, held: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(pixel, offsets, held)
         return _sum_over_slots(rows, slots)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pixel, offsets = ctx.saved_tensors
-        return F.embedding_bag(pixel, grad.contiguous(), offsets, mode="sum"), None, None, None
+        pixel, offsets, held = ctx.saved_tensors
+        held = None if held is None else held.to(grad.dtype)
+        grad = F.embedding_bag(
+            pixel, grad.contiguous(), offsets, mode="sum", per_sample_weights=held
+        )
+        return grad, None, None, None, None
 
 
 class Segments:
@@ -86,11 +98,13 @@ class Segments:
     S segments, the non-empty (class, image) pairs in the order of the nodes.
     """
 
-    def __init__(self, nodes: NodeSet, lengths: Sequence[int]):
+    def __init__(self, nodes: NodeSet, lengths: Sequence[int], coarse_only: bool = False):
         """
         Args:
             nodes: K nodes of P pixels.
             lengths: S positive numbers of nodes that sum to K.
+            coarse_only: whether only the nodes of their coarse class take part in
+                :meth:`to_pixels`.
         """
         if sum(lengths) != len(nodes.pixel) or any(n < 1 for n in lengths):
             raise ValueError(
@@ -106,6 +120,9 @@ class Segments:
         self.offsets = size.cumsum(0) - size
         # -1, no node, reads the last entry: no segment.
         self.slots = torch.cat([segment, segment.new_full((1,), -1)])[_slots(nodes)]
+        self.held, self.held_slots = None, self.slots
+        if coarse_only and not nodes.single:
+            self.held, self.held_slots = coarse_nodes(nodes), self.slots[:, :1]
 
     def mean(self, pixels: Tensor) -> Tensor:
         """A X for uniform edges A = 1/n, once per segment: (P, C) -> (S, C)."""
@@ -113,7 +130,7 @@ class Segments:
 
     def to_pixels(self, rows: Tensor) -> Tensor:
         """The sum over the segments that hold a pixel: (S, C) -> (P, C)."""
-        return _SegmentsToPixels.apply(rows, self.pixel, self.offsets, self.slots)
+        return _SegmentsToPixels.apply(rows, self.pixel, self.offsets, self.held_slots, self.held)
 
 
 def pixels_to_nodes(pixels: Tensor, nodes: NodeSet) -> Tensor:

@@ -49,6 +49,9 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.NODES = "dynamic"  # training nodes: Eq. 4, or "coarse" (Table 3 "sim")
     cfg.MODEL.CDGC.EASY_RATIO = 1.0  # share of the easy positives kept (Table 3 "ds")
     cfg.MODEL.CDGC.SAMPLES = list(SAMPLES)  # parts of Eq. 4 that enter (Table 5)
+    # Hard positives are full "nodes" (Eq. 4), or "context": seen by others, without a feature of
+    # their own from the true class's graph, which would tell their label.
+    cfg.MODEL.CDGC.HARD_POSITIVES = "nodes"
     cfg.MODEL.CDGC.EDGES = "similarity"  # Eqs. 2-3, or "uniform", "topk"
     cfg.MODEL.CDGC.TOPK = 64  # neighbours, for EDGES "topk"
     cfg.MODEL.CDGC.TOPK_WEIGHTS = "softmax"  # or "equal", the paper's binary matrix

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 
-from cdgc import EDGES, NODE_MODES, SAMPLES, SCALES, SCOPES, TOPK_WEIGHTS
+from cdgc import EDGES, HARD_POSITIVES, NODE_MODES, SAMPLES, SCALES, SCOPES, TOPK_WEIGHTS
 
 from .data_check import LEVELS
 from .refiners import REFINERS
@@ -52,6 +52,7 @@ def check_cfg(cfg: CfgNode) -> None:
     one_of("MODEL.CDGC.EDGES", cdgc.EDGES, EDGES)
     one_of("MODEL.CDGC.SCOPE", cdgc.SCOPE, SCOPES)
     one_of("MODEL.CDGC.FUSION", cdgc.FUSION, ("concat", "sum"))
+    one_of("MODEL.CDGC.HARD_POSITIVES", cdgc.HARD_POSITIVES, HARD_POSITIVES)
     one_of("MODEL.CDGC.TOPK_WEIGHTS", cdgc.TOPK_WEIGHTS, TOPK_WEIGHTS)
     one_of("MODEL.CDGC.SCALE", cdgc.SCALE, SCALES)
     _check(

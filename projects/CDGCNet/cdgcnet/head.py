@@ -70,6 +70,7 @@ def _build_graph(cfg: CfgNode) -> CDGCModule:
         scope=cdgc.SCOPE,
         easy_ratio=cdgc.EASY_RATIO,
         samples=cdgc.SAMPLES,
+        hard_positives=cdgc.HARD_POSITIVES,
         topk=cdgc.TOPK,
         topk_weights=cdgc.TOPK_WEIGHTS,
         scale=cdgc.SCALE,

@@ -69,9 +69,11 @@ def test_builds_at_full_size(path):
     with torch.device("meta"):
         model = build_model(cfg)
     head = model.sem_seg_head
-    last = head.coarse_predictor if head.graph is None else head.refined_predictor
+    last = head.refined_predictor if head.refines else head.coarse_predictor
     assert last[-1].out_channels == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    assert (head.graph is None) == (not cfg.MODEL.CDGC.ENABLED)
+    assert head.refines == cfg.MODEL.CDGC.ENABLED
+    with_graph = cfg.MODEL.CDGC.ENABLED and cfg.MODEL.CDGC.REFINER == "graph"
+    assert (head.graph is not None) == with_graph
     assert head.stride == 8
 
 

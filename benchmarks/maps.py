@@ -1,0 +1,37 @@
+"""Class maps to measure on: seeded blobs with Zipf-like sizes, and the extremes."""
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+
+def blob_map(size: int, num_classes: int, present: int = 12, seed: int = 0) -> Tensor:
+    """A (size, size) int64 map of smooth blobs; class k of ``present`` covers about 1/k of class 1.
+
+    Like a street scene's labels: a few large classes, many small ones, the others absent.
+    """
+    rng = np.random.default_rng(seed)
+    fields = np.stack(
+        [gaussian_filter(rng.standard_normal((size, size)), size / 12) for _ in range(present)]
+    )
+    fields /= fields.std(axis=(1, 2), keepdims=True)
+    share = 1 / np.arange(1, present + 1)
+    share /= share.sum()
+    bias = np.zeros(present)
+    for _ in range(60):  # move each class's level until it has its share
+        area = np.bincount((fields + bias[:, None, None]).argmax(0).ravel(), minlength=present)
+        bias += 0.3 * np.log(share / np.maximum(area / size**2, 1e-4))
+    classes = rng.choice(num_classes, present, replace=False)
+    return torch.from_numpy(classes[(fields + bias[:, None, None]).argmax(0)])
+
+
+def pair_share(class_map: Tensor) -> float:
+    """Σ n_m² / N²: the share of all pairs of pixels that share their class."""
+    counts = torch.bincount(class_map.flatten()).double()
+    return float((counts**2).sum() / class_map.numel() ** 2)
+
+
+def one_hot_logits(class_map: Tensor, num_classes: int) -> Tensor:
+    """Coarse logits (1, M, h, w) whose argmax is the map."""
+    return torch.nn.functional.one_hot(class_map, num_classes).permute(2, 0, 1)[None].float()

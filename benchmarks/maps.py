@@ -1,9 +1,14 @@
 """Class maps to measure on: seeded blobs with Zipf-like sizes, and the extremes."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
+from PIL import Image
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
+
+from cdgc import resize_targets
 
 
 def blob_map(size: int, num_classes: int, present: int = 12, seed: int = 0) -> Tensor:
@@ -35,3 +40,20 @@ def pair_share(class_map: Tensor) -> float:
 def one_hot_logits(class_map: Tensor, num_classes: int) -> Tensor:
     """Coarse logits (1, M, h, w) whose argmax is the map."""
     return torch.nn.functional.one_hot(class_map, num_classes).permute(2, 0, 1)[None].float()
+
+
+def label_maps(file: Path, stride: int = 8, ignore: int = 255) -> tuple[Tensor, Tensor]:
+    """A plausible coarse map (h, w) for a label PNG, and its labels (H, W).
+
+    CamVid's 360 x 480 labels are doubled to the data set's own 720 x 960. The coarse map has the
+    labels' classes, moved by one node to the right; ignored pixels take the nearest class.
+    """
+    with Image.open(file) as image:
+        labels = np.array(image)  # raw indices, also of palette images
+    if labels.shape == (360, 480):
+        labels = labels.repeat(2, axis=0).repeat(2, axis=1)
+    nearest = distance_transform_edt(labels == ignore, return_distances=False, return_indices=True)
+    filled = torch.from_numpy(labels[tuple(nearest)].astype(np.int64))
+    size = tuple(-(-s // stride) for s in labels.shape)
+    coarse = resize_targets(filled[None], size, align_corners=True)[0].roll(1, dims=1)
+    return coarse, torch.from_numpy(labels.astype(np.int64))

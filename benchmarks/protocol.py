@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +70,16 @@ def measure(
     rounds: int = 6,
     device: str = "cpu",
     attempts: int = 3,
+    warm: bool = False,
 ) -> Times:
-    """Time contestants in turn, after one call of each to warm up.
+    """Time contestants in turn, after one call of each to warm up (none if they are ``warm``).
 
     Raises:
         Unsteady: if in every attempt some contestant's two halves of rounds differed by > 20 %.
     """
-    for function in contestants.values():
-        function()
+    if not warm:
+        for function in contestants.values():
+            function()
     for _ in range(attempts):
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
         gc.collect()
@@ -129,6 +132,58 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any) -> int:
         raise RuntimeError(f"{prepare} {args} did not finish: see its message above") from None
     finally:
         process.join()
+
+
+def peak_device_memory(function: Callable[[], Any]) -> int:
+    """Bytes by which one call raises the peak of the CUDA allocator, after a call to warm up."""
+    function()
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def host_syncs(function: Callable[[], Any]) -> int:
+    """How often one call makes the host wait for the CUDA device."""
+    function()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(w.message) for w in caught)
+
+
+def claim(cell: str, found: float, limit: float, *, at_least: bool = False) -> list[str]:
+    """A row (cell, found, target, verdict) of a table of claims."""
+    met = found >= limit if at_least else found <= limit
+    sign = "≥" if at_least else "≤"
+    return [cell, f"{found:.3g}", f"{sign} {limit:g}", "met" if met else "**missed**"]
+
+
+class Cells:
+    """Results kept in a JSON file cell by cell, so that an interrupted run goes on."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """The stored result of a cell, or that of ``make()``, stored at once."""
+        if name not in self.found:
+            print(f"{name} …", flush=True)
+            self.found[name] = make()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            draft = self.path.with_suffix(".part")
+            draft.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
+            draft.replace(self.path)
+        return self.found[name]
 
 
 def mebibytes(number: int) -> str:

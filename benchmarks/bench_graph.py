@@ -1,0 +1,509 @@
+#!/usr/bin/env python
+"""The class-wise graph beside other context modules: time and memory, forward and backward.
+
+    python benchmarks/bench_graph.py [--output benchmarks/results] [--labels PNG ...]
+    python benchmarks/bench_graph.py --full [--output benchmarks/results]
+    python benchmarks/bench_graph.py --device cuda [--dtype bf16] [--compile]
+
+The first form measures the cells that carry a target, the second all of N = 33², 65², 97²; M = 19,
+21, 171; C = 128, 256, 512; forward, and forward + backward. It keeps what it has and goes on there.
+
+Features are random, class maps the blobs of ``maps.py`` (12 classes present), nodes coarse, B = 1
+unless a cell says otherwise. Real class maps are CamVid's labels below DETECTRON2_DATASETS and the
+files given with ``--labels``.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from maps import blob_map, label_maps, one_hot_logits, pair_share
+from peers import (
+    DenseGraph,
+    FusedAttention,
+    LinearPart,
+    NonLocal,
+    ObjectContext,
+    PositionAttention,
+    mmseg_danet,
+    mmseg_non_local,
+    mmseg_ocr,
+    mmseg_version,
+)
+from protocol import (
+    Cells,
+    Times,
+    Unsteady,
+    arguments,
+    claim,
+    host_syncs,
+    measure,
+    mebibytes,
+    one_thread,
+    peak_device_memory,
+    peak_memory,
+    report,
+)
+from torch import Tensor, nn
+
+from cdgc import CDGCModule
+
+GRAPHS = ("similarity graph", "uniform graph")
+# Memory that the literal form holds at once, in copies of its M x N x N adjacency (measured).
+DENSE_COPIES = 5
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def graph(channels: int, num_classes: int, edges: str, kind: type = CDGCModule) -> CDGCModule:
+    return kind(channels, num_classes, nodes="coarse", edges=edges)
+
+
+def modules() -> dict[str, Callable[[int, int], nn.Module]]:
+    """Contestants by name, built from C and M. Names say the widths."""
+    found: dict[str, Callable[[int, int], nn.Module]] = {
+        "similarity graph": lambda c, m: graph(c, m, "similarity"),
+        "uniform graph": lambda c, m: graph(c, m, "uniform"),
+        "linear part": lambda c, m: graph(c, m, "similarity", LinearPart),
+        "non-local, keys C/2, fused": lambda c, _: NonLocal(c),
+        "DANet position, keys C/8, fused": lambda c, _: PositionAttention(c),
+        "one graph over all pixels, fused": lambda c, _: FusedAttention(c),
+        "literal dense": lambda c, m: DenseGraph(graph(c, m, "similarity")),
+    }
+    if mmseg_version():
+        return found | {
+            "mmseg non-local, keys C/2": lambda c, _: mmseg_non_local(c),
+            "mmseg DANet position, keys C/8": lambda c, _: mmseg_danet(c),
+            "mmseg OCR, keys C/2": lambda c, _: mmseg_ocr(c),
+        }
+    return found | {
+        "non-local, keys C/2, N×N": lambda c, _: NonLocal(c, fused=False),
+        "DANet position, keys C/8, N×N": lambda c, _: PositionAttention(c, fused=False),
+        "OCR, keys C/2": lambda c, _: ObjectContext(c),
+    }
+
+
+def peer_names() -> list[str]:
+    left_out = (*GRAPHS, "linear part", "literal dense")
+    return [name for name in modules() if name not in left_out]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contestants of a run share."""
+
+    device: str = "cpu"
+    dtype: str = "fp32"  # below fp32: autocast
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A contestant and its input."""
+
+    name: str
+    side: int = 97
+    num_classes: int = 19
+    channels: int = 256
+    backward: bool = True
+    batch: int = 1
+    map_classes: int = 0  # classes that the map is drawn from; 0: num_classes
+    one_class: bool = False
+
+    def title(self) -> str:
+        passes = "forward + backward" if self.backward else "forward"
+        return f"N = {self.side}², M = {self.num_classes}, C = {self.channels}, {passes}"
+
+
+def takes_logits(name: str) -> bool:
+    return name in (*GRAPHS, "linear part", "literal dense") or "OCR" in name
+
+
+def step(
+    module: nn.Module, features: Tensor, extra: tuple[Tensor, ...], backward: bool, setting: Setting
+) -> Callable[[], Tensor]:
+    """A call of a module on fixed input, with gradients of input and parameters or without any."""
+    module = module.to(setting.device).train(backward)
+    features = features.to(setting.device)
+    extra = tuple(e.to(setting.device) for e in extra)
+    call = torch.compile(module) if setting.compiled else module
+    cast = partial(
+        torch.autocast, setting.device, DTYPES[setting.dtype], enabled=setting.dtype != "fp32"
+    )
+
+    def forward() -> Tensor:
+        with torch.no_grad(), cast():
+            return call(features, *extra)
+
+    def both() -> Tensor:
+        x = features.clone().requires_grad_()
+        module.zero_grad(set_to_none=True)
+        with cast():
+            out = call(x, *extra)
+        out.sum().backward()
+        return out.detach()
+
+    return both if backward else forward
+
+
+def prepare(cell: Cell, setting: Setting) -> Callable[[], Tensor]:
+    torch.manual_seed(0)
+    module = modules()[cell.name](cell.channels, cell.num_classes)
+    drawn_from = cell.map_classes or cell.num_classes
+    maps = [blob_map(cell.side, drawn_from, seed=s) for s in range(cell.batch)]
+    if cell.one_class:
+        maps = [torch.zeros_like(m) for m in maps]
+    logits = torch.cat([one_hot_logits(m, cell.num_classes) for m in maps])
+    g = torch.Generator().manual_seed(0)
+    features = torch.randn(cell.batch, cell.channels, cell.side, cell.side, generator=g).relu()
+    extra = (logits,) if takes_logits(cell.name) else ()
+    return step(module, features, extra, cell.backward, setting)
+
+
+def prepare_whole_image(setting: Setting) -> Callable[[], Tensor]:
+    """The forward pass on the features of a 1024 x 2048 image, N = 128 * 256."""
+    torch.manual_seed(0)
+    logits = one_hot_logits(blob_map(256, 19)[:128], 19)
+    features = torch.randn(1, 256, 128, 256).relu()
+    return step(graph(256, 19, "similarity"), features, (logits,), False, setting)
+
+
+def peak(prepare_it: Callable[..., Callable[[], Tensor]], *args: object) -> int:
+    """Extra bytes of one call; the last argument is the setting."""
+    setting = args[-1]
+    assert isinstance(setting, Setting)
+    if setting.device == "cuda":
+        return peak_device_memory(prepare_it(*args))
+    return peak_memory(prepare_it, *args)
+
+
+def available_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def dense_fits(cell: Cell, device: str) -> bool:
+    need = DENSE_COPIES * 4 * cell.batch * cell.num_classes * cell.side**4
+    return need <= available_memory(device)
+
+
+def agree(ours: Tensor, theirs: Tensor, what: str, limit: float = 1e-4) -> None:
+    """Leave with a message if two results that should be one differ."""
+    error = float((ours - theirs).norm() / theirs.norm())
+    if not error <= limit:
+        sys.exit(f"bench_graph.py: error: {what}: the outputs differ by {error:.1e}")
+
+
+# ---------------------------------------------------------------- the cells with a target
+def against_peers(rounds: int, setting: Setting) -> tuple[list[list[str]], list[list[str]]]:
+    """Similarity and uniform graph relative to each peer at N = 97², and the claims on them."""
+    names = [*GRAPHS, *peer_names()]
+    cells = {name: Cell(name) for name in names}
+    times = measure(
+        {name: prepare(cell, setting) for name, cell in cells.items()},
+        rounds=rounds,
+        device=setting.device,
+    )
+    memory = {name: peak(prepare, cell, setting) for name, cell in cells.items()}
+    similarity, uniform = GRAPHS
+    rows = [
+        [
+            name,
+            f"{times.ratio(similarity, name):.3f}",
+            f"{times.ratio(uniform, name):.3f}",
+            mebibytes(memory[name]),
+            f"{memory[similarity] / memory[name]:.3f}",
+        ]
+        for name in names
+    ]
+    claims = []
+    for name in names:
+        if "OCR" in name:
+            claims.append(claim(f"uniform graph / {name}: time", times.ratio(uniform, name), 0.2))
+        elif "non-local" in name or "DANet" in name:
+            if "fused" in name:  # the targets are about the usual form; the table has both
+                continue
+            share = memory[similarity] / memory[name]
+            what = f"similarity graph / {name}"
+            claims.append(claim(f"{what}: time", times.ratio(similarity, name), 0.28))
+            claims.append(claim(f"{what}: memory", share, 0.18))
+    return rows, claims
+
+
+def against_dense(setting: Setting) -> list[list[str]]:
+    """The literal M x N x N form relative to ours."""
+    rows = []
+    for side, num_classes, limit in ((33, 171, 150), (65, 19, 80)):
+        cells = {n: Cell(n, side, num_classes) for n in (GRAPHS[0], "literal dense")}
+        what = f"literal dense / similarity graph: time, N = {side}², M = {num_classes}"
+        if not dense_fits(cells["literal dense"], setting.device):
+            rows.append([what, "does not fit", f"≥ {limit}", "not measured"])
+            continue
+        runs = {n: prepare(cell, setting) for n, cell in cells.items()}
+        ours, printed = (run() for run in runs.values())
+        agree(ours, printed, what, 1e-4 if setting.dtype == "fp32" else 5e-2)
+        times = measure(runs, rounds=2, device=setting.device, warm=True)
+        rows.append(claim(what, times.ratio("literal dense", GRAPHS[0]), limit, at_least=True))
+    return rows
+
+
+def cost_of_classes(rounds: int, setting: Setting) -> list[list[str]]:
+    """171 classes beside 21 on the same node sets, N = 65², batch 4."""
+    rows = []
+    base = Cell(GRAPHS[0], 65, 21, batch=4, map_classes=19)
+    for backward, limit in ((False, 1.05), (True, 1.3)):
+        few = replace(base, backward=backward)
+        many = replace(few, num_classes=171)
+        runs = {"21": prepare(few, setting), "171": prepare(many, setting)}
+        times = measure(runs, rounds=rounds, device=setting.device)
+        passes = "forward + backward" if backward else "forward"
+        what = f"M = 171 / M = 21: time, same nodes, N = 65², batch 4, {passes}"
+        rows.append(claim(what, times.ratio("171", "21"), limit))
+    return rows
+
+
+def worst_case(rounds: int, setting: Setting) -> list[list[str]]:
+    """One class everywhere beside one fused attention over all pixels."""
+    cells = [Cell(GRAPHS[0], one_class=True), Cell("one graph over all pixels, fused")]
+    runs = {cell.name: prepare(cell, setting) for cell in cells}
+    times = measure(runs, rounds=rounds, device=setting.device)
+    found = times.ratio(*(cell.name for cell in cells))
+    return [claim("one class everywhere / one fused attention: time, N = 97²", found, 1.1)]
+
+
+def memory_law(setting: Setting) -> list[list[str]]:
+    """The exponent p of memory ~ N^p over N = 65² to 137²."""
+    sides = (65, 97, 137)
+    peaks = [peak(prepare, Cell(GRAPHS[0], side), setting) for side in sides]
+    exponent = float(np.polyfit(np.log([s**2 for s in sides]), np.log(peaks), 1)[0])
+    values = ", ".join(f"{side}²: {mebibytes(p)}" for side, p in zip(sides, peaks, strict=True))
+    return [claim(f"exponent p of memory ~ N^p, forward + backward ({values})", exponent, 1.05)]
+
+
+def whole_image(setting: Setting) -> list[list[str]]:
+    extra = peak(prepare_whole_image, setting) / 2**20
+    literal = 19 * 32768**2 * 4 / 2**30
+    what = f"1024 × 2048 image (N = 32768), forward: extra MiB (literal A: {literal:.0f} GiB)"
+    return [claim(what, extra, 300e6 / 2**20)]
+
+
+def real_maps(files: list[Path], rounds: int, setting: Setting) -> list[list[str]]:
+    """Graph time on labels of real images, beside what Σn²/N² of one attention predicts.
+
+    Coarse nodes are the labels moved by one node to the right, so that boundaries are wrong;
+    dynamic nodes are those of Eq. 4 with the labels as targets.
+    """
+    rows = []
+    for file in files:
+        coarse, targets = label_maps(file)
+        classes = int(max(coarse.max(), targets[targets != 255].max())) + 1
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 256, *coarse.shape, generator=g).relu()
+        logits = one_hot_logits(coarse, classes)
+        runs, share = {}, {}
+        for nodes in ("coarse", "dynamic"):
+            extra = (logits,) if nodes == "coarse" else (logits, targets[None])
+            for kind in (CDGCModule, LinearPart):
+                torch.manual_seed(0)
+                module = kind(256, classes, nodes=nodes)
+                runs[f"{nodes} {kind.__name__}"] = step(module, x, extra, True, setting)
+            counts = module.select(*(e.to(setting.device) for e in extra)).counts.double()
+            share[nodes] = float((counts**2).sum()) / coarse.numel() ** 2
+        runs["attention"] = one_attention(coarse.numel(), 256, setting)
+        times = measure(runs, rounds=rounds, device=setting.device)
+        rows += [predicted(times, file, coarse, nodes, share[nodes]) for nodes in share]
+    return rows
+
+
+def one_attention(nodes: int, channels: int, setting: Setting) -> Callable[[], Tensor]:
+    """One fused attention over all nodes, nothing else."""
+    g = torch.Generator().manual_seed(0)
+    dtype = DTYPES[setting.dtype]
+    rows = [torch.randn(1, 1, nodes, channels, generator=g) * channels**-0.25 for _ in range(3)]
+    leaves = [r.to(setting.device, dtype).requires_grad_() for r in rows]
+
+    def run() -> Tensor:
+        out = F.scaled_dot_product_attention(*leaves, scale=1.0)
+        torch.autograd.grad(out.sum(), leaves)
+        return out.detach()
+
+    return run
+
+
+def predicted(times: Times, file: Path, coarse: Tensor, nodes: str, share: float) -> list[str]:
+    """A row: Σn²/N², graph / attention, and graph / (1.15·share·attention + linear part)."""
+    ours, linear, whole = (
+        times.seconds[k] for k in (f"{nodes} CDGCModule", f"{nodes} LinearPart", "attention")
+    )
+    bound = [a / (1.15 * share * c + b) for a, b, c in zip(ours, linear, whole, strict=True)]
+    found = float(np.median(bound))
+    return [
+        file.stem,
+        f"{coarse.shape[0]}×{coarse.shape[1]}",
+        nodes,
+        f"{share:.3f}",
+        f"{times.ratio(f'{nodes} CDGCModule', 'attention'):.3f}",
+        f"{times.ratio(f'{nodes} LinearPart', 'attention'):.3f}",
+        f"{found:.2f}",
+        "met" if found <= 1 else "**missed**",
+    ]
+
+
+def rates(rounds: int, setting: Setting) -> list[list[str]]:
+    """Achieved multiply-adds per second beside those of one large matrix product."""
+    cell, size = Cell(GRAPHS[0]), 1024 if setting.device == "cpu" else 8192
+    counts = torch.bincount(blob_map(cell.side, cell.num_classes).flatten()).double()
+    nodes, c = cell.side**2, cell.channels
+    # Forward: 2·C per pair, 4 products of C×C per node. Backward: twice the products, and the
+    # attention's two gradients of q kᵀ, one recomputation and two of A X, 5 for 2.
+    adds = 12 * nodes * c**2 + (2 + 5) * c * float((counts**2).sum())
+    a = torch.randn(size, size, device=setting.device, dtype=DTYPES[setting.dtype])
+    runs = {"graph": prepare(cell, setting), "product": lambda: a @ a}
+    times = measure(runs, rounds=rounds, device=setting.device)
+    share = adds / size**3 / times.ratio("graph", "product")
+    return [["rate of the similarity graph / rate of one large matrix product", f"{share:.2f}",
+             "", ""]]  # fmt: skip
+
+
+def syncs(setting: Setting) -> list[list[str]]:
+    """How often one pass makes the host wait for the device."""
+    rows = []
+    for name in GRAPHS:
+        for backward in (False, True):
+            passes = "forward + backward" if backward else "forward"
+            if setting.device == "cuda":
+                run = prepare(Cell(name, 65, backward=backward), setting)
+                found = str(host_syncs(run))
+            else:
+                found = "no GPU"
+            rows.append([f"host synchronisations, {name}, {passes}", found, "", ""])
+    return rows
+
+
+# ---------------------------------------------------------------- the grid
+def grid_cell(shape: Cell, rounds: int, setting: Setting) -> list[list[str]]:
+    """All contestants at one N, M, C and pass: time relative to the similarity graph, memory."""
+    cells = {n: replace(shape, name=n) for n in modules() if n != "linear part"}
+    fits = dense_fits(cells["literal dense"], setting.device)
+    runs = {n: prepare(c, setting) for n, c in cells.items() if fits or n != "literal dense"}
+    try:
+        times = measure(runs, rounds=rounds, device=setting.device)
+    except Unsteady as reason:
+        return [["", str(reason), ""]]
+    rows = []
+    for name, cell in cells.items():
+        if name in runs:
+            ratio = f"{times.ratio(name, GRAPHS[0]):.3g}"
+            rows.append([name, ratio, mebibytes(peak(prepare, cell, setting))])
+        else:
+            rows.append([name, "does not fit", "does not fit"])
+    return rows
+
+
+def full_grid(rounds: int, setting: Setting, output: Path | None, suffix: str) -> None:
+    path = (output or Path("benchmarks/results")) / "cells" / f"bench_graph{suffix}.json"
+    kept, rows = Cells(path), []
+    for backward in (False, True):
+        for channels in (128, 256, 512):
+            for side in (33, 65, 97):
+                for num_classes in (19, 21, 171):
+                    shape = Cell("", side, num_classes, channels, backward)
+                    found = kept.get(shape.title(), partial(grid_cell, shape, rounds, setting))
+                    rows += [[shape.title(), *row] for row in found]
+    report(
+        f"bench_graph_full{suffix}",
+        "The grid: time relative to the similarity graph, and extra memory",
+        ["cell", "module", "time / similarity graph", "extra memory"],
+        rows,
+        output,
+    )
+
+
+# ---------------------------------------------------------------- command line
+def attempt(what: str, part: Callable[[], list[list[str]]]) -> list[list[str]]:
+    """The rows of a part, or one row that says why there are none."""
+    try:
+        return part()
+    except Unsteady as error:
+        return [[what, f"not reported: {error}", "", ""]]
+
+
+def label_files(given: list[Path]) -> list[Path]:
+    folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "camvid" / "labels" / "val"
+    camvid = sorted(folder.glob("*.png"))
+    return [*camvid[:: max(1, math.ceil(len(camvid) / 2))], *given]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--full", action="store_true", help="the whole grid, resumable")
+    parser.add_argument(
+        "--labels", type=Path, nargs="*", default=[], help="label PNGs, 255 ignored"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), default="fp32", help="autocast below fp32"
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile all contestants")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("bench_graph.py: error: --device cuda: this machine has no CUDA device")
+    one_thread()
+    setting = Setting(args.device, args.dtype, args.compile)
+    suffix = "" if setting == Setting() else "_".join(
+        ["", args.device, args.dtype, *(["compiled"] if args.compile else [])]
+    )  # fmt: skip
+    if args.full:
+        full_grid(args.rounds, setting, args.output, suffix)
+        return
+    beside = mmseg_version() or "mmsegmentation not installed: minimal modules alone"
+    share = pair_share(blob_map(97, 19))
+    try:
+        rows, claims = against_peers(args.rounds, setting)
+    except Unsteady as error:
+        rows, claims = [["", f"not reported: {error}", "", "", ""]], []
+    report(
+        f"bench_graph_peers{suffix}",
+        f"Graph relative to context modules, {Cell('').title()}, Σn²/N² = {share:.2f} ({beside})",
+        ["module", "similarity graph: time", "uniform graph: time", "extra memory of the module",
+         "similarity graph: memory"],
+        rows,
+        args.output,
+    )  # fmt: skip
+    claims += attempt("literal dense", lambda: against_dense(setting))
+    claims += attempt("cost of classes", lambda: cost_of_classes(args.rounds, setting))
+    claims += attempt("worst case", lambda: worst_case(args.rounds, setting))
+    claims += memory_law(setting)
+    claims += whole_image(setting)
+    claims += attempt("rate", lambda: rates(args.rounds, setting))
+    claims += syncs(setting)
+    report(
+        f"bench_graph{suffix}",
+        f"Claims on the graph, C = 256, forward + backward where not said otherwise ({beside})",
+        ["cell", "found", "target", ""],
+        claims,
+        args.output,
+    )
+    files = label_files(args.labels)
+    rows = [["no label maps found", *[""] * 7]]
+    if files:
+        rows = attempt("real maps", lambda: real_maps(files, args.rounds, setting))
+    report(
+        f"bench_graph_real{suffix}",
+        "Similarity graph on labels of real images, C = 256, forward + backward, relative to one "
+        "fused attention over all N; bound: 1.15·(Σn²/N²)·attention + linear part",
+        ["labels", "nodes h×w", "S_m", "Σn²/N²", "graph", "linear part", "graph / bound", "≤ 1"],
+        rows,
+        args.output,
+    )
+
+
+if __name__ == "__main__":
+    main()

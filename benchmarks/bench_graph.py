@@ -9,8 +9,8 @@ The first form measures the cells that carry a target, the second all of N = 33Â
 21, 171; C = 128, 256, 512; forward, and forward + backward. It keeps what it has and goes on there.
 
 Features are random, class maps the blobs of ``maps.py`` (12 classes present), nodes coarse, B = 1
-unless a cell says otherwise. Real class maps are CamVid's labels below DETECTRON2_DATASETS and the
-files given with ``--labels``.
+unless a cell says otherwise. Real class maps are labels of CamVid and VOC below DETECTRON2_DATASETS and
+those given with ``--labels``.
 """
 
 import math
@@ -436,9 +436,13 @@ def attempt(what: str, part: Callable[[], list[list[str]]]) -> list[list[str]]:
 
 
 def label_files(given: list[Path]) -> list[Path]:
-    folder = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "camvid" / "labels" / "val"
-    camvid = sorted(folder.glob("*.png"))
-    return [*camvid[:: max(1, math.ceil(len(camvid) / 2))], *given]
+    """Two label maps each of CamVid and VOC below DETECTRON2_DATASETS, and the ``given`` ones."""
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    found: list[Path] = []
+    for folder in ("camvid/labels/val", "VOCdevkit/VOC2012/SegmentationClassAug"):
+        files = sorted((root / folder).glob("*.png"))
+        found += files[:: max(1, math.ceil(len(files) / 2))]
+    return [*found, *given]
 
 
 def main() -> None:

@@ -27,8 +27,9 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from cdgcnet import CDGCSegmentor, SemanticSegmentorWithTTA, Trainer, load_cfg, register_all
-from cdgcnet.evaluation import evaluate, format_table, write_results
+from cdgcnet.evaluation import evaluate
 from cdgcnet.files import read_image, read_labels
+from cdgcnet.report import format_table, write_results
 from cdgcnet.visualize import comparison_sheet
 from cdgcnet.weights import StrictCheckpointer
 

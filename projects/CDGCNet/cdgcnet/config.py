@@ -124,7 +124,8 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # ---- evaluation ----
     cfg.TEST.BOUNDARY_RATIO = 0.02  # boundary width as a share of the diagonal; 0: no boundary IoU
     cfg.TEST.ORACLE = True  # a row with the ground truth as the graph's classes
-    cfg.TEST.WORST_IMAGES = 4  # pictures of the worst images, and of the graph's largest effects
+    cfg.TEST.WORST_IMAGES = 4  # the worst images, and as many that the graph fixed and broke most
+    cfg.TEST.PICTURES = True  # of these images, and of the matrices
     cfg.TEST.SAVE_LABELS = False  # predicted label maps as PNG
     cfg.TEST.SAVE_RLE = False  # Detectron2's sem_seg_predictions.json
     cfg.TEST.RESUME = False  # keep per-image results; go on with those there are

@@ -1,85 +1,92 @@
-"""Evaluation of refined and coarse predictions in one pass.
+"""Evaluation of refined, coarse and oracle predictions in one pass.
 
 Shape shorthand: M classes, confusion (M, M) with ground truth in rows, predictions in columns.
 """
 
-import json
-import math
 from collections import OrderedDict
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from .files import read_checked_labels, replacing
+from .cityscapes_scores import category_metrics, count_instances, instance_metrics
+from .datasets.cityscapes_classes import NAMES as CITYSCAPES_NAMES
+from .ground_truth import read_ground_truth
+from .image_record import ImageRecord, count_image, to_sparse, total
+from .metrics import boundary_metrics, graph_metrics, node_metrics, segmentation_metrics
 from .segmentor import CDGCSegmentor
+from .tta import SemanticSegmentorWithTTA
+
+# Prediction -> its task in the results.
+TASKS = {"refined": "sem_seg", "coarse": "sem_seg_coarse", "oracle": "sem_seg_oracle"}
+_OUTPUTS = {"refined": "labels", "coarse": "coarse_labels", "oracle": "oracle_labels"}
 
 
-def confusion_matrix(
-    labels: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_label: int
-) -> np.ndarray:
-    """Pixel counts (M, M): row = ground truth, column = prediction; ignored pixels left out."""
-    valid = labels != ignore_label
-    pairs = labels[valid].astype(np.int64) * num_classes + prediction[valid]
-    counts = np.bincount(pairs, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
+def predictions_of(output: dict, num_classes: int) -> dict[str, np.ndarray]:
+    """The label maps in a segmentor's output for one image.
 
-
-def segmentation_metrics(confusion: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Scores in percent from a confusion matrix.
+    Args:
+        output: "labels" and perhaps "coarse_labels", "oracle_labels" (H, W); or "sem_seg"
+            (M, H, W) logits or probabilities.
+        num_classes: M.
 
     Returns:
-        "mIoU": mean over the classes present in the ground truth, as Detectron2 does today.
-        "mIoU_union": mean over the classes present in the ground truth or in the prediction, a
-        class that is only predicted counting 0, as Detectron2 v0.6 and mmsegmentation do.
-        "fwIoU", "mACC", "pACC" as Detectron2; "IoU-{name}" and "ACC-{name}" per class, NaN where
-        undefined.
+        "refined", "coarse", "oracle" -> (H, W) uint8, as far as there are.
+
+    Raises:
+        ValueError: if "sem_seg" has another number of classes.
     """
-    counts = confusion.astype(np.float64)
-    hit = np.diag(counts)
-    truth, predicted = counts.sum(axis=1), counts.sum(axis=0)
-    union = truth + predicted - hit
-    present = truth > 0
-    nan = np.full(len(hit), np.nan)
-    iou = 100 * np.divide(hit, union, out=nan.copy(), where=union > 0)
-    accuracy = 100 * np.divide(hit, truth, out=nan.copy(), where=present)
-    total = truth.sum()
-
-    def mean(values: np.ndarray) -> float:
-        return float(values.mean()) if values.size else math.nan
-
-    metrics = {
-        "mIoU": mean(iou[present]),
-        "mIoU_union": mean(iou[union > 0]),
-        "fwIoU": float((truth[present] * iou[present]).sum() / total) if total else math.nan,
-        "mACC": mean(accuracy[present]),
-        "pACC": float(100 * hit.sum() / total) if total else math.nan,
-    }
-    for name, class_iou, class_accuracy in zip(names, iou, accuracy, strict=True):
-        metrics[f"IoU-{name}"] = float(class_iou)
-        metrics[f"ACC-{name}"] = float(class_accuracy)
-    return metrics
+    if "labels" in output:
+        return {
+            name: output[key].to("cpu", torch.uint8).numpy()
+            for name, key in _OUTPUTS.items()
+            if key in output
+        }
+    scores = output["sem_seg"]
+    if len(scores) != num_classes:
+        raise ValueError(f'"sem_seg" has {len(scores)} classes; expected {num_classes}')
+    return {"refined": scores.max(dim=0).indices.to("cpu", torch.uint8).numpy()}
 
 
 class CDGCEvaluator(DatasetEvaluator):
-    """mIoU and its relatives of the refined and, where given, the coarse prediction.
+    """mIoU and its relatives of every prediction a model gives, and what the graph changed.
 
     Understands the label maps of :class:`CDGCSegmentor` and the "sem_seg" logits or probabilities
-    of any Detectron2 segmentor. Works on CPU and over several processes.
+    of any Detectron2 segmentor. Works on CPU and over several processes; all counts are whole
+    numbers, so the scores do not depend on how images are shared out.
+
+    Attributes:
+        records: this process's images; on the main process, after :meth:`evaluate`, all images,
+            sorted by file name.
+        unusable: (file name, message) of images that could not be read, likewise.
     """
 
-    def __init__(self, dataset_name: str, num_classes: int, ignore_label: int = 255):
+    def __init__(
+        self,
+        dataset_name: str,
+        num_classes: int,
+        ignore_label: int = 255,
+        *,
+        boundary_ratio: float = 0.0,
+        labelled: bool = True,
+        earlier: Sequence[ImageRecord] = (),
+        finish: Callable[[ImageRecord, dict[str, np.ndarray]], None] | None = None,
+    ):
         """
         Args:
             dataset_name: registered name; gives the class names.
             num_classes: M of the model.
             ignore_label: left out of every score.
+            boundary_ratio: width of the boundary as a share of the diagonal; 0: no boundary IoU.
+            labelled: False for a set without ground truth, which has no scores.
+            earlier: images of an interrupted evaluation, on the main process.
+            finish: called with each image's record and label maps.
         """
         self.names = list(MetadataCatalog.get(dataset_name).stuff_classes)
         if len(self.names) != num_classes:
@@ -90,101 +97,181 @@ class CDGCEvaluator(DatasetEvaluator):
         self.dataset_name = dataset_name
         self.num_classes = num_classes
         self.ignore_label = ignore_label
+        self.boundary_ratio = boundary_ratio
+        self.labelled = labelled
+        self.earlier = earlier
+        self.finish = finish
         self.reset()
 
     def reset(self) -> None:
-        shape = (self.num_classes, self.num_classes)
-        self.confusion = {"refined": np.zeros(shape, np.int64)}
+        self.records: list[ImageRecord] = list(self.earlier)
+        self.unusable: list[tuple[str, str]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Count one batch; ground truth is read from "sem_seg_file_name"."""
+        """Count one batch; ground truth is in the inputs, or read from "sem_seg_file_name"."""
         for x, output in zip(inputs, outputs, strict=True):
-            if "labels" in output:
-                predictions = {"refined": output["labels"]}
-                if "coarse_labels" in output:
-                    predictions["coarse"] = output["coarse_labels"]
-            else:
-                predictions = {"refined": output["sem_seg"].max(dim=0).indices}
-            path = x.get("sem_seg_file_name")
-            if path is None:
+            if "unusable" in x:
+                self.unusable.append((x["file_name"], x["unusable"]))
+                continue
+            predictions = predictions_of(output, self.num_classes)
+            record = ImageRecord(x["file_name"])
+            if self.labelled:
+                self._count(record, x, predictions)
+            if "node_counts" in output:
+                record.counts["nodes"] = to_sparse(output["node_counts"].cpu().numpy())
+            if self.finish is not None:
+                self.finish(record, predictions)
+            self.records.append(record)
+
+    def _count(self, record: ImageRecord, x: dict, predictions: dict[str, np.ndarray]) -> None:
+        size = predictions["refined"].shape
+        truth: dict[str, Any] = x
+        if "ground_truth" not in x:
+            if "sem_seg_file_name" not in x:
                 raise ValueError(
                     f"{x['file_name']}: {self.dataset_name} has no ground truth to evaluate on"
                 )
-            size = tuple(predictions["refined"].shape)
-            labels = read_checked_labels(
-                path, self.num_classes, self.ignore_label, size, x.get("sem_seg_lut")
+            truth = read_ground_truth(x, (size[0], size[1]), self.num_classes, self.ignore_label)
+        labels = truth["ground_truth"].numpy()
+        if labels.shape != size:
+            raise ValueError(
+                f"{x['file_name']}: the prediction is {size[0]} x {size[1]}, the image "
+                f"{labels.shape[0]} x {labels.shape[1]} (height x width)"
             )
-            for name, prediction in predictions.items():
-                counts = confusion_matrix(
-                    labels, prediction.cpu().numpy(), self.num_classes, self.ignore_label
-                )
-                self.confusion[name] = self.confusion.get(name, 0) + counts
+        record.counts |= count_image(
+            labels, predictions, self.num_classes, self.ignore_label, self.boundary_ratio
+        )
+        if "instance_ids" in truth and self.names == CITYSCAPES_NAMES:
+            instances = truth["instance_ids"].numpy()
+            record.instances = {
+                name: count_instances(instances, prediction).tolist()
+                for name, prediction in predictions.items()
+            }
 
     def evaluate(self) -> OrderedDict | None:
-        """{"sem_seg": metrics, "sem_seg_coarse": metrics} on the main process, None elsewhere."""
+        """Metrics by task on the main process, None elsewhere; no task for sets without labels.
+
+        Tasks are "sem_seg", "sem_seg_coarse", "sem_seg_oracle" and "graph", what it changed.
+        """
         comm.synchronize()
-        gathered = comm.gather(self.confusion)
+        gathered = comm.gather((self.records, self.unusable))
         if not comm.is_main_process():
             return None
+        self.records = sorted((r for part, _ in gathered for r in part), key=lambda r: r.file_name)
+        self.unusable = sorted(u for _, part in gathered for u in part)
         results = OrderedDict()
-        for name, task in (("refined", "sem_seg"), ("coarse", "sem_seg_coarse")):
-            parts = [g[name] for g in gathered if name in g]
-            if parts:
-                results[task] = segmentation_metrics(sum(parts), self.names)
+        for name, task in TASKS.items():
+            if self.total(name) is not None:
+                results[task] = self._metrics(name)
+        graph = self._graph()
+        if graph:
+            results["graph"] = graph
         return results
 
+    def total(self, name: str) -> np.ndarray | None:
+        """A count summed over the records that have it (:class:`ImageRecord`); None if none."""
+        parts = [r.counts[name] for r in self.records if name in r.counts]
+        return total(parts) if parts else None
 
-class _LabelOutput(nn.Module):
-    """A segmentor that answers with label maps, for Detectron2's evaluation loop."""
+    def _metrics(self, name: str) -> dict[str, float]:
+        confusion = self.total(name)
+        assert confusion is not None
+        metrics = segmentation_metrics(confusion, self.names)
+        boundary = self.total(f"boundary_{name}")
+        if boundary is not None:
+            metrics |= boundary_metrics(boundary, self.names)
+        if self.names == CITYSCAPES_NAMES:
+            metrics |= category_metrics(confusion)
+            # Without the instances of all images iIoU would be that of some.
+            if all(name in r.instances for r in self.records):
+                rows = [row for r in self.records for row in r.instances[name]]
+                instances = np.array(rows, np.int64).reshape(-1, 4)
+                metrics |= instance_metrics(confusion, instances)
+        return metrics
 
-    def __init__(self, model: CDGCSegmentor):
+    def _graph(self) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        fixed, broken = self.total("fixed"), self.total("broken")
+        if fixed is not None and broken is not None:
+            refined = self.total("refined")
+            assert refined is not None
+            metrics |= graph_metrics(refined, fixed, broken, self.names)
+        nodes = self.total("nodes")
+        if nodes is not None:
+            parts = [r.counts["nodes"] for r in self.records if "nodes" in r.counts]
+            images = np.zeros(self.num_classes, np.int64)
+            for part in parts:
+                images[part.place] += 1
+            metrics |= node_metrics(nodes, images, len(parts), self.names)
+        return metrics
+
+
+class LabelOutput(nn.Module):
+    """Any segmentor, for Detectron2's evaluation loop: ours answers with label maps.
+
+    Inputs without an image, from :class:`cdgcnet.ground_truth.EvaluationMapper`, get no output.
+    """
+
+    def __init__(self, model: nn.Module, oracle: bool = False):
+        """
+        Args:
+            model: a segmentor of ours or of Detectron2, perhaps wrapped for several GPUs.
+            oracle: hand the ground truth over, for a prediction with it as the graph's classes.
+        """
         super().__init__()
-        self.model = model
-        self.train(model.training)  # Detectron2's evaluation loop restores this mode
+        self.model = getattr(model, "module", model)  # evaluation needs no gradient averaging
+        self.oracle = oracle
+        self.train(self.model.training)  # Detectron2's evaluation loop restores this mode
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        return self.model.inference(batched_inputs, output="labels")
+        usable = [x for x in batched_inputs if "unusable" not in x]
+        if self.oracle:
+            usable = [
+                {**x, "oracle_sem_seg": x["ground_truth"]} if "ground_truth" in x else x
+                for x in usable
+            ]
+        outputs = iter(self._predict(usable) if usable else [])
+        return [{} if "unusable" in x else next(outputs) for x in batched_inputs]
+
+    def _predict(self, batch: list[dict]) -> list[dict]:
+        if isinstance(self.model, (CDGCSegmentor, SemanticSegmentorWithTTA)):
+            return self.model.inference(batch, output="labels")
+        return self.model(batch)
+
+
+def run_evaluator(
+    cfg: CfgNode, model: nn.Module, loader: Iterable, evaluator: CDGCEvaluator
+) -> OrderedDict:
+    """Run a model over a test loader; {} on processes other than the main one."""
+    wrapped = LabelOutput(model, cfg.TEST.ORACLE)
+    return inference_on_dataset(wrapped, loader, evaluator) or OrderedDict()
+
+
+def refuse_unusable(evaluator: CDGCEvaluator) -> None:
+    """End an evaluation in which images could not be read, on all processes.
+
+    Raises:
+        ValueError: with their number and the first messages.
+    """
+    unusable = comm.all_gather(evaluator.unusable if comm.is_main_process() else None)[0]
+    if unusable:
+        raise ValueError(
+            f"data set {evaluator.dataset_name}: {len(unusable)} images could not be evaluated:\n  "
+            + "\n  ".join(message for _, message in unusable[:5])
+            + ("\n  …" if len(unusable) > 5 else "")
+        )
 
 
 def evaluate(cfg: CfgNode, model: nn.Module, loader: Iterable, dataset_name: str) -> OrderedDict:
-    """Run a model over a test loader; {} on processes other than the main one."""
-    model = getattr(model, "module", model)  # the evaluation loop needs no gradient averaging
-    if isinstance(model, CDGCSegmentor):
-        model = _LabelOutput(model)
-    head = cfg.MODEL.SEM_SEG_HEAD
-    evaluator = CDGCEvaluator(dataset_name, head.NUM_CLASSES, head.IGNORE_VALUE)
-    return inference_on_dataset(model, loader, evaluator) or OrderedDict()
+    """The scores of a model on a test loader, no files; {} on all but the main process.
 
-
-def format_table(results: dict[str, dict[str, float]], columns: dict[str, str]) -> str:
-    """A table of IoU per class in the ground truth and mean, one column per result.
-
-    Args:
-        results: task name -> metrics.
-        columns: task name -> column title; tasks without a result are left out.
+    Raises:
+        ValueError: after all images, naming those that could not be read.
     """
-    columns = {task: title for task, title in columns.items() if task in results}
-    keys = [k for k in next(iter(results.values())) if k.startswith("IoU-")]
-    rows = [(key.removeprefix("IoU-"), key) for key in keys]
-    rows += [("mean (mIoU)", "mIoU"), ("with absent (mIoU_union)", "mIoU_union")]
-    width = max(len(name) for name, _ in rows)
-    lines = [" " * width + "".join(f"  {title:>16}" for title in columns.values())]
-    for name, key in rows:
-        values = [results[task][key] for task in columns]
-        if all(math.isnan(results[task].get(f"ACC-{name}", 0.0)) for task in columns):
-            continue  # not in the ground truth, and so not in the mean
-        cells = "".join("  " + ("-" if math.isnan(v) else f"{v:.2f}").rjust(16) for v in values)
-        lines.append(f"{name:<{width}}{cells}")
-    return "\n".join(lines)
-
-
-def write_results(path: Path, results: dict) -> None:
-    """Write metrics as JSON (NaN becomes null), first beside, then renamed."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items()}
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(clean(results), indent=2) + "\n", encoding="utf-8")
+    head = cfg.MODEL.SEM_SEG_HEAD
+    evaluator = CDGCEvaluator(
+        dataset_name, head.NUM_CLASSES, head.IGNORE_VALUE, boundary_ratio=cfg.TEST.BOUNDARY_RATIO
+    )
+    results = run_evaluator(cfg, model, loader, evaluator)
+    refuse_unusable(evaluator)
+    return results

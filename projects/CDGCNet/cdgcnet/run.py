@@ -3,10 +3,8 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
@@ -19,8 +17,10 @@ from .config_check import adapt_cfg
 from .data_check import check_data
 from .datasets import register_all, register_folders
 from .datasets.check import check_datasets
-from .evaluation import format_table, write_results
-from .trainer import COLUMNS, Trainer
+from .evaluation_run import check_test_set
+from .fingerprint import flat_config
+from .report import COLUMNS, format_table, keep_previous, write_results
+from .trainer import Trainer
 from .weights import StrictCheckpointer, check_weights_path
 
 # A resumed run may differ from its start in these keys; all others define the run.
@@ -36,20 +36,6 @@ _FREE_KEYS = (
     "VIS_PERIOD",
     "CUDNN_BENCHMARK",
 )
-
-
-def _flatten(node: dict, prefix: str = "") -> dict:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _comparable(cfg: CfgNode) -> dict[str, Any]:
-    return _flatten(yaml.safe_load(cfg.dump()))
 
 
 def check_output_dir(cfg: CfgNode, resume: bool) -> None:
@@ -79,9 +65,9 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
         )
     default = get_cfg()
     add_cdgcnet_config(default)
-    stored = _flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    before = {**_comparable(default), **stored}  # a key that is newer than the run
-    now = _comparable(cfg)
+    stored = flat_config((folder / "config.yaml").read_text(encoding="utf-8"))
+    before = {**flat_config(default), **stored}  # a key that is newer than the run
+    now = flat_config(cfg)
     different = [
         f"{key}: {before.get(key)!r} there, {now[key]!r} now"
         for key in sorted(now)
@@ -124,6 +110,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # Every set is looked at now: a broken validation set must not show after the training.
     names = dict.fromkeys((*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST))
     listed = {name: DatasetCatalog.get(name) for name in names}
+    for name in cfg.DATASETS.TEST:
+        check_test_set(cfg, name, listed[name])
     rank = comm.get_rank()
     problem = None
     if comm.is_main_process():
@@ -165,16 +153,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _keep_previous(path: Path) -> None:
-    """Move an existing result file aside: a result is never overwritten."""
-    if path.exists():
-        number = 1
-        while (kept := path.with_name(f"{path.stem}.{number}.json")).exists():
-            number += 1
-        path.rename(kept)
-        logging.getLogger(__name__).info(f"Earlier results kept as {kept}")
-
-
 def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
     """Train (or only evaluate), then write ``OUTPUT_DIR/results.json``.
 
@@ -211,9 +189,11 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
         return {}
     for name in cfg.DATASETS.TEST:
         scores = results if len(cfg.DATASETS.TEST) == 1 else results[name]
+        if not scores:
+            continue  # a set without labels
         logger.info(f"Final IoU in percent on {name}:\n{format_table(scores, COLUMNS)}")
     path = Path(cfg.OUTPUT_DIR) / "results.json"
-    _keep_previous(path)
+    keep_previous(path)
     write_results(path, results)
     logger.info(f"Results: {path}")
     return results

@@ -3,6 +3,8 @@
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,19 +15,13 @@ from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
-from torch.utils.data import DataLoader
 
-from .evaluation import evaluate, format_table
+from .evaluation_run import evaluate_and_write
+from .ground_truth import build_evaluation_mapper
 from .loader import TrainLoader, stream_seed
 from .mapper import SemSegMapper
 from .tta import SemanticSegmentorWithTTA
 from .weights import StrictCheckpointer
-
-COLUMNS = {
-    "sem_seg_coarse": "coarse",
-    "sem_seg": "refined",
-    "sem_seg_TTA": "refined+TTA",
-}
 
 
 class BestModel(HookBase):
@@ -78,6 +74,11 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
+        # The weights of an evaluation in training exist once: there is nothing to go on with.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.TEST.RESUME = False
+        cfg.freeze()
         self.run_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         super().__init__(cfg)
 
@@ -168,32 +169,32 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, skip: Collection[str] = ()
+    ) -> Iterable:
+        """Batches of one image, without those of the file names in ``skip``."""
+        dicts = [d for d in DatasetCatalog.get(dataset_name) if d["file_name"] not in skip]
+        if not dicts:
+            return []  # Detectron2's loader refuses an empty set
         return build_detection_test_loader(
-            DatasetCatalog.get(dataset_name),
-            mapper=SemSegMapper(cfg, is_train=False),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            dicts, mapper=build_evaluation_mapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> OrderedDict:
         """Metrics by task, or by data set and task if DATASETS.TEST names several."""
-        results = OrderedDict()
-        for name in cfg.DATASETS.TEST:
-            results[name] = evaluate(cfg, model, cls.build_test_loader(cfg, name), name)
-            if results[name]:
-                logging.getLogger(__name__).info(
-                    f"IoU in percent on {name}:\n{format_table(results[name], COLUMNS)}"
-                )
-        return next(iter(results.values())) if len(results) == 1 else results
+        return cls._evaluate(cfg, model)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """As :meth:`test` with test-time augmentation; task names end with "_TTA"."""
         logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
+        return cls._evaluate(cfg, SemanticSegmentorWithTTA(cfg, model), "_TTA")
+
+    @classmethod
+    def _evaluate(cls, cfg: CfgNode, model: nn.Module, suffix: str = "") -> OrderedDict:
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
-            tta = SemanticSegmentorWithTTA(cfg, model)
-            scores = evaluate(cfg, tta, cls.build_test_loader(cfg, name), name)
-            results[name] = OrderedDict((f"{k}_TTA", v) for k, v in scores.items())
+            loader = partial(cls.build_test_loader, cfg, name)
+            results[name] = evaluate_and_write(cfg, model, name, loader, suffix)
         return next(iter(results.values())) if len(results) == 1 else results

@@ -1,0 +1,57 @@
+"""Predicted label maps as files: palette PNGs, and Detectron2's run-length encoded JSON."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import Metadata
+from pycocotools import mask as mask_util
+
+from .files import replacing
+from .visualize import class_colors, label_image
+
+
+def label_paths(folder: Path, file_names: Sequence[str]) -> dict[str, Path]:
+    """Where each image's label PNG goes: below ``folder`` as images lie below their common folder.
+
+    Raises:
+        ValueError: naming two images that would share one file.
+    """
+    common = os.path.commonpath([os.path.dirname(f) for f in file_names])
+    taken: dict[Path, str] = {}
+    for name in file_names:
+        path = (folder / os.path.relpath(name, common)).with_suffix(".png")
+        if path in taken:
+            raise ValueError(
+                f"TEST.SAVE_LABELS: {taken[path]} and {name} would share the file {path}; rename "
+                "one of them"
+            )
+        taken[path] = name
+    return {name: path for path, name in taken.items()}
+
+
+def write_label_png(path: Path, labels: np.ndarray, metadata: Metadata) -> None:
+    """A palette PNG whose pixel values are the classes (H, W)."""
+    with replacing(path) as beside:
+        label_image(labels, class_colors(metadata)).save(beside)
+
+
+def rle_entries(labels: np.ndarray, file_name: str, metadata: Metadata) -> list[dict]:
+    """One entry per class of a label map, as Detectron2's ``SemSegEvaluator`` dumps them."""
+    own_ids = {
+        contiguous: own
+        for own, contiguous in (metadata.get("stuff_dataset_id_to_contiguous_id") or {}).items()
+    }
+    entries = []
+    for label in np.unique(labels).tolist():
+        rle = mask_util.encode(np.asfortranarray(labels == label, dtype=np.uint8))
+        rle["counts"] = rle["counts"].decode("ascii")
+        entries.append(
+            {
+                "file_name": file_name,
+                "category_id": own_ids.get(label, label),
+                "segmentation": rle,
+            }
+        )
+    return entries

@@ -1,0 +1,102 @@
+"""Results as tables for the log and as JSON."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from .files import replacing
+
+# Task -> title of its column.
+COLUMNS = {
+    "sem_seg_coarse": "coarse",
+    "sem_seg": "refined",
+    "sem_seg_oracle": "oracle",
+    "sem_seg_TTA": "refined+TTA",
+}
+_MEANS = {
+    "mIoU": "mean (mIoU)",
+    "mIoU_union": "with absent (mIoU_union)",
+    "mBIoU": "boundary (mBIoU)",
+    "category_IoU": "categories",
+    "iIoU": "instances (iIoU)",
+}
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def format_table(results: dict[str, dict[str, float]], columns: dict[str, str]) -> str:
+    """A table of IoU per class in the ground truth and means, one column per result.
+
+    Args:
+        results: task name -> metrics.
+        columns: task name -> column title; tasks without a result are left out.
+    """
+    columns = {task: title for task, title in columns.items() if task in results}
+    some = results[next(iter(columns))]
+    keys = {key: key.removeprefix("IoU-") for key in some if key.startswith("IoU-")}
+    rows = []
+    for key, name in (keys | {k: v for k, v in _MEANS.items() if k in some}).items():
+        accuracies = [results[task].get(f"ACC-{name}", 0.0) for task in columns]
+        if not all(math.isnan(a) for a in accuracies):  # not in the ground truth nor the mean
+            rows.append([name, *(_cell(results[task].get(key, math.nan)) for task in columns)])
+    return _table(rows, ["", *columns.values()])
+
+
+def _table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    align = ("left", *["right"] * (len(header) - 1))
+    return str(tabulate(rows, header, tablefmt="plain", colalign=align, disable_numparse=True))
+
+
+def format_graph_table(results: dict[str, dict[str, float]]) -> str:
+    """What the graph did, per class in the ground truth; "" if there was none.
+
+    Args:
+        results: task name -> metrics, with "graph", "sem_seg" and "sem_seg_coarse".
+    """
+    if not {"graph", "sem_seg", "sem_seg_coarse"} <= results.keys():
+        return ""
+    graph, coarse, refined = (results[k] for k in ("graph", "sem_seg_coarse", "sem_seg"))
+    columns = {"IoU coarse": (coarse, "IoU"), "refined": (refined, "IoU")}
+    means = [coarse["mIoU"], refined["mIoU"]]
+    if "mBIoU" in refined:
+        columns |= {"boundary coarse": (coarse, "BIoU"), "refined ": (refined, "BIoU")}
+        means += [coarse["mBIoU"], refined["mBIoU"]]
+    columns |= {f"{k} %": (graph, k) for k in ("fixed", "broken", "net")}
+    means += [graph[k] for k in ("fixed", "broken", "net")]
+    columns |= {"nodes": (graph, "nodes"), "in images %": (graph, "node_images")}
+    rows = [
+        [name, *(_cell(source[f"{key}-{name}"]) for source, key in columns.values())]
+        for name in (k.removeprefix("IoU-") for k in refined if k.startswith("IoU-"))
+        if not math.isnan(refined[f"ACC-{name}"])
+    ]
+    rows.append(["all", *map(_cell, means), "", ""])
+    return _table(rows, ["", *columns])
+
+
+def keep_previous(path: Path) -> None:
+    """Move an existing file or folder aside: a result is never overwritten."""
+    if path.exists():
+        number = 1
+        while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(kept)
+        logging.getLogger(__name__).info(f"Earlier results kept as {kept}")
+
+
+def write_results(path: Path, results: dict) -> None:
+    """Write metrics as JSON (NaN becomes null), first beside, then renamed."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items()}
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(clean(results), indent=2) + "\n", encoding="utf-8")

@@ -211,6 +211,33 @@ def test_equals_detectron2s_evaluator(dataset, tmp_path, seed):
         assert ours["mIoU_union"] == pytest.approx(ours["mIoU"] * 3 / 4)  # c3: 0 of one more
 
 
+# ---------------------------------------------------------------- mmsegmentation's formula
+
+
+@given(truths, guesses)
+def test_equals_mmsegmentations_formula(truth, guess):
+    # IoUMetric: histograms of intersection, prediction and label over the pixels not ignored;
+    # IoU = intersection / union, mean over what is not 0 / 0.
+    mask = truth != 255
+    kept_truth, kept = truth[mask], guess[mask]
+
+    def histogram(values):
+        values = torch.from_numpy(values.astype(np.float32))
+        return torch.histc(values, bins=M, min=0, max=M - 1)
+
+    intersection = histogram(kept[kept == kept_truth])
+    label = histogram(kept_truth)
+    union = histogram(kept) + label - intersection
+    metrics = segmentation_metrics(confusion_matrix(truth, guess, M, 255), list("abcd"))
+    expected = {
+        "mIoU_union": torch.nanmean(intersection / union),
+        "mACC": torch.nanmean(intersection / label),
+        "pACC": intersection.sum() / label.sum(),
+    }
+    for key, value in expected.items():
+        assert metrics[key] == pytest.approx(100 * float(value), abs=1e-4, nan_ok=True)
+
+
 # ---------------------------------------------------------------- the evaluator
 
 
@@ -346,39 +373,47 @@ def test_evaluation_leaves_the_model_in_the_mode_it_was_in(run_data, run_cfg, tr
     assert {m.training for m in model.modules()} == {training}
 
 
-# ---------------------------------------------------------------- two processes
+# ---------------------------------------------------------------- several processes
+
+SHARES = ((5, 1), (4, 2, 0))  # how many of six images each process gets
 
 
-def _evaluate_share(rank: int, port: int, folder: str) -> None:
-    """One of two gloo processes: counts every second image, writes what evaluate() returned."""
+def _evaluate_share(rank: int, port: int, folder: str, shares: tuple[int, ...]) -> None:
+    """One of several gloo processes: counts its images, writes what evaluate() returned."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # Detectron2's comm
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=len(shares))
     MetadataCatalog.get(SET).set(stuff_classes=["c0", "c1", "c2", "c3"], ignore_label=255)
-    evaluator = CDGCEvaluator(SET, 4)
-    for i in range(rank, 3, 2):
+    evaluator = CDGCEvaluator(SET, 4, boundary_ratio=0.1)
+    first = sum(shares[:rank])
+    for i in range(first, first + shares[rank]):
         x = {"file_name": f"{i}.jpg", "sem_seg_file_name": f"{folder}/{i}_label.png"}
-        guess = torch.from_numpy(np.load(f"{folder}/{i}.npy"))
-        output = {"labels": guess}
-        if i != 1:  # the second process has no coarse prediction at all
-            output["coarse_labels"] = 3 - guess
-        evaluator.process([x], [output])
+        evaluator.process([x], [_output(np.load(f"{folder}/{i}.npy"), i)])
     results = evaluator.evaluate()
     Path(folder, f"rank{rank}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_the_numbers_of_one(dataset, tmp_path):
+def _output(guess: np.ndarray, index: int) -> dict:
+    labels = torch.from_numpy(guess)
+    output = {"labels": labels, "node_counts": torch.bincount(labels.flatten(), minlength=4)}
+    if index != 1:  # one image has no coarse prediction
+        output["coarse_labels"] = 3 - labels
+    return output
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=str)
+def test_several_processes_give_the_numbers_of_one(dataset, tmp_path, shares):
     rng = np.random.default_rng(0)
-    maps = [rng.choice([0, 1, 2, 3, 255], (8, 8)) for _ in range(3)]
+    maps = [rng.choice([0, 1, 2, 3, 255], (8, 8)) for _ in range(6)]
     predictions = [rng.integers(0, 4, (8, 8)).astype(np.uint8) for _ in maps]
     dicts = dataset(maps)
     for i, guess in enumerate(predictions):
         np.save(tmp_path / f"{i}.npy", guess)
-    outputs = [{"labels": torch.from_numpy(g)} for g in predictions]
-    for i in (0, 2):
-        outputs[i]["coarse_labels"] = 3 - outputs[i]["labels"]
-    expected = evaluated(dicts, outputs)
+    single = CDGCEvaluator(SET, 4, boundary_ratio=0.1)
+    single.process(dicts, [_output(g, i) for i, g in enumerate(predictions)])
+    expected = single.evaluate()
+    assert set(expected) == {"sem_seg", "sem_seg_coarse", "graph"}
 
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -386,13 +421,15 @@ def test_two_processes_give_the_numbers_of_one(dataset, tmp_path):
     # Fork: a spawned process could not import this module (--import-mode=importlib).
     context = torch.multiprocessing.get_context("fork")
     workers = [
-        context.Process(target=_evaluate_share, args=(rank, port, str(tmp_path))) for rank in (0, 1)
+        context.Process(target=_evaluate_share, args=(rank, port, str(tmp_path), shares))
+        for rank in range(len(shares))
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert json.loads((tmp_path / "rank1.json").read_text()) is None
+    for rank in range(1, len(shares)):
+        assert json.loads((tmp_path / f"rank{rank}.json").read_text()) is None
     found = json.loads((tmp_path / "rank0.json").read_text())
     assert found == expected  # whole counts are summed: not only about equal

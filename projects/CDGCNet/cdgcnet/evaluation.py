@@ -164,7 +164,7 @@ class CDGCEvaluator(DatasetEvaluator):
             if self.total(name) is not None:
                 results[task] = self._metrics(name)
         graph = self._graph()
-        if graph:
+        if graph and results:
             results["graph"] = graph
         return results
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -148,17 +149,27 @@ def _between(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _Taps) -> Tens
     table = scores.flatten(1).t().contiguous()  # (h*w, M)
     labels = torch.empty(len(pixel), dtype=torch.uint8, device=scores.device)
     step = max(1, _GATHERED_NUMBERS[scores.device.type] // classes)
+    # 32 bits: the time goes into moving indices.
+    row_node, column_node = (rows.node * width).int(), columns.node.int()
     for begin in range(0, len(pixel), step):
-        part = pixel[begin : begin + step]
-        y = torch.div(part, len(columns.node), rounding_mode="floor")
-        x = part - y * len(columns.node)
-        node = rows.node[y][:, :, None] * width + columns.node[x][:, None]
-        weight = rows.share[y][:, :, None] * columns.share[x][:, None]
+        part = pixel[begin : begin + step].int()
+        y = torch.div(part, len(column_node), rounding_mode="floor")
+        x = part - y * len(column_node)
+        node = row_node.index_select(0, y)[:, :, None] + column_node.index_select(0, x)[:, None]
+        weight = (
+            rows.share.index_select(0, y)[:, :, None] * columns.share.index_select(0, x)[:, None]
+        )
         mixed = F.embedding_bag(
             node.flatten(1), table, per_sample_weights=weight.flatten(1), mode="sum"
         )
         labels[begin : begin + step] = mixed.max(dim=1).indices.to(torch.uint8)
     return labels
+
+
+def _true_places(mask: Tensor) -> Tensor:
+    if mask.is_cuda:
+        return mask.nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than PyTorch
 
 
 def label_map(scores: Tensor, sizes: Sizes, align_corners: bool) -> Tensor:
@@ -188,7 +199,7 @@ def label_map(scores: Tensor, sizes: Sizes, align_corners: bool) -> Tensor:
         index = rows.node[:, k]
         torch.minimum(labels, low.index_select(0, index), out=labels)
         torch.maximum(highest, high.index_select(0, index), out=highest)
-    pixel = (labels != highest).flatten().nonzero()[:, 0]
+    pixel = _true_places((labels != highest).flatten())
     if 2 * len(pixel) < labels.numel():
         labels.view(-1)[pixel] = _between(scores, pixel, rows, columns)
         return labels

@@ -9,8 +9,8 @@ The first form measures the cells that carry a target, the second all of N = 33Â
 21, 171; C = 128, 256, 512; forward, and forward + backward. It keeps what it has and goes on there.
 
 Features are random, class maps the blobs of ``maps.py`` (12 classes present), nodes coarse, B = 1
-unless a cell says otherwise. Real class maps are labels of CamVid and VOC below DETECTRON2_DATASETS and
-those given with ``--labels``.
+where a cell does not say otherwise. Real class maps are labels of CamVid and VOC below
+DETECTRON2_DATASETS and those given with ``--labels``. Peers are mmsegmentation's where installed.
 """
 
 import math
@@ -374,16 +374,13 @@ def rates(rounds: int, setting: Setting) -> list[list[str]]:
 
 def syncs(setting: Setting) -> list[list[str]]:
     """How often one pass makes the host wait for the device."""
+    if setting.device != "cuda":
+        return [["host synchronisations of a pass", "no GPU", "", ""]]
     rows = []
     for name in GRAPHS:
-        for backward in (False, True):
-            passes = "forward + backward" if backward else "forward"
-            if setting.device == "cuda":
-                run = prepare(Cell(name, 65, backward=backward), setting)
-                found = str(host_syncs(run))
-            else:
-                found = "no GPU"
-            rows.append([f"host synchronisations, {name}, {passes}", found, "", ""])
+        for backward, passes in ((False, "forward"), (True, "forward + backward")):
+            run = prepare(Cell(name, 65, backward=backward), setting)
+            rows.append([f"host synchronisations, {name}, {passes}", str(host_syncs(run)), "", ""])
     return rows
 
 

@@ -35,6 +35,23 @@ def test_split_sizes(split, count):
     assert len(dicts) == len({d["image_id"] for d in dicts}) == count
 
 
+@pytest.mark.parametrize(
+    ("part", "count", "sequences"), [("fit", 266, {"0001TP", "0016E5"}), ("dev", 101, {"0006R0"})]
+)
+def test_held_out_part(part, count, sequences):
+    dicts = DatasetCatalog.get(f"cdgc_camvid_{part}")
+    assert len(dicts) == len({d["image_id"] for d in dicts}) == count
+    assert {d["image_id"].split("_")[0] for d in dicts} == sequences
+
+
+def test_fit_and_dev_are_train():
+    fit, dev, train = (
+        {d["file_name"] for d in DatasetCatalog.get(f"cdgc_camvid_{s}")}
+        for s in ("fit", "dev", "train")
+    )
+    assert not fit & dev and fit | dev == train
+
+
 def test_splits_are_disjoint():
     train, val = (DatasetCatalog.get(f"cdgc_camvid_{s}") for s in ("train", "val"))
     assert not {d["file_name"] for d in train} & {d["file_name"] for d in val}
@@ -84,7 +101,7 @@ def test_training_and_evaluation_through_the_config(tmp_path):
     assert samples[0][0]["image"].shape == (3, 180, 240)
     assert (samples[0][0]["height"], samples[0][0]["width"]) == (360, 480)
     results = evaluate(cfg, trainer.model, samples, name)
-    assert set(results) == {"sem_seg", "sem_seg_coarse"}
-    for metrics in results.values():
+    for task in ("sem_seg", "sem_seg_coarse"):
+        metrics = results[task]
         assert 0 <= metrics["mIoU"] <= 100
         assert sum(k.startswith("IoU-") for k in metrics) == 11

@@ -430,6 +430,48 @@ def test_missing_camvid_list_names_it(tmp_path):
     assert str(folder / "val.txt") in str(caught.value)
 
 
+@pytest.fixture
+def camvid_sequences(tmp_path):
+    """A training list with two frames of each of CamVid's sequences, in the published order."""
+    folder = tmp_path / "camvid"
+    lines = []
+    for name in ("0001TP_1", "0001TP_2", "0006R0_1", "0016E5_1", "0016E5_2", "0006R0_2"):
+        line = f"images/train/{name}.jpg labels/train/{name}.png"
+        for file in line.split():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
+        lines.append(line)
+    (folder / "train.txt").write_text("\n".join(lines))
+    register_all(tmp_path)
+    return folder
+
+
+def test_camvid_is_held_out_by_whole_sequences(camvid_sequences):
+    def ids(part):
+        return [d["image_id"] for d in DatasetCatalog.get(f"cdgc_camvid_{part}")]
+
+    assert ids("fit") == ["0001TP_1", "0001TP_2", "0016E5_1", "0016E5_2"]
+    assert ids("dev") == ["0006R0_1", "0006R0_2"]
+    assert sorted(ids("fit") + ids("dev")) == sorted(ids("train"))
+
+
+def test_an_unknown_camvid_sequence_is_named(camvid_sequences):
+    # It would silently be in neither part.
+    path = camvid_sequences / "train.txt"
+    path.write_text(path.read_text().replace("0001TP_2", "Seq05_2"))
+    for folder, end in (("images", "jpg"), ("labels", "png")):
+        (camvid_sequences / f"{folder}/train/Seq05_2.{end}").touch()
+    with pytest.raises(ValueError, match=r"cdgc_camvid_dev: .*Seq05_2\.jpg.*0001TP, 0006R0"):
+        DatasetCatalog.get("cdgc_camvid_dev")
+
+
+def test_a_camvid_list_without_the_held_out_sequence(camvid_sequences):
+    path = camvid_sequences / "train.txt"
+    path.write_text("\n".join(x for x in path.read_text().splitlines() if "0006R0" not in x))
+    with pytest.raises(ValueError, match=r"cdgc_camvid_dev: .*no image of 0006R0"):
+        DatasetCatalog.get("cdgc_camvid_dev")
+
+
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_empty_camvid_list(tmp_path, content):
     write_camvid(tmp_path, content)

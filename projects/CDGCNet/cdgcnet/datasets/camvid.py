@@ -1,6 +1,9 @@
 """CamVid, 11 classes (SegNet version), 480 x 360.
 
 ``camvid/{train,val}.txt`` hold one "images/… labels/…" pair a line, relative to ``camvid``.
+
+"fit" and "dev" divide train by whole driving sequences, for choices that val must not see: frames
+of one sequence are so alike that a random part would be no held-out part.
 """
 
 from functools import partial
@@ -24,6 +27,9 @@ CLASSES = (
 )
 
 COUNTS = {"train": 367, "val": 101, "test": 233}
+
+# Part of train -> the sequences in it (file names begin with them) and the number of images.
+HELD_OUT = {"fit": (("0001TP", "0016E5"), 266), "dev": (("0006R0",), 101)}
 
 _LAYOUT = """  {folder}/
     train.txt, val.txt    lines "images/train/NAME.jpg labels/train/NAME.png"
@@ -71,14 +77,44 @@ def load_list(folder: Path, split: str, name: str) -> list[dict]:
     return dicts
 
 
+def load_part(folder: Path, part: str, name: str) -> list[dict]:
+    """Detectron2 dicts of "fit" or "dev", in the order of the training list.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_list`; for a list with other sequences.
+    """
+    dicts = load_list(folder, "train", name)
+    known = {sequence for sequences, _ in HELD_OUT.values() for sequence in sequences}
+    for d in dicts:
+        if d["image_id"].split("_")[0] not in known:
+            raise ValueError(
+                f"data set {name}: {d['file_name']} is of no sequence of CamVid's training list; "
+                f"expected names that begin with {', '.join(sorted(known))}"
+            )
+    wanted, _ = HELD_OUT[part]
+    dicts = [d for d in dicts if d["image_id"].split("_")[0] in wanted]
+    if not dicts:
+        raise ValueError(
+            f"data set {name}: {folder / 'train.txt'} has no image of {', '.join(wanted)}"
+        )
+    return dicts
+
+
 def register(root: Path) -> None:
-    """Register ``cdgc_camvid_{train,val,test}`` below ``root/camvid``."""
+    """Register ``cdgc_camvid_{train,val,test,fit,dev}`` below ``root/camvid``."""
     folder = root / "camvid"
-    for split, count in COUNTS.items():
-        name = f"cdgc_camvid_{split}"
+    names = {split: f"cdgc_camvid_{split}" for split in (*COUNTS, *HELD_OUT)}
+    sets = [
+        (names[split], partial(load_list, folder, split, names[split]), count)
+        for split, count in COUNTS.items()
+    ] + [
+        (names[part], partial(load_part, folder, part, names[part]), count)
+        for part, (_, count) in HELD_OUT.items()
+    ]
+    for name, load, count in sets:
         register_one(
             name,
-            partial(load_list, folder, split, name),
+            load,
             classes=[n for n, _ in CLASSES],
             colors=[c for _, c in CLASSES],
             official_count=count,

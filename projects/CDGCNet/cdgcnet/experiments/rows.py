@@ -34,9 +34,11 @@ _FREE = (
     "TEST.EVAL_PERIOD",
     "TEST.EXPECTED_RESULTS",
     "TEST.ORACLE",
+    "TEST.PICTURES",
     "TEST.RESUME",
     "TEST.SAVE_",
     "TEST.WORST_IMAGES",
+    "TEST.PICTURES",
     "VERSION",
     "VIS_PERIOD",
 )
@@ -110,18 +112,35 @@ def row_config(row: Row, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         ValueError: naming the file and what is wrong in it or in the overrides.
     """
-    pairs = list(zip(overrides[::2], overrides[1::2], strict=False))
+    return _resolved(row.path, tuple(overrides)).clone()
+
+
+@cache
+def row_text(row: Row, overrides: tuple[str, ...] = ()) -> str:
+    """The same as YAML, for :func:`config_hash`; made once, which takes its time."""
+    return _resolved(row.path, overrides).dump()
+
+
+@cache
+def _resolved(path: Path, overrides: tuple[str, ...]) -> CfgNode:
     here: list[str] = []
     amp: list[str] = []
     if not torch.cuda.is_available() and len(overrides) % 2 == 0:
+        pairs = zip(overrides[::2], overrides[1::2], strict=True)
         amp = [x for key, value in pairs if key == "SOLVER.AMP.ENABLED" for x in (key, value)]
         here = ["MODEL.DEVICE", "cpu", *(("SOLVER.AMP.ENABLED", "False") if amp else ())]
     try:
-        cfg = load_cfg(str(row.path), [*overrides, *here])
+        cfg = load_cfg(str(path), [*overrides, *here])
     except ValueError as error:
-        raise ValueError(f"{row.path.name}: {error}") from error
+        raise ValueError(f"{path.name}: {error}") from error
     cfg.merge_from_list(amp)
     return cfg
+
+
+@cache
+def flat_text(text: str) -> dict[str, Any]:
+    """:func:`flat_config` of a YAML text, parsed once; not to be changed."""
+    return flat_config(text)
 
 
 @cache
@@ -131,28 +150,31 @@ def _defaults() -> dict[str, Any]:
     return flat_config(cfg)
 
 
-def config_hash(cfg: CfgNode, *, training: bool = False) -> str:
+def config_hash(config: CfgNode | str, *, training: bool = False, tta: bool | None = None) -> str:
     """Ten hexadecimal digits that name what a config measures.
 
     Only what differs from the defaults enters, so that a new key leaves finished rows finished.
     SyncBN and BN are one: a single process has no other. The seed is not part of it.
 
     Args:
-        cfg: resolved.
+        config: resolved, or as the YAML text of a run's config.yaml.
         training: leave out all of TEST: configs with this hash in common share their weights.
+        tta: as if TEST.AUG.ENABLED had this value.
     """
+    defaults = _defaults()
+    flat = {**defaults, **flat_text(config if isinstance(config, str) else config.dump())}
+    if tta is not None:
+        flat["TEST.AUG.ENABLED"] = tta
     free = [*_FREE]
     if training:
         free.append("TEST.")
-    elif not cfg.TEST.AUG.ENABLED:
+    elif not flat["TEST.AUG.ENABLED"]:
         free.append("TEST.AUG.")  # of no effect
-    defaults = _defaults()
-    norm = {"SyncBN": "BN"}
     kept = {}
-    for key, value in sorted(flat_config(cfg).items()):
-        value, default = (
-            norm.get(v, v) if key.endswith(".NORM") else v for v in (value, defaults.get(key))
-        )
+    for key, value in sorted(flat.items()):
+        norm = key.endswith(".NORM") and value in ("SyncBN", "BN")
+        default = "BN" if norm and defaults.get(key) == "SyncBN" else defaults.get(key)
+        value = "BN" if norm else value
         if value != default and not key.startswith(tuple(free)):
             kept[key] = value
     return hashlib.blake2b(repr(kept).encode(), digest_size=5).hexdigest()

@@ -1,0 +1,294 @@
+"""A table of rows as Markdown and as a picture, from records alone: nothing is typed by hand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from ..files import replacing
+from .estimates import Estimate, estimate, paired_difference, verdict
+from .record import Record
+from .rows import Row
+
+HEADER = (
+    "row",
+    "paper",
+    "mIoU",
+    "coarse",
+    "refined",
+    "TTA",
+    "− best control",
+    "parameters",
+    "GFLOPs",
+    "peak memory",
+    "s/iter ÷ ASPP",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with what was measured of it.
+
+    Attributes:
+        row: name, label, the paper's value.
+        hash: of its config.
+        records: seed -> record of exactly this row.
+        tta: seed -> record of the row with test-time augmentation; the same for a row of Table 4
+            or 6 that has it.
+        evaluation: scales and flip that the row itself is evaluated with; () for none.
+    """
+
+    row: Row
+    hash: str
+    records: Mapping[int, Record] = field(default_factory=dict)
+    tta: Mapping[int, Record] = field(default_factory=dict)
+    evaluation: tuple = ()
+
+    def values(self, task: str = "") -> dict[int, float]:
+        """mIoU in percent by seed; of the row's own evaluation if no task is named."""
+        records = self.tta if task == "sem_seg_TTA" else self.records
+        task = task or ("sem_seg_TTA" if self.evaluation else "sem_seg")
+        found = {seed: r.miou(task) for seed, r in sorted(records.items())}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    @property
+    def mean(self) -> Estimate | None:
+        return estimate(list(self.values().values()))
+
+
+def best_control(line: Line, controls: Sequence[Line]) -> tuple[Line, Estimate] | None:
+    """The control with the highest mean over the seeds it shares with a line, and the difference.
+
+    Args:
+        line: compared.
+        controls: measured as the line is.
+
+    Returns:
+        None if no control has a seed in common.
+    """
+    ours = line.values()
+
+    def level(control: Line) -> float:
+        theirs = control.values()
+        shared = ours.keys() & theirs.keys()
+        return fmean(theirs[seed] for seed in shared) if shared else float("-inf")
+
+    best = max(controls, key=level, default=None)
+    if best is None:
+        return None
+    difference = paired_difference(ours, best.values())
+    return None if difference is None else (best, difference)
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e6:.2f} M"
+
+
+def _shared_cost(records: Mapping[int, Record], key: str) -> list[float]:
+    return [float(r.cost[key]) for r in records.values() if key in r.cost]
+
+
+def relative_time(line: Line, aspp: Line | None) -> float | None:
+    """Seconds per iteration over those of the ASPP row on the same hardware, mean over seeds."""
+    if aspp is None:
+        return None
+    ratios = []
+    for seed, record in line.records.items():
+        other = aspp.records.get(seed)
+        key = "seconds_per_iteration"
+        if other is None or key not in record.cost or key not in other.cost:
+            continue
+        if record.circumstances["hardware"] == other.circumstances["hardware"]:
+            ratios.append(record.cost[key] / other.cost[key])
+    return fmean(ratios) if ratios else None
+
+
+def cells(line: Line, controls: Sequence[Line], aspp: Line | None) -> list[str]:
+    """The cells of a line, in the order of :data:`HEADER`; "" where nothing was measured."""
+
+    def shown(found: Estimate | None) -> str:
+        return "" if found is None else str(found)
+
+    def score(task: str) -> str:
+        return shown(estimate(list(line.values(task).values())))
+
+    mean = line.mean
+    coarse = score("sem_seg_coarse")
+    own = "" if mean is None else f"{mean} ({mean.count})"
+    against = ""
+    if line.hash in {c.hash for c in controls}:
+        against = "control" if line.records else ""
+    elif (found := best_control(line, controls)) is not None:
+        against = f"{'+' if found[1].mean > 0 else ''}{found[1]}, {verdict(found[1])}"
+    parameters = _shared_cost(line.records, "parameters")
+    flops = _shared_cost(line.records, "gflops")
+    memory = _shared_cost(line.records, "peak_memory")
+    kinds = {r.cost["peak_memory_of"] for r in line.records.values() if "peak_memory" in r.cost}
+    time = relative_time(line, aspp)
+    return [
+        line.row.label,
+        "" if line.row.paper is None else f"{line.row.paper:.1f}",
+        own,
+        coarse,
+        score("sem_seg") if coarse else "",  # without one there is nothing refined
+        score("sem_seg_TTA"),
+        against,
+        _size(parameters[0]) if parameters else "",
+        f"{fmean(flops):.2f}" if flops else "",
+        f"{max(memory) / 2**30:.2f} GiB ({' and '.join(sorted(kinds))})" if memory else "",
+        "" if time is None else f"{time:.2f}",
+    ]
+
+
+def _markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:"
+) -> list[str]:
+    def line(fields: Sequence[str]) -> str:
+        return "| " + " | ".join(f.replace("|", "\\|") for f in fields) + " |"
+
+    ruler = line(["---", *[align] * (len(header) - 1)])
+    return [line(header), ruler, *(line(row) for row in rows)]
+
+
+def footnotes(lines: Sequence[Line]) -> list[str]:
+    """Where each number comes from: a line per run, and what they ran on."""
+    records: dict[tuple[str, int], Record] = {}
+    for line in lines:
+        for record in (*line.records.values(), *line.tta.values()):
+            records[record.hash, record.seed] = record
+    if not records:
+        return []
+    grounds: dict[tuple[str, str, str], int] = {}
+    rows = []
+    for (config_hash, seed), record in sorted(records.items(), key=lambda x: (x[1].row, x[0][1])):
+        about = record.circumstances
+        ground = (about["versions"], about["hardware"], record.weights)
+        number = grounds.setdefault(ground, len(grounds) + 1)
+        origin = (f"`{config_hash}`", about["commit"], about["date"], str(number))
+        rows.append([record.row, str(seed), *origin, f"`{about['command']}`"])
+    header = ("run", "seed", "config hash", "commit", "date", "on", "command")
+    notes = ["", "Each run:", "", *_markdown(header, rows, "---"), ""]
+    return notes + [
+        f"{number}. {versions}; {hardware}; from {weights}."
+        for (versions, hardware, weights), number in grounds.items()
+    ]
+
+
+_EXPLAINED = """\
+mIoU in percent, mean ± standard error over the seeds (their number). *paper*: what the paper
+reports, on its own data. *mIoU* is the row's own evaluation; *coarse* and *refined* come from one
+pass, *TTA* is the same network with scales and flip. *− best control*: mean ± standard error of the
+differences to the best control at the same seeds; "beats" and "falls behind" mean by more than two
+standard errors. GFLOPs: multiply-adds for one real image of the crop's size.
+s/iter only as a ratio to the ASPP row on the same hardware. Empty: not measured."""
+
+
+def write_markdown(
+    path: Path,
+    title: str,
+    lines: Sequence[Line],
+    controls: Sequence[Line],
+    aspp: Line | None,
+    overrides: Sequence[str] = (),
+    picture: str = "",
+) -> None:
+    """The table with its footnotes.
+
+    Args:
+        path: file to write; an earlier one is replaced, it is made from the same records.
+        title: heading.
+        lines: the rows.
+        controls: for the differences; each line's are those evaluated as it is.
+        aspp: whose time is 1.
+        overrides: KEY VALUE pairs that all rows were changed by.
+        picture: file name of the picture beside it.
+    """
+    with_controls = [cells(line, matching(controls, line), aspp) for line in lines]
+    text = [f"# {title}", "", _EXPLAINED]
+    if overrides:
+        text += ["", f"Changed in all rows: `{' '.join(overrides)}`."]
+    text += ["", *_markdown(HEADER, with_controls)]
+    best = {
+        f"{line.row.label}: {found[0].row.label}, {found[0].mean}"
+        for line in lines
+        if (found := best_control(line, matching(controls, line))) is not None
+        and line.hash not in {c.hash for c in matching(controls, line)}
+    }
+    if best:
+        text += ["", "Best control of each row: " + "; ".join(sorted(best)) + "."]
+    text += footnotes([*lines, *controls])
+    if picture:
+        text += ["", f"![{title}]({picture})"]
+    with replacing(path) as beside:
+        beside.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def matching(controls: Sequence[Line], line: Line) -> list[Line]:
+    """Controls that are evaluated as a line is."""
+    return [c for c in controls if c.evaluation == line.evaluation]
+
+
+def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Sequence[Line]) -> None:
+    """Two panels, one line a row: the paper's values, and ours with every seed.
+
+    Args:
+        path: PNG or PDF to write.
+        title: over the picture.
+        lines: the rows, from the top.
+        controls: the best of them is drawn across.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(lines)
+    figure = Figure(figsize=(9, 1.2 + 0.3 * count), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)  # no global pyplot state, no window system
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    paper, measured = figure.subplots(1, 2, sharey=True)
+    places = range(count)
+    for axis, name in ((paper, "paper, mIoU in percent"), (measured, "measured, mIoU in percent")):
+        axis.set_title(name, fontsize=9)
+        axis.grid(axis="x", color="0.9")
+        axis.set_axisbelow(True)
+        axis.tick_params(labelsize=8)
+        for side in ("top", "right", "left"):
+            axis.spines[side].set_visible(False)
+    paper.set_yticks(list(places), [line.row.label for line in lines], fontsize=8)
+    paper.set_ylim(count - 0.5, -0.5)
+    paper.tick_params(axis="y", length=0)
+    measured.tick_params(axis="y", length=0)
+    known = [(line.row.paper, y) for y, line in enumerate(lines) if line.row.paper is not None]
+    if known:
+        paper.scatter(*zip(*known, strict=True), marker="D", s=22, color="0.35")
+    else:
+        paper.set_xticks([])
+    anything = False
+    for y, line in enumerate(lines):
+        mean = line.mean
+        if mean is None:
+            continue
+        anything = True
+        values = list(line.values().values())
+        color = "0.35" if line.hash in {c.hash for c in controls} else "#1f6fb4"
+        measured.scatter(values, [y] * len(values), s=9, color=color, alpha=0.45, linewidths=0)
+        error = 0.0 if mean.error is None else mean.error
+        measured.errorbar(mean.mean, y, xerr=error, fmt="o", ms=5, color=color, capsize=3, lw=1.2)
+    levels = [c.mean.mean for c in controls if c.mean is not None and not c.evaluation]
+    if levels and anything:
+        measured.axvline(max(levels), color="#b4431f", lw=1, ls="--")
+        measured.annotate(
+            "best control",
+            (max(levels), 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=7,
+            color="#b4431f",
+        )
+    if not anything:
+        measured.set_xticks([])
+        measured.text(
+            0.5, 0.5, "not measured", transform=measured.transAxes, ha="center", color="0.5"
+        )
+    with replacing(path) as beside:
+        figure.savefig(beside)

@@ -205,7 +205,10 @@ def _git(*args: str) -> str:
 def circumstances() -> dict[str, str]:
     """Hardware, commit, versions and command: what a number needs beside it."""
     commit = _git("rev-parse", "--short", "HEAD") or "unknown"
-    if _git("status", "--porcelain", "--untracked-files=no"):
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
+    )
+    if changed:
         commit += " with uncommitted changes"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {

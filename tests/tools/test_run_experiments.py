@@ -44,6 +44,7 @@ if "--eval-only" not in flags:
             print(json.dumps(line), file=metrics)
         if (i + 1) % cfg["SOLVER"]["CHECKPOINT_PERIOD"] == 0:
             last.write_text(f"model_{i:07d}.pth")
+            (folder / f"model_{i:07d}.pth").write_text("weights")
             time.sleep(plan.get("sleep", 0))
     (folder / "model_final.pth").write_text("weights")
     last.write_text("model_final.pth")
@@ -158,6 +159,12 @@ def test_a_record_holds_what_its_number_needs(runner):
         assert value in text
 
 
+def test_only_the_last_checkpoint_of_a_finished_training_is_kept(runner):
+    runner("table1", "--rows", "baseline")
+    (folder,) = (runner.work / "tiny" / "val").iterdir()
+    assert [p.name for p in folder.glob("*.pth")] == ["model_final.pth"]
+
+
 def test_rows_of_one_config_share_a_run(runner):
     runner("table3", "--rows", "aspp", "sim")
     runner("table2", "--rows", "aspp")
@@ -260,6 +267,8 @@ def by_hand(runner):
     runner("table1", "--rows", "baseline")
     (folder,) = (runner.work / "tiny" / "val").iterdir()
     mine = folder.rename(folder.with_name("my trial"))
+    for name in ("model_0000004.pth", "model_0000009.pth"):
+        (mine / name).write_text("weights")
     for name in ("launches.json", ".lock", "run.txt"):
         (mine / name).unlink()
     (mine / "log.txt").write_text(
@@ -281,6 +290,7 @@ def test_a_run_made_by_hand_becomes_a_record(runner, by_hand):
     runner("table1", "--rows", "baseline")
     assert len(runner.starts()) == 1  # nothing was trained again
     (one,) = runner.records().values()
+    assert len(list(by_hand.glob("model_0*.pth"))) == 2  # somebody else's files
     assert one.circumstances["commit"] == "abc1234"
     assert one.circumstances["versions"] == "Python 3.12.1, torch 2.6.0, detectron2 0.6"
     assert one.circumstances["hardware"] == "CPU with AVX2; no GPU (from the log)"

@@ -365,6 +365,9 @@ class Workshop:
         )
         save_record(self.results, record)
         self.records = load_records(self.results)
+        if launches and self._trained(folder):  # a folder of the runner's own: the last one stays
+            for checkpoint in folder.glob("model_[0-9]*.pth"):
+                checkpoint.unlink()
 
     def _circumstances(self, folder: Path, evaluated: Path) -> dict[str, str]:
         launches = read_launches(folder)

@@ -40,6 +40,13 @@ _MATRICES = {
 }
 
 
+TTA_SUFFIX = "_TTA"  # of folders and task names
+
+
+def evaluation_folder(cfg: CfgNode, dataset_name: str, suffix: str = "") -> Path:
+    return Path(cfg.OUTPUT_DIR) / "inference" / (dataset_name + suffix)
+
+
 def check_test_set(cfg: CfgNode, name: str, dicts: Sequence[dict]) -> bool:
     """Whether a test set has labels; refuses one that nothing can be done with.
 
@@ -111,7 +118,7 @@ def evaluate_and_write(
     dicts = DatasetCatalog.get(dataset_name)
     labelled = check_test_set(cfg, dataset_name, dicts)
     metadata = MetadataCatalog.get(dataset_name)
-    folder = Path(cfg.OUTPUT_DIR) / "inference" / (dataset_name + suffix)
+    folder = evaluation_folder(cfg, dataset_name, suffix)
     paths = {}
     if cfg.TEST.SAVE_LABELS:
         paths = label_paths(folder / "labels", [d["file_name"] for d in dicts])

@@ -11,13 +11,14 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from .config import add_cdgcnet_config, load_cfg
 from .config_check import adapt_cfg
 from .data_check import check_data
 from .datasets import register_all, register_folders
 from .datasets.check import check_datasets
-from .evaluation_run import check_test_set
+from .evaluation_run import TTA_SUFFIX, check_test_set, evaluation_folder
 from .fingerprint import flat_config
 from .report import COLUMNS, format_table, keep_previous, write_results
 from .trainer import Trainer
@@ -153,6 +154,30 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def load_for_evaluation(cfg: CfgNode, resume: bool = False) -> nn.Module:
+    """A model with trained weights: MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR."""
+    model = Trainer.build_model(cfg)
+    checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer.allow_backbone_only = False
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return model
+
+
+def predict_test_set(cfg: CfgNode) -> Path:
+    """Write the label maps of DATASETS.TEST, one set, with TTA if TEST.AUG.ENABLED.
+
+    Returns:
+        The folder that :func:`cdgcnet.prediction_files.label_paths` starts from.
+    """
+    model = load_for_evaluation(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        Trainer.test_with_TTA(cfg, model)
+    else:
+        Trainer.test(cfg, model)
+    [name] = cfg.DATASETS.TEST
+    return evaluation_folder(cfg, name, TTA_SUFFIX if cfg.TEST.AUG.ENABLED else "") / "labels"
+
+
 def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
     """Train (or only evaluate), then write ``OUTPUT_DIR/results.json``.
 
@@ -162,10 +187,7 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
     """
     logger = logging.getLogger(__name__)
     if eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.allow_backbone_only = False
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        model = load_for_evaluation(cfg, resume)
         results: dict = Trainer.test(cfg, model)
     else:
         trainer = Trainer(cfg)

@@ -16,7 +16,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from torch import nn
 
-from .evaluation_run import evaluate_and_write
+from .evaluation_run import TTA_SUFFIX, evaluate_and_write
 from .ground_truth import build_evaluation_mapper
 from .loader import TrainLoader, stream_seed
 from .mapper import SemSegMapper
@@ -189,7 +189,7 @@ class Trainer(DefaultTrainer):
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """As :meth:`test` with test-time augmentation; task names end with "_TTA"."""
         logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
-        return cls._evaluate(cfg, SemanticSegmentorWithTTA(cfg, model), "_TTA")
+        return cls._evaluate(cfg, SemanticSegmentorWithTTA(cfg, model), TTA_SUFFIX)
 
     @classmethod
     def _evaluate(cls, cfg: CfgNode, model: nn.Module, suffix: str = "") -> OrderedDict:

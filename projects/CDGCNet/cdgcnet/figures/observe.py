@@ -1,0 +1,197 @@
+"""What a network sees, predicts and thinks of one image.
+
+Shape shorthand: image H x W, feature map h x w at stride 8, C channels, M classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from cdgc import class_map, resize_targets, select_nodes
+
+from ..augmentation import build_test_augmentations
+from ..files import read_checked_labels, read_image
+from ..predictor import Predictor
+from ..segmentor import CDGCSegmentor
+
+EASY, HARD_POSITIVE, HARD_NEGATIVE = "easy positive", "hard positive", "hard negative"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One image with all that the figures show of it.
+
+    Attributes:
+        name: of the image's file.
+        image: (H, W, 3) uint8, RGB.
+        truth: (H, W) uint8 classes or the ignore label; None without ground truth.
+        coarse, refined: (H, W) uint8; equal if the network refines nothing.
+        coarse_map: (h, w) int64, class of each node by the coarse prediction.
+        truth_map: (h, w) int64, class or ignore label at each node's own pixel; or None.
+        before, after: (C, h, w) float32, X and X̂ of the paper; ``after`` is None if the network
+            refines nothing.
+        align_corners: where nodes lie on the image.
+    """
+
+    name: str
+    image: np.ndarray
+    truth: np.ndarray | None
+    coarse: np.ndarray
+    refined: np.ndarray
+    coarse_map: Tensor
+    truth_map: Tensor | None
+    before: Tensor
+    after: Tensor | None
+    align_corners: bool
+
+    def node_positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel coordinates of the nodes' centres on the image: rows (h,), columns (w,)."""
+        return tuple(  # type: ignore[return-value]
+            np.linspace(0, length - 1, count)
+            if self.align_corners
+            else (np.arange(count) + 0.5) * length / count - 0.5
+            for length, count in zip(self.image.shape[:2], self.coarse_map.shape, strict=True)
+        )
+
+
+def sampled_nodes(
+    seen: Observation, label: int, num_classes: int, ignore_label: int, easy_ratio: float
+) -> dict[str, np.ndarray]:
+    """The nodes that training would take for a class's graph (Eq. 4).
+
+    Args:
+        seen: an observation with ground truth.
+        label: the class.
+        num_classes: M.
+        ignore_label: nodes with it are left out.
+        easy_ratio: share of the easy positives, chosen at random by a fixed seed.
+
+    Returns:
+        "easy positive", "hard positive", "hard negative" -> (n, 2) int, row and column.
+    """
+    assert seen.truth_map is not None
+    nodes = select_nodes(
+        seen.coarse_map[None],
+        seen.truth_map[None],
+        num_classes=num_classes,
+        nodes="dynamic",
+        easy_ratio=easy_ratio,
+        ignore_label=ignore_label,
+        generator=torch.Generator().manual_seed(0),
+    )
+    ends = nodes.counts.sum(dim=1).cumsum(dim=0)
+    begin = int(ends[label - 1]) if label else 0
+    pixel = nodes.pixel[begin : int(ends[label])]
+    width = seen.coarse_map.shape[1]
+    places = torch.stack([pixel // width, pixel % width], dim=1)
+    coarse = seen.coarse_map.flatten()[pixel] == label
+    true = seen.truth_map.flatten()[pixel] == label
+    parts = {EASY: coarse & true, HARD_POSITIVE: ~coarse & true, HARD_NEGATIVE: coarse & ~true}
+    return {name: places[part].numpy() for name, part in parts.items()}
+
+
+class Observer:
+    """A trained network that shows its inside."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: with MODEL.WEIGHTS.
+
+        Raises:
+            ValueError: for another meta-architecture than ours.
+            FileNotFoundError, ValueError: for weights that are missing or do not fit.
+        """
+        if cfg.MODEL.META_ARCHITECTURE != "CDGCSegmentor":
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; the figures look "
+                "into CDGCSegmentor. A checkpoint of the other loads into it: add --opts "
+                "MODEL.META_ARCHITECTURE CDGCSegmentor"
+            )
+        self.cfg = cfg
+        model = Predictor(cfg).model
+        assert isinstance(model, CDGCSegmentor)
+        self.model = model
+        self.augmentation = build_test_augmentations(cfg)[0]
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+
+    @property
+    def ignore_label(self) -> int:
+        return int(self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+
+    @torch.no_grad()
+    def __call__(self, dataset_dict: dict) -> Observation:
+        """
+        Args:
+            dataset_dict: "file_name" and, with ground truth, "sem_seg_file_name".
+
+        Raises:
+            FileNotFoundError, ValueError: for files that cannot be used.
+        """
+        image_format = self.cfg.INPUT.FORMAT
+        image = read_image(dataset_dict["file_name"], image_format)
+        height, width = image.shape[:2]
+        truth = None
+        if "sem_seg_file_name" in dataset_dict:
+            truth = read_checked_labels(
+                dataset_dict["sem_seg_file_name"],
+                self.num_classes,
+                self.ignore_label,
+                (height, width),
+                dataset_dict.get("sem_seg_lut"),
+            )
+        resized = self.augmentation.get_transform(image).apply_image(image)
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        inputs = {"image": tensor, "height": height, "width": width}
+        (labels,) = self.model.inference([inputs], output="labels")
+        before, after, coarse = self._inside(tensor)
+        coarse_map = class_map(coarse)[0].cpu()
+        align_corners = self.model.sem_seg_head.align_corners
+        truth_map = None
+        if truth is not None:
+            size = (int(coarse_map.shape[0]), int(coarse_map.shape[1]))
+            targets = torch.from_numpy(np.array(truth))[None].long()
+            truth_map = resize_targets(targets, size, align_corners)[0]
+        refined = labels["labels"].cpu().numpy()
+        return Observation(
+            name=Path(dataset_dict["file_name"]).name,
+            image=np.ascontiguousarray(image if image_format == "RGB" else image[:, :, ::-1]),
+            truth=truth,
+            coarse=labels["coarse_labels"].cpu().numpy() if "coarse_labels" in labels else refined,
+            refined=refined,
+            coarse_map=coarse_map,
+            truth_map=truth_map,
+            before=before[0].float().cpu(),
+            after=None if after is None else after[0].float().cpu(),
+            align_corners=align_corners,
+        )
+
+    def _inside(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """X, X̂ (1, C, h, w) and coarse logits (1, M, h, w) of an image (3, H, W)."""
+        model, head = self.model, self.model.sem_seg_head
+        x = (image.to(model.device, torch.float32) - model.pixel_mean) / model.pixel_std
+        kept: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            kept.append(output)
+
+        hook = head.reduce.register_forward_hook(keep)
+        try:
+            output = head.layers(model.backbone(x[None]))
+        finally:
+            hook.remove()
+        (before,) = kept
+        coarse = output.refined if output.coarse is None else output.coarse
+        after = None
+        if head.graph is not None:
+            after = head.graph.reason(before, head.graph.select(coarse))
+        elif head.refiner is not None:
+            after = head.refiner(before, coarse)
+        return before, after, coarse

@@ -74,7 +74,7 @@ def write_heat_map(
                 fontsize=6.5,
                 color="white" if value > 0.55 * top else "black",
             )
-    bar = figure.colorbar(shown, ax=axis, shrink=0.8)
+    bar = figure.colorbar(shown, ax=axis, shrink=0.8, aspect=40)
     bar.set_label("percent of the true class")
     _save(figure, path)
 

@@ -14,12 +14,17 @@ from torch import Tensor
 _TOPK_PAIRS = 1 << 24
 
 
-def _check_rows(lengths: Sequence[int], *rows: Tensor) -> None:
-    for r in rows:
-        if r.dim() != 2 or r.shape[0] != sum(lengths):
+def _check_rows(lengths: Sequence[int], q: Tensor, k: Tensor, v: Tensor) -> None:
+    total = sum(lengths)
+    for name, rows in (("q", q), ("k", k), ("v", v)):
+        if rows.dim() != 2 or rows.shape[0] != total:
             raise ValueError(
-                f"expected (K, C) rows with K = sum of lengths = {sum(lengths)}, "
-                f"got {tuple(r.shape)}"
+                f"expected {name} (K, C) with K = sum of lengths = {total}, got {tuple(rows.shape)}"
+            )
+        if rows.device != q.device or rows.dtype != q.dtype:
+            raise ValueError(
+                f"{name} is {rows.dtype} on {rows.device}, q {q.dtype} on {q.device}; all must be "
+                "of one dtype on one device"
             )
 
 
@@ -37,6 +42,9 @@ def segment_attention(
     Returns:
         (K, D). Cost Σ n², memory O(K): rows outside a segment are not even candidates, which is
         what masking with -inf before the softmax means in the dense M x N x N form.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit.
     """
     _check_rows(lengths, q, k, v)
     present = [n for n in lengths if n]
@@ -73,7 +81,8 @@ def segment_topk_attention(
             matrix, row-normalised), which gives q and k no gradient.
 
     Raises:
-        ValueError: on an unknown ``weights`` or topk < 1.
+        ValueError: on an unknown ``weights``, topk < 1, or shapes, dtypes or devices that do not
+            fit.
     """
     _check_rows(lengths, q, k, v)
     if weights not in ("softmax", "equal"):

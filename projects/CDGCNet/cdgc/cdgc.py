@@ -8,8 +8,10 @@ and backward: pixels outside S_m are masked with -inf before the softmax (not gi
 features), and the grouped W has neither bias nor normalisation before the classes are merged.
 """
 
+import functools
 import math
 from collections.abc import Callable, Collection
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,9 @@ from .nodes import (
     select_nodes,
 )
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 EDGES = ("similarity", "uniform", "topk")
 SCOPES = ("class", "image")
 TOPK_WEIGHTS = ("softmax", "equal")
@@ -36,6 +41,36 @@ HARD_POSITIVES = ("nodes", "context")
 def _check_choice(name: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+
+
+def _check_device(name: str, found: torch.device, expected: torch.device, of: str) -> None:
+    if found != expected:
+        raise ValueError(f"{name} is on {found}, expected {expected}, the device of {of}")
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    wrong = int(values.numel() - values.detach().isfinite().sum())  # waits for the device
+    if wrong:
+        raise ValueError(
+            f"{name}: {wrong} of {values.numel()} values are NaN or infinite, expected finite ones"
+        )
+
+
+def _never_compiled(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keep torch.compile out of a method: one stated graph break.
+
+    The lengths of the segments differ in every batch; code made for one batch's would be made
+    again for the next. Unlike ``torch.compiler.disable`` as a decorator this imports no compiler
+    unless one is at work.
+    """
+
+    @functools.wraps(method)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(method)(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    return call
 
 
 class CDGCModule(nn.Module):
@@ -71,6 +106,7 @@ class CDGCModule(nn.Module):
         relu: bool = True,
         ignore_label: int = 255,
         align_corners: bool = True,
+        check_finite: bool = False,
     ):
         """
         Args:
@@ -92,6 +128,8 @@ class CDGCModule(nn.Module):
             relu: whether a ReLU ends the module.
             ignore_label: target value that takes a pixel out of every graph in training.
             align_corners: how targets are resized to nodes; as the logits are.
+            check_finite: for debugging: refuse features and logits that are NaN or infinite,
+                which costs a pass over them and waits for the device.
 
         Raises:
             ValueError: on a value outside those named above.
@@ -127,6 +165,7 @@ class CDGCModule(nn.Module):
         self.scale = named[scale] if isinstance(scale, str) else float(scale)
         self.ignore_label = ignore_label
         self.align_corners = align_corners
+        self.check_finite = check_finite
 
         graphs = num_classes if scope == "class" else 1
         square = (in_channels, in_channels)
@@ -168,6 +207,7 @@ class CDGCModule(nn.Module):
             f"scope={self.scope}, easy_ratio={self.easy_ratio}, samples={self.samples}"
         )
 
+    @_never_compiled
     def select(
         self,
         coarse_logits: Tensor,
@@ -186,10 +226,13 @@ class CDGCModule(nn.Module):
             raise ValueError(
                 f"expected valid (B, h, w) = {(shape[0], *shape[2:])}, got {tuple(valid.shape)}"
             )
+        device = coarse_logits.device
+        if valid is not None:
+            _check_device("valid", valid.device, device, "coarse_logits")
+        if self.check_finite and coarse_logits.is_floating_point():
+            _check_finite("coarse_logits", coarse_logits)
         if self.scope == "image":
-            one_class = torch.zeros(
-                shape[0], *shape[2:], dtype=torch.long, device=coarse_logits.device
-            )
+            one_class = torch.zeros(shape[0], *shape[2:], dtype=torch.long, device=device)
             return select_nodes(one_class, num_classes=1, valid=valid)
         target_map = None
         if self.training and targets is not None:
@@ -199,6 +242,7 @@ class CDGCModule(nn.Module):
                 )
             if targets.is_floating_point() or targets.is_complex():
                 raise ValueError(f"expected integer targets, got {targets.dtype}")
+            _check_device("targets", targets.device, device, "coarse_logits")
             target_map = resize_targets(targets, (int(shape[2]), int(shape[3])), self.align_corners)
         return select_nodes(
             class_map(coarse_logits),
@@ -241,11 +285,18 @@ class CDGCModule(nn.Module):
         classes = [sum(n > 0 for n in per_image) for per_image in counts]
         # Means in full precision: autocast features may be half.
         mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)
+        mean = mean.to(self.graph_weight.dtype)
         z = class_linear(mean, self.graph_weight, classes).relu()
         return segments.to_pixels(class_linear(z, self.merge_weight, classes))
 
+    @_never_compiled
     def reason(self, x: Tensor, nodes: NodeSet) -> Tensor:
-        """Graph convolution over chosen nodes: x (B, C, h, w) -> X̂ (B, C, h, w) (Eq. 1)."""
+        """Graph convolution over chosen nodes: x (B, C, h, w) -> X̂ (B, C, h, w) (Eq. 1).
+
+        Raises:
+            ValueError: if x, the nodes and the parameters differ in shape, device or (outside
+                autocast) dtype.
+        """
         batch, channels, height, width = x.shape
         images = nodes.counts.shape[1]
         if (
@@ -257,8 +308,18 @@ class CDGCModule(nn.Module):
                 f"expected x (B, {self.in_channels}, h, w) with B = {images} and B*h*w = "
                 f"{len(nodes.slots)} as the nodes were selected for, got {tuple(x.shape)}"
             )
+        weight = self.graph_weight
+        _check_device("x", x.device, weight.device, "the module's parameters")
+        _check_device("nodes", nodes.pixel.device, x.device, "x")
+        if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
+            raise ValueError(
+                f"x is {x.dtype}, expected {weight.dtype} as the module's parameters are (or "
+                "autocast)"
+            )
+        if self.check_finite:
+            _check_finite("x", x)
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*N, C)
-        counts = nodes.counts.tolist()  # waits for the device
+        counts = nodes.counts.tolist()
         if self.edges == "uniform":
             merged = self._reason_uniform(pixels, nodes, counts)
         else:
@@ -289,7 +350,8 @@ class CDGCModule(nn.Module):
             (B, C, h, w) refined features X̂.
 
         Raises:
-            ValueError: on shapes that do not fit, or dynamic nodes in training without targets.
+            ValueError: on shapes, dtypes or devices that do not fit, targets that are no class,
+                or dynamic nodes in training without targets.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"expected x (B, {self.in_channels}, h, w), got {tuple(x.shape)}")
@@ -299,4 +361,5 @@ class CDGCModule(nn.Module):
                 f"expected coarse_logits (B, M, h, w) = {expected} to fit x {tuple(x.shape)}, got "
                 f"{tuple(coarse_logits.shape)}"
             )
+        _check_device("coarse_logits", coarse_logits.device, x.device, "x")
         return self.reason(x, self.select(coarse_logits, targets, valid=valid, generator=generator))

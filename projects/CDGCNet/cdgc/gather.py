@@ -111,7 +111,9 @@ class Segments:
                 f"lengths must be positive and sum to the {len(nodes.pixel)} nodes, got {lengths}"
             )
         device = nodes.pixel.device
-        size = torch.tensor(lengths, dtype=torch.long, device=device)
+        # Pinned memory: copied without the host waiting.
+        size = torch.tensor(lengths, dtype=torch.long, pin_memory=device.type == "cuda")
+        size = size.to(device, non_blocking=True)
         segment = torch.arange(len(lengths), device=device).repeat_interleave(
             size, output_size=len(nodes.pixel)
         )

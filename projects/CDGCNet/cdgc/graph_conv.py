@@ -64,7 +64,8 @@ def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
         classes leak ReLU(b_m) into every pixel of the dense form.
 
     Raises:
-        ValueError: if the shapes or the row counts do not fit.
+        ValueError: if the shapes, the row counts, the devices or, outside autocast, the dtypes do
+            not fit.
     """
     if x.dim() != 2 or weight.dim() != 3 or x.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -79,4 +80,9 @@ def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):  # custom Functions are not autocast
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
+    if x.device != weight.device or x.dtype != weight.dtype:
+        raise ValueError(
+            f"x is {x.dtype} on {x.device}, weight {weight.dtype} on {weight.device}; both must be "
+            "of one dtype on one device"
+        )
     return _ClassLinear.apply(x.contiguous(), weight, _blocks(lengths))

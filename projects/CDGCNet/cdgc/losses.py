@@ -18,6 +18,12 @@ def _pixel_weights(
             f"expected logits (B, M, h, w) and targets (B, H, W), got {tuple(logits.shape)} and "
             f"{tuple(targets.shape)}"
         )
+    for name, other in (("targets", targets), ("class_weights", class_weights)):
+        if other is not None and other.device != logits.device:
+            raise ValueError(
+                f"{name} is on {other.device}, logits on {logits.device}; both must be on one "
+                "device"
+            )
     num_classes = logits.shape[1]
     check_labels(targets, num_classes, ignore_label, "target")
     valid = targets != ignore_label

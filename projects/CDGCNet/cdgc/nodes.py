@@ -10,6 +10,7 @@ one), so K <= 2*B*N and an absent class costs nothing.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class NodeSet:
 
     Attributes:
         pixel: (K,) int64, index of each node's pixel in the flattened (B*N) batch.
-        counts: (M, B) int64, how many nodes each class has in each image; sums to K.
+        counts: (M, B) int64 on the CPU, where the lengths of the segments are needed: how many
+            nodes each class has in each image; sums to K.
         slots: (B*N, 2) int64, where in ``pixel`` a pixel stands as a node of its coarse class
             and as a hard positive of its true class; -1 where it does not.
         easy_positive, hard_positive, hard_negative: (M, B) int64, the nodes by difficulty;
@@ -48,7 +50,9 @@ def class_map(logits: Tensor) -> Tensor:
     return logits.detach().max(dim=1).indices  # faster than argmax over a strided dimension
 
 
-def node_positions(length: int, nodes: int, align_corners: bool) -> Tensor:
+def node_positions(
+    length: int, nodes: int, align_corners: bool, device: torch.device | None = None
+) -> Tensor:
     """The pixel that each of ``nodes`` feature rows (or columns) stands for.
 
     Args:
@@ -56,12 +60,13 @@ def node_positions(length: int, nodes: int, align_corners: bool) -> Tensor:
         nodes: nodes along that axis.
         align_corners: whether the logits are resized with corners aligned: node i then lies at
             i*(length-1)/(nodes-1), else at (i+0.5)*length/nodes - 0.5.
+        device: of the result.
 
     Returns:
         (nodes,) int64 pixel indices; a node halfway between two pixels takes the later one. A
         plain nearest resize drifts by up to 7 px at 769 -> 97.
     """
-    i = torch.arange(nodes)
+    i = torch.arange(nodes, device=device)
     # In integers: floats fall short of an exact pixel (148 -> 18, node 13 is pixel 111).
     if align_corners:
         gaps = max(nodes - 1, 1)
@@ -98,8 +103,8 @@ def resize_targets(targets: Tensor, size: tuple[int, int], align_corners: bool) 
     """
     if targets.dim() != 3:
         raise ValueError(f"expected targets (B, H, W), got {tuple(targets.shape)}")
-    rows = node_positions(targets.shape[-2], size[0], align_corners).to(targets.device)
-    columns = node_positions(targets.shape[-1], size[1], align_corners).to(targets.device)
+    rows = node_positions(targets.shape[-2], size[0], align_corners, targets.device)
+    columns = node_positions(targets.shape[-1], size[1], align_corners, targets.device)
     return targets[:, rows[:, None], columns]
 
 
@@ -124,25 +129,39 @@ def _random_share(
     return chosen
 
 
+def _check_integers(labels: Tensor, name: str) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {labels.dtype}")
+
+
+def _outside(labels: Tensor, num_classes: int, ignore_label: int | None) -> Tensor:
+    """Where labels are neither a class nor the ignore label."""
+    wrong = (labels < 0) | (labels >= num_classes)
+    return wrong if ignore_label is None else wrong & (labels != ignore_label)
+
+
+def _refuse(
+    labels: Tensor, wrong: Tensor, num_classes: int, ignore_label: int | None, name: str
+) -> NoReturn:
+    value = int(labels[wrong][0])
+    if ignore_label is None:
+        raise ValueError(f"{name} value {value} is no class in [0, {num_classes})")
+    raise ValueError(
+        f"{name} value {value} is neither a class in [0, {num_classes}) nor the ignore label "
+        f"{ignore_label}"
+    )
+
+
 def check_labels(labels: Tensor, num_classes: int, ignore_label: int | None, name: str) -> None:
     """Refuse labels that are neither a class nor the ignore label.
 
     Raises:
         ValueError: naming the dtype or the first wrong value.
     """
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers, got {labels.dtype}")
-    wrong = (labels < 0) | (labels >= num_classes)
-    if ignore_label is not None:
-        wrong &= labels != ignore_label
-    if bool(wrong.any()):
-        value = int(labels[wrong][0])
-        if ignore_label is None:
-            raise ValueError(f"{name} value {value} is no class in [0, {num_classes})")
-        raise ValueError(
-            f"{name} value {value} is neither a class in [0, {num_classes}) nor the ignore label "
-            f"{ignore_label}"
-        )
+    _check_integers(labels, name)
+    wrong = _outside(labels, num_classes, ignore_label)
+    if bool(wrong.any()):  # waits for the device
+        _refuse(labels, wrong, num_classes, ignore_label, name)
 
 
 def check_options(nodes: str, samples: Collection[str], easy_ratio: float) -> None:
@@ -162,6 +181,11 @@ def _check_maps(coarse: Tensor, target: Tensor | None, valid: Tensor | None) -> 
             raise ValueError(
                 f"{name} must have the shape of coarse_map {tuple(coarse.shape)}, "
                 f"got {tuple(other.shape)}"
+            )
+        if other is not None and other.device != coarse.device:
+            raise ValueError(
+                f"{name} is on {other.device}, coarse_map on {coarse.device}; both must be on one "
+                "device"
             )
     if valid is not None and valid.dtype != torch.bool:
         raise ValueError(f"valid must be bool, got {valid.dtype}")
@@ -195,23 +219,25 @@ def select_nodes(
         generator: source of the random choice; torch's default generator if None.
 
     Raises:
-        ValueError: on shapes that differ, an unknown mode or sample name, a ratio outside
-            [0, 1], a target outside [0, M), or "dynamic" without targets.
+        ValueError: on shapes or devices that differ, an unknown mode or sample name, a ratio
+            outside [0, 1], a class outside [0, M), or "dynamic" without targets.
     """
     check_options(nodes, samples, easy_ratio)
     _check_maps(coarse_map, target_map, valid)
-    check_labels(coarse_map, num_classes, None, "coarse_map")
+    _check_integers(coarse_map, "coarse_map")
     if target_map is not None:
-        check_labels(target_map, num_classes, ignore_label, "target")
+        _check_integers(target_map, "target")
     elif nodes == "dynamic":
         raise ValueError("nodes='dynamic' needs targets (Eq. 4); use nodes='coarse' without them")
     batch, per_image = coarse_map.shape[0], coarse_map[0].numel()
     groups = num_classes * batch
     device = coarse_map.device
-    coarse = coarse_map.reshape(-1)
+    coarse = coarse_map.reshape(-1).long()
     pixels = torch.arange(batch * per_image, device=device)
     image = pixels // per_image
-    usable = torch.ones_like(pixels, dtype=torch.bool) if valid is None else valid.reshape(-1)
+    # Labels out of range are no nodes, and refused below, where the host waits anyway.
+    wrong = [_outside(coarse, num_classes, None)]
+    usable = ~wrong[0] if valid is None else valid.reshape(-1) & ~wrong[0]
 
     # A key names a (class, image) pair; `groups` means "no node".
     nowhere = torch.full_like(pixels, groups)
@@ -222,7 +248,8 @@ def select_nodes(
         keep, agrees = usable, None
     else:
         target = target_map.reshape(-1).long()
-        usable = usable & (target != ignore_label)
+        wrong.append(_outside(target, num_classes, ignore_label))
+        usable = usable & (target != ignore_label) & ~wrong[1]
         agrees = usable & (coarse == target)
         keep = usable
         if nodes == "dynamic":
@@ -238,19 +265,32 @@ def select_nodes(
                 hard_positive = usable & ~agrees
                 true_key = torch.where(hard_positive, target * batch + image, nowhere)
 
-    key = torch.cat([torch.where(keep, coarse_key, nowhere), true_key])
-    # Interleaving by pixel before the stable sort leaves the pixels of a segment ascending.
-    interleaved = key.view(2, -1).t().reshape(-1)
-    order = interleaved.argsort(stable=True)
-    start = torch.searchsorted(interleaved[order], torch.arange(groups + 1, device=device))
-    total = int(start[-1])
+    single = nodes == "coarse" or "hard_positive" not in samples
+    key = torch.where(keep, coarse_key, nowhere)
+    if not single:
+        # Interleaving by pixel before the stable sort leaves the pixels of a segment ascending.
+        key = torch.stack([key, true_key], dim=1).view(-1)
+    sorted_key, order = key.sort(stable=True)
+    start = torch.searchsorted(sorted_key, torch.arange(groups + 1, device=device))
+    # The one place where the host waits for the device. Without targets the last is the first.
+    *lengths, bad_coarse, bad_target = torch.cat(
+        [start[1:] - start[:-1], wrong[0].sum()[None], wrong[-1].sum()[None]]
+    ).tolist()
+    if bad_coarse:
+        _refuse(coarse, wrong[0], num_classes, None, "coarse_map")
+    if bad_target:
+        _refuse(target, wrong[1], num_classes, ignore_label, "target")
+    total = sum(lengths)
     order = order[:total]
-    slots = torch.full_like(interleaved, -1)
+    slots = torch.full_like(key, -1)
     slots[order] = torch.arange(total, device=device)
-
-    counts = (start[1:] - start[:-1]).view(num_classes, batch)
+    if single:
+        pixel, slots = order, torch.stack([slots, torch.full_like(slots, -1)], dim=1)
+    else:
+        pixel, slots = order // 2, slots.view(-1, 2)
+    counts = torch.tensor(lengths, dtype=torch.long).view(num_classes, batch)
     if agrees is None:
-        return NodeSet(order // 2, counts, slots.view(-1, 2), single=True)
+        return NodeSet(pixel, counts, slots, single=True)
 
     def count(mask: Tensor, keys: Tensor) -> Tensor:
         # bincount would synchronise to find its length; the length is known here.
@@ -261,11 +301,11 @@ def select_nodes(
         )
 
     return NodeSet(
-        order // 2,
+        pixel,
         counts,
-        slots.view(-1, 2),
+        slots,
         easy_positive=count(keep & agrees, coarse_key),
         hard_positive=count(hard_positive, true_key),
         hard_negative=count(keep & ~agrees, coarse_key),
-        single=nodes == "coarse" or "hard_positive" not in samples,
+        single=single,
     )

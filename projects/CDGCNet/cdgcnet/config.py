@@ -65,6 +65,8 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.AUX_CHANNELS = 256  # width of the auxiliary head
     cfg.MODEL.CDGC.DROPOUT = 0.1  # before every classifier
     cfg.MODEL.CDGC.ALIGN_CORNERS = True  # of every resize of logits and targets
+    # For debugging: stop at NaN or infinity in what the graph is given; costs time.
+    cfg.MODEL.CDGC.CHECK_FINITE = False
 
     cfg.MODEL.CDGC.LOSS = CfgNode()
     cfg.MODEL.CDGC.LOSS.COARSE_WEIGHT = 0.6  # alpha of Eq. 5

@@ -61,6 +61,8 @@ def check_cfg(cfg: CfgNode) -> None:
         cdgc.SAMPLES,
         f"a non-empty list out of {list(SAMPLES)}",
     )
+    finite = cdgc.CHECK_FINITE
+    _check(isinstance(finite, bool), "MODEL.CDGC.CHECK_FINITE", finite, "True or False")
     within("MODEL.CDGC.EASY_RATIO", cdgc.EASY_RATIO, 0.0, 1.0)
     within("MODEL.CDGC.DROPOUT", cdgc.DROPOUT, 0.0, 0.999)
     for key in ("CHANNELS", "AUX_CHANNELS", "TOPK"):

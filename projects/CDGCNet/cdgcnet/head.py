@@ -79,6 +79,7 @@ def _build_graph(cfg: CfgNode) -> CDGCModule:
         relu=cdgc.RELU,
         ignore_label=head.IGNORE_VALUE,
         align_corners=cdgc.ALIGN_CORNERS,
+        check_finite=cdgc.CHECK_FINITE,
     )
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all lint format
+.PHONY: help env demo test test-all bench bench-full lint format
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,22 @@ test: lint  ## lint, types and all tests but the slow ones
 
 test-all: lint  ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+# One thread: CPU time then is the work done. Tables go to benchmarks/results.
+BENCH := OMP_NUM_THREADS=1 $(RUN) -W ignore
+RESULTS := --output benchmarks/results
+
+bench: env  ## measure every claim on this CPU (about 20 minutes), tables in benchmarks/results
+	$(BENCH) benchmarks/bench_graph.py --rounds 4 $(RESULTS)
+	$(BENCH) benchmarks/bench_model.py --rounds 2 $(RESULTS)
+	$(BENCH) benchmarks/bench_loss.py $(RESULTS)
+	$(BENCH) benchmarks/bench_evaluation.py $(RESULTS)
+	$(BENCH) benchmarks/bench_dataloader.py $(RESULTS)
+	$(BENCH) benchmarks/bench_tta.py $(RESULTS)
+
+bench-full: env  ## measure the whole grid of graph and networks (hours); goes on where it stopped
+	$(BENCH) benchmarks/bench_graph.py --full --rounds 4 $(RESULTS)
+	$(BENCH) benchmarks/bench_model.py --full --rounds 4 $(RESULTS)
 
 lint: env  ## Ruff (rules and format) and mypy
 	$(RUN) -m ruff check .

@@ -416,7 +416,8 @@ def full_grid(rounds: int, setting: Setting, output: Path | None, suffix: str) -
                     rows += [[shape.title(), *row] for row in found]
     report(
         f"bench_graph_full{suffix}",
-        "The grid: time relative to the similarity graph, and extra memory",
+        "The grid: time relative to the similarity graph, and extra memory (cells measured at "
+        f"{kept.commits()})",
         ["cell", "module", "time / similarity graph", "extra memory"],
         rows,
         output,

@@ -347,6 +347,8 @@ def main() -> None:
         rows += found["rows"]
         claims += found["claims"]
     beside = mmseg_version() or NO_MMSEG
+    if kept is not None:
+        beside += f", cells measured at {kept.commits()}"
     best = f"“ours” is {SIMILARITY}, in inference in {LAST}"
     report(
         f"bench_model{suffix}",

@@ -172,18 +172,22 @@ class Cells:
 
     def __init__(self, path: Path):
         self.path = path
-        self.found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """The stored result of a cell, or that of ``make()``, stored at once."""
-        if name not in self.found:
+        """The stored result of a cell, or that of ``make()``, stored at once with its commit."""
+        if name not in self.kept:
             print(f"{name} …", flush=True)
-            self.found[name] = make()
+            self.kept[name] = {"commit": circumstances()["commit"], "result": make()}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             draft = self.path.with_suffix(".part")
-            draft.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(self.kept, indent=1) + "\n", encoding="utf-8")
             draft.replace(self.path)
-        return self.found[name]
+        return self.kept[name]["result"]
+
+    def commits(self) -> str:
+        """The commits that the cells were measured at."""
+        return ", ".join(sorted({cell["commit"] for cell in self.kept.values()}))
 
 
 def mebibytes(number: int) -> str:

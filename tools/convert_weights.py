@@ -1,10 +1,16 @@
 #!/usr/bin/env python
-"""Convert a torchvision ResNet state dict to Detectron2's parameter names.
+"""Convert an ImageNet ResNet to Detectron2's parameter names, and note where it is from.
 
     python tools/convert_weights.py resnet101.pth resnet101_d2.pth
+    python tools/convert_weights.py resnet50_caffe.pth resnet50_d2.pth --stride-in-1x1
+    python tools/convert_weights.py resnet50.pth resnet101_grown.pth --grow
 
-train_net.py reads torchvision files as they are (MODEL.WEIGHTS); the converted file is for other
-Detectron2 projects.
+Known by their keys: torchvision's ResNet-18 to -152; the deep stem 64-64-128 of MIT's and hszhao's
+PSPNets; OpenMMLab's v1c (32-32-64); Detectron2's own, R-52.pkl and R-103.pkl among them. A key that
+does not fit is an error. --grow makes a ResNet-101 of a ResNet-50 by 17 blocks that add zero.
+
+train_net.py reads all of these as they are (MODEL.WEIGHTS). From the converted file it also knows
+stem, mean, std and the position of the stride, and refuses a config that has others.
 """
 
 import argparse
@@ -14,11 +20,20 @@ from pathlib import Path
 
 import torch
 
-from cdgcnet.weights import convert_torchvision_resnet, is_torchvision_resnet
+from cdgcnet.files import replacing
+from cdgcnet.weight_formats import Provenance, convert_file
 
 
-def convert(source: Path, target: Path) -> int:
-    """Write {"model": {"backbone.…": tensor}} to ``target``; returns the number of tensors.
+def convert(source: Path, target: Path, **stated: object) -> tuple[int, Provenance]:
+    """Write {"model": {"backbone.…": tensor}, "provenance": …} to ``target``.
+
+    Args:
+        source: file of a known format.
+        target: new file.
+        stated: arguments of :func:`cdgcnet.weight_formats.convert_file`.
+
+    Returns:
+        The number of tensors, and what is known of them.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: on paths or contents that do not fit.
@@ -27,35 +42,45 @@ def convert(source: Path, target: Path) -> int:
         raise FileNotFoundError(f"{source}: there is no such file")
     if target.exists():
         raise FileExistsError(f"{target} exists; nothing was written")
-    try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for files that are no checkpoint
-        raise ValueError(f"{source}: not a file of tensors ({error})") from error
-    if not isinstance(state, dict) or not is_torchvision_resnet(state):
-        raise ValueError(
-            f"{source}: not a torchvision ResNet state dict (expected keys conv1.weight, layer1.…)"
-        )
-    model = {f"backbone.{k}": v for k, v in convert_torchvision_resnet(state).items()}
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: there is no folder {target.parent}")
-    beside = target.with_name(target.name + ".part")  # a killed run leaves no half target
-    torch.save({"model": model, "__author__": "torchvision"}, beside)
-    beside.replace(target)
-    return len(model)
+    state, provenance = convert_file(source, **stated)  # type: ignore[arg-type]
+    model = {f"backbone.{key}": value for key, value in state.items()}
+    content = {"model": model, "__author__": provenance.format, "provenance": provenance.stored()}
+    with replacing(target) as beside:  # a killed run leaves no half target
+        torch.save(content, beside)
+    return len(model), provenance
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="torchvision state dict (.pth)")
+    parser.add_argument("source", type=Path, help="state dict (.pth) or Detectron2's .pkl")
     parser.add_argument("target", type=Path, help="file to write (.pth)")
+    parser.add_argument(
+        "--stride-in-1x1", action="store_true", help="MSRA's and Caffe's; default: in the 3x3"
+    )
+    parser.add_argument("--channel-order", choices=("RGB", "BGR"), default="RGB")
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}", type=float, nargs=3, metavar="V", help="per channel, 0 to 255"
+        )
+    parser.add_argument("--grow", action="store_true", help="ResNet-50 to ResNet-101, zero blocks")
     args = parser.parse_args(argv)
     try:
-        count = convert(args.source, args.target)
+        count, provenance = convert(
+            args.source,
+            args.target,
+            channel_order=args.channel_order,
+            mean=args.mean,
+            std=args.std,
+            stride_in_1x1=args.stride_in_1x1,
+            grow=args.grow,
+        )
     except (OSError, ValueError) as error:
         parser.exit(1, f"convert_weights.py: error: {error}\n")
-    print(f"{count} tensors written to {args.target}")
+    print(f"{count} tensors written to {args.target}\n{provenance.line()}")
     return 0
 
 

@@ -8,23 +8,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
+from .weight_formats import Provenance, convert_names, recognise, unwrap
+
 # The last layer of an ImageNet classifier, as MSRA, Detectron2 and torchvision name it.
 _CLASSIFIER = re.compile(r"(^|\.)(fc\d*|linear|classifier|head)\.")
-_TORCHVISION_PARTS = (
-    (re.compile(r"^conv1\.(.+)$"), r"stem.conv1.\1"),
-    (re.compile(r"^bn1\.(.+)$"), r"stem.conv1.norm.\1"),
-    (re.compile(r"^(layer\d\.\d+)\.bn(\d)\.(.+)$"), r"\1.conv\2.norm.\3"),
-    (re.compile(r"^(layer\d\.\d+)\.downsample\.0\.(.+)$"), r"\1.shortcut.\2"),
-    (re.compile(r"^(layer\d\.\d+)\.downsample\.1\.(.+)$"), r"\1.shortcut.norm.\2"),
-)
 
 
 def is_torchvision_resnet(state: dict[str, Any]) -> bool:
     """Whether keys are those of torchvision's ResNets."""
-    return "conv1.weight" in state and any(k.startswith("layer1.") for k in state)
+    return recognise(state) == "torchvision"
 
 
 def convert_torchvision_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -33,25 +29,23 @@ def convert_torchvision_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: naming keys that are no part of a ResNet.
     """
-    converted = {}
-    unknown = []
-    for key, value in state.items():
-        if key.startswith("fc."):
-            continue
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{key}: expected a tensor, found {type(value).__name__}")
-        new = key
-        for pattern, replacement in _TORCHVISION_PARTS:
-            new = pattern.sub(replacement, new)
-        stage = re.match(r"^layer([1-4])\.(\d+\.(?:conv[123]|shortcut)\..+)$", new)
-        if stage:
-            new = f"res{int(stage[1]) + 1}.{stage[2]}"
-        elif not new.startswith("stem."):
-            unknown.append(key)
-        converted[new] = value.float() if value.is_floating_point() else value
-    if unknown:
-        raise ValueError(f"not keys of a torchvision ResNet: {', '.join(unknown[:5])}")
-    return converted
+    return convert_names(state, "torchvision")
+
+
+def read_provenance(path: str) -> Provenance | None:
+    """Where a weight file is from, if tools/convert_weights.py made it.
+
+    Args:
+        path: of a local file or an address, which says nothing.
+    """
+    if not path or "://" in path or Path(path).suffix == ".pkl":
+        return None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # no file of tensors, or of torch's old format that cannot be mapped
+        return None
+    stored = loaded.get("provenance") if isinstance(loaded, dict) else None
+    return Provenance.from_stored(stored) if stored else None
 
 
 def check_weights_path(path: str) -> None:
@@ -77,15 +71,27 @@ class StrictCheckpointer(DetectionCheckpointer):
             loaded = super()._load_file(filename)
         except Exception as error:  # torch and pickle raise many types for files of other kinds
             raise ValueError(f"{filename}: not a readable checkpoint ({error})") from error
-        state = loaded["model"]
-        if is_torchvision_resnet(state):
-            state = convert_torchvision_resnet(state)
+        if not isinstance(loaded["model"], dict):
+            found = type(loaded["model"]).__name__
+            raise ValueError(f"{filename}: expected a state dict, found {found}")
+        if isinstance(loaded["model"].get("state_dict"), dict):  # as OpenMMLab wraps it
+            loaded["model"] = unwrap(loaded["model"])
+        file_format = recognise(loaded["model"])
+        if file_format not in (None, "detectron2"):
+            state = convert_names(loaded["model"], file_format)
             loaded["model"] = {f"backbone.{key}": value for key, value in state.items()}
-            self.logger.info(f"Converted the torchvision ResNet in {filename}")
+            self.logger.info(
+                f"Converted the {file_format} ResNet in {filename}. The file does not tell the "
+                "position of its strides nor mean and std; tools/convert_weights.py states them"
+            )
         loaded["file"] = filename
         return loaded
 
     def _load_model(self, checkpoint: dict) -> Any:
+        if "provenance" in checkpoint:
+            provenance = Provenance.from_stored(checkpoint.pop("provenance"))
+            self.logger.info(f"Weights: {provenance.line()}")
+            provenance.check(self.model)
         has_head = any(key.startswith("sem_seg_head.") for key in checkpoint["model"])
         folded = not any(key.endswith("running_mean") for key in checkpoint["model"])
         incompatible = super()._load_model(checkpoint)  # takes "model" out of the checkpoint

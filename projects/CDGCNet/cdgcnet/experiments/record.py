@@ -1,6 +1,5 @@
 """What is kept of a finished row: one small JSON, never written twice."""
 
-import hashlib
 import json
 import math
 import platform
@@ -17,6 +16,8 @@ import detectron2
 import torch
 
 from ..files import replacing
+from ..weight_formats import name_of
+from ..weights import read_provenance
 
 ROOT = Path(__file__).resolve().parents[4]
 UNKNOWN = "not recorded"
@@ -126,7 +127,9 @@ def select_scores(results: dict[str, Any], *, tta: bool) -> dict[str, dict[str, 
 
 
 def name_weights(path: str, stride_in_1x1: bool) -> str:
-    """What a training starts from: file name and contents, in a line without folders.
+    """What a training starts from: file name, contents and provenance, in a line without folders.
+
+    So a number from a grown backbone says so.
 
     Raises:
         FileNotFoundError: naming a file that is not there (any more).
@@ -139,11 +142,9 @@ def name_weights(path: str, stride_in_1x1: bool) -> str:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {file.absolute()}")
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while part := opened.read(1 << 20):
-            digest.update(part)
-    return f"{file.name} (sha256 {digest.hexdigest()[:12]}){stride}"
+    provenance = read_provenance(path)
+    known = f": {provenance.line()}" if provenance else ""
+    return f"{name_of(file)}{known}{stride}"
 
 
 # ---------------------------------------------------------------- circumstances

@@ -143,8 +143,7 @@ def name_weights(path: str, stride_in_1x1: bool) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {file.absolute()}")
     provenance = read_provenance(path)
-    known = f": {provenance.line()}" if provenance else ""
-    return f"{name_of(file)}{known}{stride}"
+    return name_of(file) + (f": {provenance.line()}" if provenance else stride)
 
 
 # ---------------------------------------------------------------- circumstances

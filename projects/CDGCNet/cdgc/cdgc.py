@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from .adjacency import segment_attention, segment_topk_attention
-from .gather import Segments, coarse_nodes, nodes_to_pixels, pixels_to_nodes
+from .gather import (
+    Segments,
+    coarse_nodes,
+    in_layout_of,
+    map_to_rows,
+    nodes_to_pixels,
+    pixels_to_nodes,
+    rows_to_map,
+)
 from .graph_conv import class_linear
 from .nodes import (
     SAMPLES,
@@ -318,15 +326,14 @@ class CDGCModule(nn.Module):
             )
         if self.check_finite:
             _check_finite("x", x)
-        pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B*N, C)
+        pixels = map_to_rows(x)  # (B*N, C)
         counts = nodes.counts.tolist()
         if self.edges == "uniform":
             merged = self._reason_uniform(pixels, nodes, counts)
         else:
             merged = self._reason_similar(pixels, nodes, counts)
-        merged = merged + self.merge_bias.to(merged.dtype)
-        merged = merged.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return self.relu(self.norm(merged))
+        merged = merged.add_(self.merge_bias.to(merged.dtype))
+        return in_layout_of(x, self.relu(self.norm(rows_to_map(merged, x))))
 
     def forward(
         self,

@@ -9,6 +9,7 @@ import argparse
 import gc
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import subprocess
@@ -121,6 +122,9 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any) -> int:
     Args:
         prepare: importable; called in the child with ``args``, returns the function to measure.
     """
+    # Large blocks go back to the system when they are freed: the peak then is what was in use, not
+    # what glibc kept or could not reuse, which varies by some percent from run to run.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(prepare, args, theirs))
@@ -132,6 +136,7 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any) -> int:
         raise RuntimeError(f"{prepare} {args} did not finish: see its message above") from None
     finally:
         process.join()
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
 
 
 def peak_device_memory(function: Callable[[], Any]) -> int:

@@ -23,7 +23,15 @@ from typing import Any
 from tqdm import tqdm
 
 from cdgcnet.experiments.record import ROOT, load_records
-from cdgcnet.experiments.rows import GROUPS, Row, config_hash, find_rows, row_config, row_text
+from cdgcnet.experiments.rows import (
+    GROUPS,
+    Row,
+    changes_measurement,
+    config_hash,
+    find_rows,
+    row_config,
+    row_text,
+)
 from cdgcnet.experiments.runs import (
     TTA,
     Job,
@@ -38,8 +46,6 @@ CONFIGS = ROOT / "configs" / "experiments"
 PROFILES = ("paper", "camvid", "camvid_cpu", "tiny")
 ASPP = "control_03_aspp"
 _TITLES = {"control": "Controls", "peer": "Peers", "ext": "Extensions"}
-# They place a run or say what it starts from; they do not change the rows.
-_PLACING = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.RESNETS.STRIDE_IN_1X1")
 
 
 class Progress:
@@ -135,7 +141,7 @@ def render(args: argparse.Namespace, records: dict) -> list[Path]:
     folder = CONFIGS / args.profile
     rows = find_rows(folder, args.table)
     pairs = list(zip(args.opts[::2], args.opts[1::2], strict=True))
-    changed = [x for key, value in pairs if key not in _PLACING for x in (key, value)]
+    changed = [x for key, value in pairs if changes_measurement(key) for x in (key, value)]
     suffix = "" if args.split == "val" else f"-{args.split}"
     if changed:
         suffix += "-" + hashlib.blake2b(repr(changed).encode(), digest_size=3).hexdigest()
@@ -215,7 +221,8 @@ def check_start(workshop: Workshop, jobs: Sequence[Job], profile: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser, args = parse(argv)
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the training is ended too
+        signal.signal(number, _stop)
     try:
         check_arguments(args)
         rows = find_rows(CONFIGS / args.profile, args.table, args.rows)

@@ -165,6 +165,12 @@ def test_only_the_last_checkpoint_of_a_finished_training_is_kept(runner):
     assert [p.name for p in folder.glob("*.pth")] == ["model_final.pth"]
 
 
+def test_overrides_without_effect_leave_the_table_its_name(runner):
+    runner("table1", "--rows", "baseline", "--opts", "DATALOADER.NUM_WORKERS", 1)
+    assert runner.table("table1")["ResNet baseline"][1] == "50.00 (1)"
+    assert "Changed" not in (runner.results / "tiny" / "table1.md").read_text()
+
+
 def test_rows_of_one_config_share_a_run(runner):
     runner("table3", "--rows", "aspp", "sim")
     runner("table2", "--rows", "aspp")
@@ -421,6 +427,16 @@ def test_records_from_different_weights_are_never_mixed(runner, capsys):
     out = runner("table1", "--rows", "plain", *opts, code=1)
     assert "resnet.pth (sha256 d9298a10d1b0)" in out and "random weights" in out
     assert len(runner.starts()) == 1
+
+
+def test_a_run_by_hand_from_other_weights_is_no_record(runner):
+    weights = runner.folder / "resnet.pth"
+    weights.write_bytes(b"other")
+    runner("table1", "--rows", "baseline", "--opts", "MODEL.WEIGHTS", weights)
+    shutil.rmtree(runner.results)
+    runner("table1", "--rows", "plain")
+    assert "resnet.pth" in runner("table1", "--rows", "baseline", code=1)
+    assert len(runner.records()) == 1  # readable, of one kind
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"row": 1}'])

@@ -2,12 +2,14 @@
 
 import fcntl
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from .record import ROOT, UNKNOWN, circumstances
 
 POLL_SECONDS = 0.5
+GRACE_SECONDS = 30
 LAUNCHES = "launches.json"
 
 
@@ -40,6 +43,12 @@ def train_command(config: Path, options: Sequence[str], num_gpus: int = 1) -> li
     return [*script, "--config-file", str(config), *gpus, *options]
 
 
+def _signal(child: subprocess.Popen, number: int) -> None:
+    """A signal to a process and all its children."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
+
+
 def run_process(
     command: Sequence[str],
     log: Path,
@@ -59,22 +68,27 @@ def run_process(
     """
     with log.open("ab") as output:
         child = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, pass_fds=inherit
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            pass_fds=inherit,
+            start_new_session=True,  # so that its own children can be ended with it
         )
-    timed_out = False
+    ends, timed_out = math.inf if deadline is None else deadline, False
     try:
         while True:
             # The child's own figures: getrusage would give the largest of all children so far.
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
                 break
-            if deadline is not None and time.monotonic() > deadline and not timed_out:
-                timed_out = True
-                child.terminate()
+            if time.monotonic() > ends:
+                _signal(child, signal.SIGKILL if timed_out else signal.SIGTERM)
+                ends, timed_out = time.monotonic() + GRACE_SECONDS, True
             poll()
             time.sleep(POLL_SECONDS)
     except BaseException:
-        child.kill()
+        _signal(child, signal.SIGKILL)
         child.wait()
         raise
     child.returncode = os.waitstatus_to_exitcode(status)

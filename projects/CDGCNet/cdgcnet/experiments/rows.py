@@ -84,6 +84,11 @@ def read_row(path: Path) -> Row:
     return Row(path, group, found["label"], paper)
 
 
+def changes_measurement(key: str) -> bool:
+    """Whether a config key has a part in what a row measures."""
+    return not key.startswith(_FREE)
+
+
 def find_rows(folder: Path, group: str, names: Sequence[str] = ()) -> list[Row]:
     """The rows of a table, or of all.
 

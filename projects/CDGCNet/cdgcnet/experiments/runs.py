@@ -279,13 +279,17 @@ class Workshop:
         begun = stored_config(folder)
         name = _weights_of(begun) if begun else None
         if not self._trained(folder):
-            res = job.cfg.MODEL
-            asked = name_weights(res.WEIGHTS, res.RESNETS.STRIDE_IN_1X1)
+            model = job.cfg.MODEL
+            asked = name_weights(model.WEIGHTS, model.RESNETS.STRIDE_IN_1X1)
             if name not in (None, asked):
                 raise ValueError(
                     f"MODEL.WEIGHTS: {asked}, but the training in {folder} began with {name}"
                 )
             name = asked
+        assert name is not None  # a finished training has a config.yaml
+        self._compare_weights(name)
+
+    def _compare_weights(self, name: str) -> None:
         for record in self.records.values():
             if record.weights != name:
                 raise ValueError(
@@ -347,6 +351,8 @@ class Workshop:
     def _record(self, job: Job, folder: Path, found: Found) -> None:
         config = stored_config(folder)
         assert config is not None
+        weights = _weights_of(config)
+        self._compare_weights(weights)
         launches = read_launches(folder)
         cost = self._cost(folder)
         peaks = [n["peak_memory"] for n in launches if "peak_memory" in n]
@@ -358,13 +364,13 @@ class Workshop:
             hash=job.hash,
             seed=job.seed,
             overrides=_told(job.overrides),
-            weights=_weights_of(config),
+            weights=weights,
             scores=found.scores[job.hash],
             cost=cost,
             circumstances=self._circumstances(folder, found.folder),
         )
         save_record(self.results, record)
-        self.records = load_records(self.results)
+        self.records[record.hash, record.seed] = record
         if launches and self._trained(folder):  # a folder of the runner's own: the last one stays
             for checkpoint in folder.glob("model_[0-9]*.pth"):
                 checkpoint.unlink()

@@ -379,6 +379,13 @@ def test_one_seed_has_no_error_and_beats_nothing(runner):
     assert runner.table("table3")["sim"][5] == "+49.00, one seed"
 
 
+def test_a_loss_is_told_as_one(runner):
+    runner.plan(scores={"table3_02_sim": [48.0, 48.5]})
+    runner("control", "--rows", "aspp_ohem", "--seeds", 2)
+    runner("table3", "--rows", "sim", "--seeds", 2)
+    assert runner.table("table3")["sim"][5] == "−1.75 ± 0.25, falls behind"
+
+
 def test_only_seeds_in_common_are_compared(runner):
     runner.plan(scores={"control_03_aspp": [10, 20, 30], "table3_02_sim": [11, 21, 99]})
     runner("control", "--rows", "control_03", "--seeds", 2)

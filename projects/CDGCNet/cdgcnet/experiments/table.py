@@ -119,7 +119,8 @@ def cells(line: Line, controls: Sequence[Line], aspp: Line | None) -> list[str]:
     if line.hash in {c.hash for c in controls}:
         against = "control" if line.records else ""
     elif (found := best_control(line, controls)) is not None:
-        against = f"{'+' if found[1].mean > 0 else ''}{found[1]}, {verdict(found[1])}"
+        sign = "+" if found[1].mean > 0 else ""
+        against = f"{sign}{found[1]}, {verdict(found[1])}".replace("-", "−")
     parameters = _shared_cost(line.records, "parameters")
     flops = _shared_cost(line.records, "gflops")
     memory = _shared_cost(line.records, "peak_memory")
@@ -180,7 +181,8 @@ reports, on its own data. *mIoU* is the row's own evaluation; *coarse* and *refi
 pass, *TTA* is the same network with scales and flip. *− best control*: mean ± standard error of the
 differences to the best control at the same seeds; "beats" and "falls behind" mean by more than two
 standard errors. GFLOPs: multiply-adds for one real image of the crop's size.
-s/iter only as a ratio to the ASPP row on the same hardware. Empty: not measured."""
+s/iter is a ratio to the ASPP row's run on the same hardware; a busy machine shows in it. Empty: not
+measured."""
 
 
 def write_markdown(
@@ -239,6 +241,7 @@ def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Seque
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     count = len(lines)
     figure = Figure(figsize=(9, 1.2 + 0.3 * count), layout="constrained", dpi=150)
@@ -251,6 +254,8 @@ def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Seque
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8)
+        axis.margins(x=0.15)
+        axis.xaxis.set_major_locator(MaxNLocator(6))
         for side in ("top", "right", "left"):
             axis.spines[side].set_visible(False)
     paper.set_yticks(list(places), [line.row.label for line in lines], fontsize=8)
@@ -280,8 +285,9 @@ def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Seque
             "best control",
             (max(levels), 0),
             xycoords=("data", "axes fraction"),
-            xytext=(3, 3),
+            xytext=(-3, 3),
             textcoords="offset points",
+            ha="right",
             fontsize=7,
             color="#b4431f",
         )

@@ -116,7 +116,7 @@ def test_the_hardest_class_is_hard_for_its_size():
 
 
 def test_affinity_by_hand():
-    # Two groups; centred they are (1, 0) and (-1, 0).
+    # Two groups; standardised they are (1, 0) and (-1, 0), the second channel being constant.
     features = torch.tensor([[[3.0, 3.0], [1.0, 1.0]], [[5.0, 5.0], [5.0, 5.0]]])
     members = torch.tensor([[True, False], [False, False]])
     assert torch.allclose(class_affinity(features, members), torch.tensor([[1.0, 1], [-1, -1]]))
@@ -132,6 +132,8 @@ def test_boxes():
     assert left <= 70 and left + 10 >= 76 and top <= 40 and top + 10 >= 46
     # Grown by three pixels, a fiftieth of the width being less.
     assert group_boxes(marked) == [(67, 37, 12, 12), (17, 7, 10, 10)]
+    marked[40:44, 80:84] = True  # its rectangle, 77 to 87, meets that of 67 to 79
+    assert group_boxes(marked, 3) == [(67, 37, 20, 12), (17, 7, 10, 10)]
 
 
 # ---------------------------------------------------------------- the command

@@ -100,12 +100,13 @@ def _colored(labels: np.ndarray, metadata: Metadata) -> np.ndarray:
     return np.asarray(label_image(labels, class_colors(metadata)).convert("RGB"))
 
 
-def _note(axis: Axes, text: str) -> None:
-    """A small line of text in the lower left corner of a picture."""
+def _note(axis: Axes, text: str, columns: int) -> None:
+    """A small line of text in the lower left corner of one of ``columns`` pictures."""
+    fits = int(WIDTH / columns * 72 / (6 * 0.58)) - 2  # a letter of 6 points is 0.58 as wide
     axis.text(
         0.012,
         0.02,
-        text,
+        text if len(text) <= fits else text[: fits - 1] + "…",
         transform=axis.transAxes,
         fontsize=6,
         color="white",
@@ -168,7 +169,7 @@ def draw_sampling(
         _show(left, seen.image)
         mask = seen.truth == label
         _outline(left, mask, (1.6, 0.8))
-        _note(left, f"{names[label]}, {seen.name}")
+        _note(left, f"{names[label]}, {seen.name}", 2)
         # Paler, so that the marks stand out from a picture that has all colours.
         _show(right, cv2.addWeighted(seen.image, 0.25, _grey(seen.image), 0.4, 55))
         _outline(right, mask, (0.0, 0.6))
@@ -187,7 +188,8 @@ def draw_sampling(
                 zorder=3,
                 **NODE_STYLE[kind],
             )
-        _note(right, ", ".join(f"{len(places)} {kind}" for kind, places in found.items()))
+        counts = ", ".join(f"{len(places)} {kind}" for kind, places in found.items())
+        _note(right, counts, 2)
     said = {EASY: "both agree", HARD_POSITIVE: "missed", HARD_NEGATIVE: "taken for the class"}
     handles = [
         Line2D(
@@ -216,7 +218,7 @@ def group_boxes(marked: np.ndarray, count: int = 2) -> list[tuple[int, int, int,
 
     Returns:
         (left, top, width, height), largest group first; groups closer than a fiftieth of the
-        image's width are one.
+        image's width are one, and so are rectangles that overlap.
     """
     height, width = marked.shape
     reach = max(3, width // 50) | 1
@@ -231,7 +233,24 @@ def group_boxes(marked: np.ndarray, count: int = 2) -> list[tuple[int, int, int,
         right = min(int(columns.max()) + reach + 1, width)
         bottom = min(int(rows.max()) + reach + 1, height)
         boxes.append((len(rows), (left, top, right - left, bottom - top)))
-    return [box for _, box in sorted(boxes, reverse=True)[:count]]
+    chosen: list[tuple[int, int, int, int]] = []
+    for _, box in sorted(boxes, reverse=True)[:count]:
+        overlapping = [other for other in chosen if _meet(box, other)]
+        for other in overlapping:
+            chosen.remove(other)
+            box = _union(box, other)
+        chosen.append(box)
+    return chosen
+
+
+def _meet(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    across = a[0] < b[0] + b[2] and b[0] < a[0] + a[2]
+    return across and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+
+
+def _union(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    left, top = min(a[0], b[0]), min(a[1], b[1])
+    return left, top, max(a[0] + a[2], b[0] + b[2]) - left, max(a[1] + a[3], b[1] + b[3]) - top
 
 
 def densest_boxes(marked: np.ndarray, count: int = 3) -> list[tuple[int, int, int, int]]:
@@ -339,7 +358,8 @@ def draw_comparison(
 def class_affinity(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     """Cosine of each node's feature with the mean feature of a class's nodes.
 
-    Features are centred first: after a ReLU all point into one octant and any two are similar.
+    Channels are standardised first: after a ReLU all features point into one octant and any two are
+    similar, and a few strong channels would hide the others.
 
     Args:
         features: (C, h, w).
@@ -348,9 +368,10 @@ def class_affinity(features: torch.Tensor, members: torch.Tensor) -> torch.Tenso
     Returns:
         (h, w) in [-1, 1].
     """
-    centred = features - features.mean(dim=(1, 2), keepdim=True)
-    center = centred[:, members].mean(dim=1)
-    return F.cosine_similarity(centred, center[:, None, None], dim=0)
+    spread, mean = torch.std_mean(features, dim=(1, 2), keepdim=True, correction=0)
+    standard = (features - mean) / spread.clamp_min(1e-6)
+    center = standard[:, members].mean(dim=1)
+    return F.cosine_similarity(standard, center[:, None, None], dim=0)
 
 
 def draw_features(
@@ -395,7 +416,7 @@ def draw_features(
         if not members.any():
             raise ValueError(f"{o.name}: no node of class {names[label]}; choose another class")
         _show(row[0], o.image)
-        _note(row[0], f"{names[label]}, {o.name}")
+        _note(row[0], f"{names[label]}, {o.name}", len(titles))
         height, width = o.image.shape[:2]
         for axis, features in zip(row[1:3], (o.before, o.after), strict=True):
             affinity = F.interpolate(

@@ -27,7 +27,7 @@ RESULTS := --output benchmarks/results
 
 bench: env  ## measure every claim on this CPU (about 20 minutes), tables in benchmarks/results
 	$(BENCH) benchmarks/bench_graph.py --rounds 4 $(RESULTS)
-	$(BENCH) benchmarks/bench_model.py --rounds 2 $(RESULTS)
+	$(BENCH) benchmarks/bench_model.py --rounds 3 $(RESULTS)
 	$(BENCH) benchmarks/bench_loss.py $(RESULTS)
 	$(BENCH) benchmarks/bench_evaluation.py $(RESULTS)
 	$(BENCH) benchmarks/bench_dataloader.py $(RESULTS)

@@ -13,6 +13,7 @@ where a cell does not say otherwise. Real class maps are labels of CamVid and VO
 DETECTRON2_DATASETS and those given with ``--labels``. Peers are mmsegmentation's where installed.
 """
 
+import itertools
 import math
 import os
 import sys
@@ -407,21 +408,20 @@ def grid_cell(shape: Cell, rounds: int, setting: Setting) -> list[list[str]]:
 def full_grid(rounds: int, setting: Setting, output: Path | None, suffix: str) -> None:
     path = (output or Path("benchmarks/results")) / "cells" / f"bench_graph{suffix}.json"
     kept, rows = Cells(path), []
-    for backward in (False, True):
-        for channels in (128, 256, 512):
-            for side in (33, 65, 97):
-                for num_classes in (19, 21, 171):
-                    shape = Cell("", side, num_classes, channels, backward)
-                    found = kept.get(shape.title(), partial(grid_cell, shape, rounds, setting))
-                    rows += [[shape.title(), *row] for row in found]
-    report(
-        f"bench_graph_full{suffix}",
-        "The grid: time relative to the similarity graph, and extra memory (cells measured at "
-        f"{kept.commits()})",
-        ["cell", "module", "time / similarity graph", "extra memory"],
-        rows,
-        output,
-    )
+    shapes = itertools.product((False, True), (128, 256, 512), (33, 65, 97), (19, 21, 171))
+    for backward, channels, side, num_classes in shapes:
+        shape = Cell("", side, num_classes, channels, backward)
+        found = kept.get(shape.title(), partial(grid_cell, shape, rounds, setting))
+        rows += [[shape.title(), *row] for row in found]
+        # After each cell: an interrupted run leaves the table of what it has.
+        report(
+            f"bench_graph_full{suffix}",
+            "The grid: time relative to the similarity graph, and extra memory (cells measured at "
+            f"{kept.commits()})",
+            ["cell", "module", "time / similarity graph", "extra memory"],
+            rows,
+            output,
+        )
 
 
 # ---------------------------------------------------------------- command line

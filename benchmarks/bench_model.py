@@ -341,29 +341,36 @@ def main() -> None:
     path = (args.output or Path("benchmarks/results")) / "cells" / f"bench_model{suffix}.json"
     kept = Cells(path) if args.full else None
     rows, claims = [], []
+
+    def publish() -> None:
+        beside = mmseg_version() or NO_MMSEG
+        if kept is not None:
+            beside += f", cells measured at {kept.commits()}"
+        best = f"“ours” is {SIMILARITY}, in inference in {LAST}"
+        report(
+            f"bench_model{suffix}",
+            f"Whole networks, ResNet-101, output stride 8 ({beside}); {best}",
+            ["cell", "network", f"time / {BASE}", "ours / it: time", "extra memory"],
+            rows,
+            args.output,
+        )
+        report(
+            f"bench_model_claims{suffix}",
+            "Claims on whole networks",
+            ["cell", "found", "target", ""],
+            claims,
+            args.output,
+        )
+
     for setting in settings(args.device, args.dtype, args.compile, args.full):
         make = partial(compare, setting, args.rounds)
         found = make() if kept is None else kept.get(title(setting), make)
         rows += found["rows"]
         claims += found["claims"]
-    beside = mmseg_version() or NO_MMSEG
-    if kept is not None:
-        beside += f", cells measured at {kept.commits()}"
-    best = f"“ours” is {SIMILARITY}, in inference in {LAST}"
-    report(
-        f"bench_model{suffix}",
-        f"Whole networks, ResNet-101, output stride 8 ({beside}); {best}",
-        ["cell", "network", f"time / {BASE}", "ours / it: time", "extra memory"],
-        rows,
-        args.output,
-    )
-    report(
-        f"bench_model_claims{suffix}",
-        "Claims on whole networks",
-        ["cell", "found", "target", ""],
-        claims,
-        args.output,
-    )
+        if args.full:  # an interrupted run leaves the table of what it has
+            publish()
+    if not args.full:
+        publish()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .files import replacing
-from .visualize import IGNORE_COLOR, class_colors, label_image
+from .visualize import class_colors, label_image
 
+IGNORED = (225, 225, 225)  # black is a class of VOC
 FIXED, BROKEN, WRONG = (0, 158, 60), (214, 39, 40), (245, 190, 65)
 # Above this many classes a cell is too small for a number.
 _WITH_NUMBERS = 30
@@ -157,7 +158,9 @@ def write_image(
         axis.set_title(name, fontsize=10)
         if panel.ndim == 2:
             seen |= set(np.unique(panel).tolist())
-            panel = np.asarray(label_image(panel, colors).convert("RGB"))
+            ignored = panel == ignore_label
+            panel = np.array(label_image(panel, colors).convert("RGB"))
+            panel[ignored] = IGNORED
         axis.imshow(panel, interpolation="nearest")
     handles = [
         Patch(facecolor=_unit(colors[i]), label=metadata.stuff_classes[i])
@@ -165,7 +168,7 @@ def write_image(
         if i < len(colors)
     ]
     if ignore_label in seen:
-        handles.append(Patch(facecolor=_unit(IGNORE_COLOR), label="ignored"))
+        handles.append(Patch(facecolor=_unit(IGNORED), edgecolor="black", label="ignored"))
     marks = {"wrong": WRONG}
     if coarse is not None:
         marks = {"fixed": FIXED, "broken": BROKEN, "wrong before and after": WRONG}

@@ -40,6 +40,7 @@ def _scan(
     Returns:
         -log p(target) (B, H, W), and the gradient (B, M, h, w) of Σ weight * -log p(target).
     """
+    logits = logits.contiguous()  # channels_last would be copied at every product
     classes, h, w = logits.shape[1:]
     height, width = targets.shape[1:]
     weight = None if weight is None else weight.to(logits.dtype)

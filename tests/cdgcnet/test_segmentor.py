@@ -12,6 +12,8 @@ from cdgc.nodes import node_positions
 from cdgcnet import CDGCSegmentor, postprocess
 
 STOCK = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor"}
+# The layout of the stock model, so that both round alike.
+CONTIGUOUS = {"MODEL.CHANNELS_LAST": False}
 SIZES = [(97, 131), (375, 500), (520, 520), (1, 1), (7, 3), (65, 33), (8, 8), (769, 769)]
 OUTPUTS = [None, (64, 80), (1, 1), (200, 120)]
 
@@ -21,7 +23,7 @@ def pair(tiny_cfg, build):
     """Native and stock model with the same weights, for both kinds of resize."""
 
     def make(align_corners):
-        changes = {"MODEL.CDGC.ALIGN_CORNERS": align_corners}
+        changes = {"MODEL.CDGC.ALIGN_CORNERS": align_corners, **CONTIGUOUS}
         native = build(tiny_cfg(changes))
         stock = build_model(tiny_cfg({**changes, **STOCK})).eval()
         stock.load_state_dict(native.state_dict())
@@ -73,7 +75,7 @@ def test_state_dicts_are_interchangeable(pair):
     ids=lambda o: ",".join(str(v) for v in o.values()),
 )
 def test_native_equals_stock_for_other_heads(tiny_cfg, build, make_batch, options):
-    native = build(tiny_cfg(options))
+    native = build(tiny_cfg({**options, **CONTIGUOUS}))
     stock = build_model(tiny_cfg({**options, **STOCK})).eval()
     stock.load_state_dict(native.state_dict())
     batch = make_batch((97, 131))
@@ -85,7 +87,7 @@ def test_native_equals_stock_for_other_heads(tiny_cfg, build, make_batch, option
 def test_same_losses_for_a_batch_of_one_size(tiny_cfg, make_batch):
     batch = make_batch((41, 57), (41, 57))
     losses = []
-    for changes in ({}, STOCK):
+    for changes in (CONTIGUOUS, STOCK):
         torch.manual_seed(0)
         losses.append(build_model(tiny_cfg(changes)).train()(batch))
     assert {k: v.item() for k, v in losses[0].items()} == {
@@ -341,7 +343,7 @@ def test_windows_by_hand(tiny_cfg, build, make_batch, output):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("SLIDE.ENABLED", True), ("PRECISION", "bf16"), ("CHANNELS_LAST", True)],
+    [("SLIDE.ENABLED", True), ("PRECISION", "bf16")],
 )
 def test_only_the_native_segmentor_knows_these_keys(tiny_cfg, key, value):
     # Detectron2's would ignore them.
@@ -378,8 +380,8 @@ def test_training_keeps_its_precision(tiny_cfg, make_batch):
 
 
 def test_channels_last_is_the_same_function(tiny_cfg, build, make_batch):
-    plain = build(tiny_cfg())
-    packed = build(tiny_cfg({"TEST.CHANNELS_LAST": True}))
+    plain = build(tiny_cfg({"MODEL.CHANNELS_LAST": False}))
+    packed = build(tiny_cfg())
     packed.load_state_dict(plain.state_dict())
     convolution = next(m for m in packed.modules() if isinstance(m, torch.nn.Conv2d))
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
@@ -387,6 +389,17 @@ def test_channels_last_is_the_same_function(tiny_cfg, build, make_batch):
     with torch.no_grad():
         expected, found = plain(batch)[0]["sem_seg"], packed(batch)[0]["sem_seg"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    # In training too: losses and the gradient of the first convolution.
+    batch = make_batch((33, 49), (33, 49))
+    results = []
+    for model in (plain.train(), packed.train()):
+        torch.manual_seed(0)
+        losses = model(batch)
+        sum(losses.values()).backward()
+        first = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+        results.append({**losses, "gradient": first.weight.grad})
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_prediction_in_training_mode(tiny_cfg, make_batch):

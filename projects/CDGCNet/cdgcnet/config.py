@@ -38,6 +38,9 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.ASPP_DILATIONS = [12, 24, 36]  # DeepLabv3 at output stride 8
     cfg.MODEL.SEM_SEG_HEAD.ASPP_CHANNELS = 256
 
+    # Memory layout of convolutions and activations, in training and inference (CDGCSegmentor).
+    cfg.MODEL.CHANNELS_LAST = True
+
     cfg.MODEL.CDGC = CfgNode()
     # False leaves the basic network alone (Tables 1-3, rows without CDGC).
     cfg.MODEL.CDGC.ENABLED = True
@@ -117,7 +120,6 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.TEST.SLIDE.CROP = [769, 769]  # height, width in pixels of the network's input
     cfg.TEST.SLIDE.STRIDE = [513, 513]
     cfg.TEST.PRECISION = "fp32"  # or "bf16", "fp16": autocast of backbone and head
-    cfg.TEST.CHANNELS_LAST = False
     # Where probabilities are summed up (TTA, sliding window): "model" is the model's device.
     cfg.TEST.ACCUMULATE = CfgNode()
     cfg.TEST.ACCUMULATE.DEVICE = "model"  # or "cpu"

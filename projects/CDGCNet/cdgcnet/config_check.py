@@ -201,7 +201,6 @@ def check_cfg(cfg: CfgNode) -> None:
         for key, value, plain in (
             ("TEST.SLIDE.ENABLED", slide.ENABLED, False),
             ("TEST.PRECISION", cfg.TEST.PRECISION, "fp32"),
-            ("TEST.CHANNELS_LAST", cfg.TEST.CHANNELS_LAST, False),
         ):
             _check(
                 value == plain,

@@ -76,7 +76,7 @@ class CDGCSegmentor(nn.Module):
             slide: windows that inference goes through; None for whole images.
             precision: of the network in inference, "fp32", "bf16" or "fp16" (autocast). Scores
                 are float32 from the head on.
-            channels_last: keep activations in this layout in inference, and convolutions always.
+            channels_last: keep convolutions and activations in this layout.
             accumulate: where windows are summed up; None for the model's device in float32.
         """
         super().__init__()
@@ -106,7 +106,7 @@ class CDGCSegmentor(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "slide": Slide.from_config(cfg),
             "precision": cfg.TEST.PRECISION,
-            "channels_last": cfg.TEST.CHANNELS_LAST,
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
             "accumulate": Place.from_config(cfg),
         }
 
@@ -125,6 +125,11 @@ class CDGCSegmentor(nn.Module):
                 )
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+    def _in_layout(self, images: Tensor) -> Tensor:
+        if self.channels_last:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Losses in training, else what :meth:`inference` returns.
@@ -151,7 +156,7 @@ class CDGCSegmentor(nn.Module):
             self.backbone.size_divisibility,
             head.ignore_value,
         ).tensor
-        features = self.backbone(images.tensor)
+        features = self.backbone(self._in_layout(images.tensor))
         output = head.layers(features, targets, self._valid(images, features))
         log_node_shares(output.nodes)
         return head.losses(output, targets)
@@ -224,9 +229,7 @@ class CDGCSegmentor(nn.Module):
     def _whole(self, images: ImageList, labels: Tensor | None, diagnose: bool) -> list[Prediction]:
         """Predict images of one size in one forward; labels (B, H, W)."""
         head = self.sem_seg_head
-        tensor = images.tensor
-        if self.channels_last:
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        tensor = self._in_layout(images.tensor)
         if labels is not None:
             padding = (0, tensor.shape[3] - labels.shape[2], 0, tensor.shape[2] - labels.shape[1])
             labels = F.pad(labels, padding, value=head.ignore_value)
@@ -243,7 +246,7 @@ class CDGCSegmentor(nn.Module):
             Prediction(
                 {name: scores[row].float() for name, scores in kept.items() if scores is not None},
                 True,
-                Sizes(tuple(tensor.shape[-2:]), size, size),
+                Sizes((tensor.shape[2], tensor.shape[3]), size, size),
                 None if counts is None else counts[:, row],
             )
             for row in range(len(tensor))

@@ -444,6 +444,7 @@ REACHES = [
     ("MODEL.CDGC.TOPK", 3, "graph.topk"),
     ("MODEL.CDGC.TOPK_WEIGHTS", "equal", "graph.topk_weights"),
     ("MODEL.CDGC.ALIGN_CORNERS", False, "graph.align_corners"),
+    ("MODEL.CDGC.CHECK_FINITE", True, "graph.check_finite"),
     ("MODEL.CDGC.LOSS.PLAIN", "ohem", "plain_loss"),
     ("MODEL.CDGC.ALIGN_CORNERS", False, "align_corners"),
     ("MODEL.CDGC.FUSION", "sum", "fusion"),

@@ -32,6 +32,7 @@ def config(depth: int, *overrides):
     keys += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64 if depth == 18 else 256]
     keys += ["MODEL.SEM_SEG_HEAD.NORM", "BN", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 8]
     keys += ["MODEL.CDGC.NORM", "BN", "MODEL.CDGC.CHANNELS", 8, "MODEL.CDGC.AUX_CHANNELS", 8]
+    keys += ["MODEL.CHANNELS_LAST", False]  # torchvision's layout, so that both round alike
     # The classification net itself: stride 32, no dilation.
     keys += ["MODEL.RESNETS.RES4_DILATION", 1, "MODEL.RESNETS.RES5_DILATION", 1, *overrides]
     return load_cfg("", keys)

@@ -23,6 +23,7 @@ _FREE = (
     "DATALOADER.NUM_WORKERS",
     "DATASETS.CHECK",
     "INPUT.CACHE",
+    "MODEL.CHANNELS_LAST",  # of rounding and time only
     "MODEL.DEVICE",
     "MODEL.RESNETS.STRIDE_IN_1X1",
     "MODEL.WEIGHTS",
@@ -31,10 +32,10 @@ _FREE = (
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.RECIPE_",
     "TEST.BOUNDARY_RATIO",
+    "TEST.CHANNELS_LAST",  # the same key's earlier name, in the configs of finished runs
     "TEST.EVAL_PERIOD",
     "TEST.EXPECTED_RESULTS",
     "TEST.ORACLE",
-    "TEST.PICTURES",
     "TEST.RESUME",
     "TEST.SAVE_",
     "TEST.WORST_IMAGES",

@@ -20,12 +20,11 @@ from .datasets.cityscapes_classes import NAMES as CITYSCAPES_NAMES
 from .ground_truth import read_ground_truth
 from .image_record import ImageRecord, count_image, to_sparse, total
 from .metrics import boundary_metrics, graph_metrics, node_metrics, segmentation_metrics
-from .segmentor import CDGCSegmentor
+from .segmentor import LABEL_KEYS, CDGCSegmentor
 from .tta import SemanticSegmentorWithTTA
 
 # Prediction -> its task in the results.
 TASKS = {"refined": "sem_seg", "coarse": "sem_seg_coarse", "oracle": "sem_seg_oracle"}
-_OUTPUTS = {"refined": "labels", "coarse": "coarse_labels", "oracle": "oracle_labels"}
 
 
 def predictions_of(output: dict, num_classes: int) -> dict[str, np.ndarray]:
@@ -45,7 +44,7 @@ def predictions_of(output: dict, num_classes: int) -> dict[str, np.ndarray]:
     if "labels" in output:
         return {
             name: output[key].to("cpu", torch.uint8).numpy()
-            for name, key in _OUTPUTS.items()
+            for name, key in LABEL_KEYS.items()
             if key in output
         }
     scores = output["sem_seg"]

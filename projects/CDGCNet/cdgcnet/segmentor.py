@@ -24,7 +24,8 @@ from .probabilities import Place, ProbabilitySum
 from .window import Slide
 
 OUTPUTS = ("sem_seg", "labels")
-_LABELS = {"refined": "labels", "coarse": "coarse_labels", "oracle": "oracle_labels"}
+# Prediction -> key of its label map in an output.
+LABEL_KEYS = {"refined": "labels", "coarse": "coarse_labels", "oracle": "oracle_labels"}
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -298,7 +299,7 @@ class CDGCSegmentor(nn.Module):
             return {"sem_seg": total.total}
         result = {
             name: label_map(scores[key], sizes, align_corners)
-            for key, name in _LABELS.items()
+            for key, name in LABEL_KEYS.items()
             if key in scores
         }
         if prediction.node_counts is not None:

@@ -8,8 +8,8 @@ import make_figures
 import pytest
 import run_experiments
 
+from cdgcnet.experiments.jobs import make_jobs
 from cdgcnet.experiments.rows import GROUPS, find_rows
-from cdgcnet.experiments.runs import make_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "projects" / "CDGCNet" / "MODEL_ZOO.md"

@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cdgcnet.experiments.jobs import TTA, Job, make_jobs, split_overrides
 from cdgcnet.experiments.record import ROOT, load_records
 from cdgcnet.experiments.rows import (
     GROUPS,
@@ -32,15 +33,9 @@ from cdgcnet.experiments.rows import (
     row_config,
     row_text,
 )
-from cdgcnet.experiments.runs import (
-    TTA,
-    Job,
-    Workshop,
-    make_jobs,
-    split_overrides,
-    trained_iterations,
-)
 from cdgcnet.experiments.table import Line, write_markdown, write_picture
+from cdgcnet.experiments.work_folder import trained_iterations
+from cdgcnet.experiments.workshop import Workshop
 
 CONFIGS = ROOT / "configs" / "experiments"
 PROFILES = ("paper", "camvid", "camvid_cpu", "tiny")

@@ -14,7 +14,7 @@ import pytest
 import run_experiments
 
 from cdgcnet import load_cfg
-from cdgcnet.experiments import launch, record, rows, runs, table
+from cdgcnet.experiments import jobs, launch, record, rows, table, workshop
 
 FAKE = """
 import json, os, sys, time
@@ -117,7 +117,7 @@ def runner(tmp_path, monkeypatch, capsys, pictures):
         text.write_text(cfg.dump())
         return [sys.executable, str(script), config.stem, str(text), *flags]
 
-    monkeypatch.setattr(runs, "train_command", command)
+    monkeypatch.setattr(workshop, "train_command", command)
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)
     monkeypatch.setenv("FAKE_PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("FAKE_STARTS", str(tmp_path / "starts.txt"))
@@ -469,7 +469,7 @@ def test_a_broken_record_is_named(runner, capsys, content):
 # ---------------------------------------------------------------- CamVid's held-out part
 def test_dev_trains_and_tests_within_the_training_list():
     row = rows.read_row(run_experiments.CONFIGS / "camvid_cpu" / "table3_02_sim.yaml")
-    pairs = runs.split_overrides(row, "dev", ["SOLVER.MAX_ITER", "10"])
+    pairs = jobs.split_overrides(row, "dev", ["SOLVER.MAX_ITER", "10"])
     cfg = rows.row_config(row, pairs)
     assert cfg.DATASETS.TRAIN == ("cdgc_camvid_fit",)
     assert cfg.DATASETS.TEST == ("cdgc_camvid_dev",)

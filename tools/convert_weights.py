@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from cdgcnet.files import replacing
-from cdgcnet.weight_formats import Provenance, convert_file
+from cdgcnet.weight_formats.convert import convert_file
+from cdgcnet.weight_formats.provenance import Provenance
 
 
 def convert(source: Path, target: Path, **stated: object) -> tuple[int, Provenance]:
@@ -30,7 +31,7 @@ def convert(source: Path, target: Path, **stated: object) -> tuple[int, Provenan
     Args:
         source: file of a known format.
         target: new file.
-        stated: arguments of :func:`cdgcnet.weight_formats.convert_file`.
+        stated: arguments of :func:`cdgcnet.weight_formats.convert.convert_file`.
 
     Returns:
         The number of tensors, and what is known of them.

@@ -14,7 +14,11 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from cdgcnet import build_dilated_resnet_backbone, load_cfg
 from cdgcnet.experiments.record import name_weights
-from cdgcnet.weight_formats import Provenance, check_complete, convert_file, grow_to_101
+from cdgcnet.weight_formats.completeness import check_complete
+from cdgcnet.weight_formats.convert import convert_file
+from cdgcnet.weight_formats.growth import grow_to_101
+from cdgcnet.weight_formats.names import convert_names
+from cdgcnet.weight_formats.provenance import Provenance
 from cdgcnet.weights import StrictCheckpointer, read_provenance
 
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -244,8 +248,6 @@ def test_grown_blocks_pass_on_in_training_and_learn(convert):
 
 
 def convert_state(state):
-    from cdgcnet.weight_formats import convert_names
-
     ours = convert_names(state, "torchvision")
     return ours, check_complete(ours)
 

@@ -12,7 +12,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
-from .weight_formats import Provenance, convert_names, recognise, unwrap
+from .weight_formats.names import convert_names, recognise, unwrap
+from .weight_formats.provenance import Provenance
 
 # The last layer of an ImageNet classifier, as MSRA, Detectron2 and torchvision name it.
 _CLASSIFIER = re.compile(r"(^|\.)(fc\d*|linear|classifier|head)\.")

@@ -16,7 +16,7 @@ import detectron2
 import torch
 
 from ..files import replacing
-from ..weight_formats import name_of
+from ..weight_formats.files import name_of
 from ..weights import read_provenance
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -1,0 +1,39 @@
+"""A ResNet-101 made of a ResNet-50."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .completeness import check_complete
+
+
+def grow_to_101(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ResNet-50 -> ResNet-101 that computes the same: 17 more blocks at the end of res4.
+
+    Their last norm has weight and bias zero, so a block is relu(x + 0) = x for the x >= 0 that it
+    gets; training wakes them up. It is no ResNet-101 trained on ImageNet, and every number that
+    uses it must say so.
+
+    Args:
+        state: in Detectron2's names.
+
+    Raises:
+        ValueError: for another depth.
+    """
+    depth, _ = check_complete(state)
+    if depth != 50:
+        raise ValueError(f"a ResNet-50 can be grown to a ResNet-101, this is a ResNet-{depth}")
+    grown = dict(state)
+    generator = torch.Generator().manual_seed(0)
+    last = {key: value for key, value in state.items() if key.startswith("res4.5.")}
+    for block in range(6, 23):
+        for key, value in last.items():
+            new = torch.zeros_like(value)
+            if key.endswith((".norm.running_var", ".norm.weight")):
+                new.fill_(0.0 if key.endswith("conv3.norm.weight") else 1.0)
+            elif ".norm." not in key:  # He's, as Detectron2 starts its convolutions
+                fan_out = value.shape[0] * value[0, 0].numel()
+                new.normal_(std=(2 / fan_out) ** 0.5, generator=generator)
+            grown[key.replace("res4.5.", f"res4.{block}.")] = new
+    return grown

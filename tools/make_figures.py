@@ -32,7 +32,8 @@ from cdgcnet.figures import (
     draw_features,
     draw_sampling,
 )
-from cdgcnet.figures.draw import FORMATS, hardest_class
+from cdgcnet.figures.canvas import FORMATS
+from cdgcnet.figures.observe import hardest_class
 
 FIGURES = ("sampling", "comparison", "features")
 

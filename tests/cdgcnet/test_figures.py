@@ -9,8 +9,9 @@ from PIL import Image
 
 from cdgcnet import Predictor, Trainer
 from cdgcnet.figures import Observer
-from cdgcnet.figures.draw import class_affinity, densest_boxes, group_boxes, hardest_class
-from cdgcnet.figures.observe import Observation, sampled_nodes
+from cdgcnet.figures.boxes import densest_boxes, group_boxes
+from cdgcnet.figures.features import class_affinity
+from cdgcnet.figures.observe import Observation, hardest_class, sampled_nodes
 from cdgcnet.files import read_image, read_labels
 
 pytestmark = pytest.mark.usefixtures("run_data")

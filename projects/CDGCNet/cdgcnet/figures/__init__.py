@@ -1,10 +1,13 @@
 """The paper's Figs. 4 to 6 for any trained network and images.
 
-``observe`` runs the network and keeps what the figures show; ``draw`` draws. The command is
-``tools/make_figures.py``.
+Reading order: ``observe`` (runs the network and keeps what the figures show), ``canvas`` (a page of
+pictures), ``boxes`` (frames), then one module per figure: ``sampling``, ``comparison``,
+``features``. The command is ``tools/make_figures.py``.
 """
 
-from .draw import draw_comparison, draw_features, draw_sampling
+from .comparison import draw_comparison
+from .features import draw_features
 from .observe import Observation, Observer
+from .sampling import draw_sampling
 
 __all__ = ["Observation", "Observer", "draw_comparison", "draw_features", "draw_sampling"]

@@ -94,6 +94,26 @@ def sampled_nodes(
     return {name: places[part].numpy() for name, part in parts.items()}
 
 
+def hardest_class(seen: Observation, num_classes: int, ignore_label: int) -> int:
+    """The class of the image that has most hard nodes for its size; one of eight easy nodes first.
+
+    Raises:
+        ValueError: for an image without ground truth.
+    """
+    if seen.truth_map is None:
+        raise ValueError(f"{seen.name}: which nodes are hard needs ground truth")
+    kept = seen.truth_map != ignore_label
+    coarse, true = seen.coarse_map[kept], seen.truth_map[kept]
+
+    def score(label: int) -> tuple[bool, bool, float]:
+        c, g = coarse == label, true == label
+        easy, hard = int((c & g).sum()), int((c ^ g).sum())
+        # 20: a handful of nodes is no subject, however wrong.
+        return bool(g.any()), easy >= 8, hard / (easy + 20)
+
+    return max(range(num_classes), key=score)
+
+
 class Observer:
     """A trained network that shows its inside."""
 

@@ -49,6 +49,20 @@ def parts(coarse, target, valid, m, ignore_label):
     return {"coarse": c, "easy_positive": c & g, "hard_positive": g - c, "hard_negative": c - g}
 
 
+def two_best(logits):
+    """(B, M, h, w) -> one (N, M) table per image: the two largest probabilities, made to sum to 1.
+
+    The extension's soft class maps; the hard ones are tables of 0 and 1.
+    """
+    tables = []
+    for image in logits.detach():
+        p = image.flatten(1).T.softmax(1)
+        for row in p:
+            row[row < row.sort(descending=True).values[:2].min()] = 0.0
+        tables.append(p / p.sum(1, keepdim=True))
+    return tables
+
+
 def node_set(part, nodes, samples, kept_easy):
     """S_m: C_m, or Eq. 4 with `kept_easy` as its random share of the easy positives."""
     if nodes == "coarse":
@@ -60,8 +74,11 @@ def node_set(part, nodes, samples, kept_easy):
 
 
 # ---------------------------------------------------------------- edges (Eq. 2-3)
-def adjacency(x, members, phi, phi_prime, edges, scale, topk, topk_weights):
-    """A_m (N, N) of one class in one image, x (N, C): rows and columns of non-nodes are zero."""
+def adjacency(x, members, phi, phi_prime, edges, scale, topk, topk_weights, share=None):
+    """A_m (N, N) of one class in one image, x (N, C): rows and columns of non-nodes are zero.
+
+    `share` (N,): A_ij ~ share_j exp(F_ij), of which hard class maps are the case 1.
+    """
     n = len(x)
     if not members:
         return x.new_zeros(n, n)
@@ -77,14 +94,28 @@ def adjacency(x, members, phi, phi_prime, edges, scale, topk, topk_weights):
             edge[i, ranked[topk:]] = False
         if topk_weights == "equal":
             return row * edge / edge.sum(1, keepdim=True)
+    if share is not None:
+        f = f + torch.where(node, share, 1.0).log()
     return row * f.masked_fill(~edge, -torch.inf).softmax(1)  # Eq. 3: each row sums to 1
 
 
 # ---------------------------------------------------------------- reasoning (Eq. 1) and the merge
-def refine(x, sets, weights, *, edges, held=None, scale=1.0, topk=64, topk_weights="softmax"):
+def refine(
+    x,
+    sets,
+    weights,
+    *,
+    edges,
+    held=None,
+    shares=None,
+    scale=1.0,
+    topk=64,
+    topk_weights="softmax",
+):
     """x (B, C, h, w), sets[b][m] of pixels -> (B, C, h, w), before the norm and the outer ReLU.
 
     `held[b][m]`: the pixels that get Z_m; all pixels if None (outside S_m it is zero anyway).
+    `shares[b]`: (N, M) of soft class maps.
     """
     phi, phi_prime, w_graph, w_merge, bias = weights
     (_, c, h, w), m_classes = x.shape, len(w_graph)
@@ -95,8 +126,11 @@ def refine(x, sets, weights, *, edges, held=None, scale=1.0, topk=64, topk_weigh
         z = []
         for m in range(m_classes):
             own = (phi[m % len(phi)], phi_prime[m % len(phi)]) if phi is not None else (None, None)
-            a = adjacency(nodes, members[m], *own, edges, scale, topk, topk_weights)
+            share = None if shares is None else shares[b][:, m]
+            a = adjacency(nodes, members[m], *own, edges, scale, topk, topk_weights, share)
             z_m = torch.relu(a @ nodes @ w_graph[m])  # Eq. 1, group convolution
+            if share is not None:
+                z_m = z_m * share[:, None]
             if held is not None:
                 z_m = z_m * torch.tensor([[i in held[b][m]] for i in range(len(nodes))])
             z.append(z_m)
@@ -194,6 +228,12 @@ def sets_from(scene, nodeset, m_classes, nodes, samples, easy_ratio, scope, trai
     for b in range(batch):
         sets.append([])
         for m in range(m_classes):
+            if nodes == "soft":
+                some = two_best(scene.logits)[b][:, m] > 0
+                ignored = target[b] is not None and [t == scene.ignore_label for t in target[b]]
+                usable = [v and not (ignored and ignored[i]) for i, v in enumerate(valid[b])]
+                sets[b].append({i for i in range(h * w) if some[i] and usable[i]})
+                continue
             part = parts(coarse[b], target[b], valid[b], m, scene.ignore_label)
             kept = found[b][m] & part["easy_positive"]
             if training and nodes == "dynamic" and "easy_positive" in samples:
@@ -272,8 +312,10 @@ def oracle(scene, weights, nodeset, training=True, **options):
         training,
     )
     scale = scene.x.shape[1] ** -0.5 if o["scale"] == "sqrt" else o["scale"]
-    held = None
-    if o["hard_positives"] == "context" and o["scope"] == "class":
+    held = shares = None
+    if o["nodes"] == "soft" and o["scope"] == "class":
+        shares = two_best(scene.logits)
+    elif o["hard_positives"] == "context" and o["scope"] == "class":
         classes = range(scene.logits.shape[1])
         held = [
             [{i for i, c in enumerate(image) if c == m} for m in classes]
@@ -284,6 +326,7 @@ def oracle(scene, weights, nodeset, training=True, **options):
         sets,
         weights,
         held=held,
+        shares=shares,
         edges=o["edges"],
         scale=scale,
         topk=o["topk"],

@@ -53,10 +53,20 @@ def scenes(draw, **fixed):
     return replace(scene, align_corners=corners)
 
 
+NODES_AND_EDGES = [
+    (nodes, edges) for nodes in ("coarse", "dynamic") for edges in ("similarity", "uniform", "topk")
+] + [("soft", "similarity")] * 2
+
+
+def options_of(drawn):
+    """One option of its own for each of the pair: soft nodes know similar edges only."""
+    drawn["nodes"], drawn["edges"] = drawn.pop("nodes_and_edges")
+    return drawn
+
+
 OPTIONS = st.fixed_dictionaries(
     {
-        "nodes": st.sampled_from(["coarse", "dynamic"]),
-        "edges": st.sampled_from(["similarity", "uniform", "topk"]),
+        "nodes_and_edges": st.sampled_from(NODES_AND_EDGES),
         "scope": st.sampled_from(["class", "class", "class", "image"]),
         "easy_ratio": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
         "samples": st.sampled_from(SUBSETS),
@@ -66,7 +76,7 @@ OPTIONS = st.fixed_dictionaries(
         "scale": st.sampled_from([1.0, 0.25, "sqrt"]),
         "shared_phi": st.booleans(),
     }
-)
+).map(lambda drawn: options_of(dict(drawn)))
 
 
 # ---------------------------------------------------------------- ragged = dense
@@ -82,8 +92,7 @@ def test_equals_the_dense_form(scene, options, training, with_targets):
     assert deviation(scene, found, expected, module) <= EXACT
 
 
-@pytest.mark.parametrize("edges", ["similarity", "uniform", "topk"])
-@pytest.mark.parametrize("nodes", ["coarse", "dynamic"])
+@pytest.mark.parametrize(("nodes", "edges"), NODES_AND_EDGES[:-1])
 @pytest.mark.parametrize("shared_phi", [True, False])
 def test_equals_the_dense_form_on_a_full_scene(edges, nodes, shared_phi):
     # Not left to the draw: every part of Eq. 4, two images, an absent class, padding, ignore.
@@ -97,9 +106,10 @@ def test_equals_the_dense_form_on_a_full_scene(edges, nodes, shared_phi):
     }
     module = build(scene, **options)
     chosen = module.select(*scene.inputs[1:], valid=scene.valid, generator=seeded())
-    assert chosen.easy_positive.sum() > 0
-    assert chosen.hard_negative.sum() > 0
-    assert (chosen.hard_positive.sum() > 0) == (nodes == "dynamic")
+    if nodes != "soft":
+        assert chosen.easy_positive.sum() > 0
+        assert chosen.hard_negative.sum() > 0
+        assert (chosen.hard_positive.sum() > 0) == (nodes == "dynamic")
     assert (chosen.counts.sum(1) == 0).any()
     assert (scene.targets == 255).any()
     found = module.reason(scene.x, chosen)
@@ -143,6 +153,45 @@ def test_similarity_by_hand():
             ):
                 getattr(module, name).fill_(value)
         assert module(scene.x, scene.logits).flatten().tolist() == pytest.approx([2.0, second])
+
+
+def test_soft_by_hand():
+    # One channel, x = 2, 6; probabilities (3, 1) / 4 and (1, 3) / 4, phi = 0: all F = 0.
+    # Class 0: A = (3/4, 1/4) for both, A x = 3; W = 1, U = 2: 6. Class 1: 1/4 * 2 + 3/4 * 6 = 5,
+    # W = 1, U = 4: 20. With b = 1: 3/4 * 6 + 1/4 * 20 + 1 = 10.5 and 1/4 * 6 + 3/4 * 20 + 1 = 17.5.
+    scene = make_scene(0, 1, 1, 2, 1, 2, absent=0, padding=0, targets=False)
+    scene.x = torch.tensor([[[[2.0, 6.0]]]], dtype=torch.float64)
+    scene.logits = torch.tensor([[[[3.0, 1.0]], [[1.0, 3.0]]]], dtype=torch.float64).log()
+    module = build(scene, nodes="soft")
+    with torch.no_grad():
+        module.phi.fill_(0.0)
+        module.graph_weight.fill_(1.0)
+        module.merge_weight.copy_(torch.tensor([2.0, 4.0]).reshape(2, 1, 1))
+        module.merge_bias.fill_(1.0)
+    for training in (True, False):
+        found = module.train(training)(scene.x, scene.logits).flatten()
+        torch.testing.assert_close(found, torch.tensor([10.5, 17.5], dtype=torch.float64))
+
+
+@settings(max_examples=15)
+@given(scenes(), st.booleans())
+def test_soft_nodes_of_sure_predictions_are_coarse_nodes(scene, training):
+    options = {"scale": "sqrt", "edges": "similarity"}
+    sure = 1e6 * scene.logits  # probabilities of 1 and 0
+    soft = build(scene, **options, nodes="soft").train(training)
+    coarse = build(scene, **options, nodes="coarse").train(training)
+    found = soft(scene.x, sure, scene.targets, valid=scene.valid)
+    assert relative(found, coarse(scene.x, sure, scene.targets, valid=scene.valid)) <= EXACT
+
+
+def test_half_precision_holds_shares_of_nothing():
+    # A class that is second everywhere with no probability: -inf throughout would be NaN.
+    x = torch.randn(1, 4, 2, 3, generator=seeded())
+    logits = torch.zeros(1, 3, 2, 3)
+    logits[:, 1] = 3e38
+    module = CDGCModule(4, 3, nodes="soft")
+    with torch.autocast("cpu", torch.float16):
+        assert module(x, logits).isfinite().all()
 
 
 def test_pixel_in_no_set_gets_the_bias():
@@ -269,12 +318,12 @@ def test_evaluation_ignores_targets(scene, options):
     module = build(scene, **options, relu=True).eval()
     plain = module(scene.x, scene.logits, valid=scene.valid)
     assert torch.equal(module(*scene.inputs, valid=scene.valid), plain)
-    # Labels of another numbering do not matter either, nor does the node mode.
+    # Labels of another numbering do not matter either, nor does which nodes training samples.
     foreign = torch.full_like(scene.targets, 200)
     assert torch.equal(module(scene.x, scene.logits, foreign, valid=scene.valid), plain)
     nodes = module.select(scene.logits, foreign, valid=scene.valid)
     assert nodes.easy_positive is None
-    if options["scope"] == "class":
+    if options["scope"] == "class" and options["nodes"] != "soft":
         swapped = {"coarse": "dynamic", "dynamic": "coarse"}[options["nodes"]]
         other = build(scene, **{**options, "nodes": swapped}, relu=True).eval()
         assert torch.equal(other(*scene.inputs, valid=scene.valid), plain)
@@ -518,6 +567,7 @@ def test_a_wrong_pixel_must_not_learn_its_label(edges, hard_positives, told):
         ({"easy_ratio": 1.2}, r"1\.2"),
         ({"easy_ratio": -1.0}, "-1"),
         ({"scale": "cube"}, "cube"),
+        ({"nodes": "soft", "edges": "uniform"}, "similarity.*uniform"),
         ({"in_channels": 0}, "0"),
         ({"num_classes": 0}, "0"),
     ],

@@ -178,6 +178,12 @@ def selected(case, **changes):
     return case.module.reason(s.x, select_nodes(**arguments))
 
 
+def shares_of_all(case):
+    p = case.scene.logits.log_softmax(1).permute(0, 2, 3, 1).flatten(0, 2)  # (B*N, M)
+    classes = torch.arange(4).repeat_interleave(case.nodes.counts.sum(1))
+    return case.reason(log_share=p[case.nodes.pixel, classes])
+
+
 def ignored_kept(case):
     s = case.scene
     at_nodes = s.targets[:, ::8, ::8]
@@ -201,6 +207,7 @@ SIM, UNI = {"edges": "similarity", "scale": "sqrt"}, {"edges": "uniform"}
 TOP = {"edges": "topk", "topk": 3, "scale": "sqrt"}
 EQUAL = {"edges": "topk", "topk": 6, "topk_weights": "equal"}
 OWN = {**SIM, "shared_phi": False}
+SOFT = {**SIM, "nodes": "soft"}
 
 FAULTS = {
     # nodes (Eq. 4)
@@ -228,6 +235,18 @@ FAULTS = {
     "images merged, uniform": (UNI, images_merged),
     "images merged, top-k": (TOP, images_merged),
     "segment boundary off by one": (SIM, one_node_too_far),
+    "soft nodes as coarse ones": (SOFT, lambda c: selected(c, nodes="coarse")),
+    "shares forgotten": (SOFT, lambda c: c.reason(log_share=None)),
+    "shares of the neighbours forgotten": (
+        SOFT,
+        lambda c: c.swapped("segment_attention", lambda f: lambda *a: f(*a[:5])),
+    ),
+    "shares squared": (SOFT, lambda c: c.reason(log_share=2 * c.nodes.log_share)),
+    "shares of all classes, not of two": (SOFT, shares_of_all),
+    "shares in the order of the pixels": (
+        SOFT,
+        lambda c: c.reason(log_share=c.nodes.log_share[c.nodes.pixel.argsort(stable=True)]),
+    ),
     # edges (Eq. 2-3)
     "zero features for -inf": (
         SIM,
@@ -257,7 +276,7 @@ FAULTS = {
     "scale forgotten": (
         SIM,
         lambda c: c.swapped(
-            "segment_attention", lambda f: lambda q, k, v, lengths, scale: f(q, k, v, lengths, 1.0)
+            "segment_attention", lambda f: lambda q, k, v, n, scale, *a: f(q, k, v, n, 1.0, *a)
         ),
     ),
     "scale forgotten, top-k": (

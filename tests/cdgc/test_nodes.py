@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import PARTS, coarse_classes, parts, targets_at_nodes, unpack
+from reference import PARTS, coarse_classes, parts, targets_at_nodes, two_best, unpack
 
-from cdgc import class_map, resize_targets, select_nodes, valid_nodes
+from cdgc import class_map, resize_targets, select_nodes, soft_nodes, valid_nodes
 
 # One image, 2 x 3 pixels numbered 0..5, three classes:
 #   coarse 0 0 1    target 0  1  1     C_0 = {0,1,5}  G_0 = {0,3,5}  C_1 = {2,3,(4)}  G_1 = {1,2}
@@ -373,6 +373,65 @@ def test_resize_keeps_rows_and_columns_apart(align_corners):
     assert resize_targets(target, (1, 1), align_corners).shape == (2, 1, 1)
 
 
+# ------------------------------------------------------------------ soft class maps
+def test_soft_by_hand():
+    # Three pixels, three classes; probabilities / 10: (6 3 1), (1 1.5 7.5), (2 5 3).
+    # The two best, made to sum to 1: pixel 0: 0 by 2/3, 1 by 1/3; pixel 1: 2 by 5/6, 1 by 1/6;
+    # pixel 2: 1 by 5/8, 2 by 3/8.
+    p = torch.tensor([[6.0, 3, 1], [1, 1.5, 7.5], [2, 5, 3]], dtype=torch.float64) / 10
+    logits = p.log().T.reshape(1, 3, 1, 3)
+    nodes = soft_nodes(logits)
+    assert nodes.pixel.tolist() == [0, 0, 1, 2, 1, 2]
+    assert nodes.counts.tolist() == [[1], [3], [2]]
+    assert nodes.slots.tolist() == [[0, 1], [4, 2], [3, 5]]  # the most probable class first
+    expected = torch.tensor([2 / 3, 1 / 3, 1 / 6, 5 / 8, 5 / 6, 3 / 8], dtype=torch.float64)
+    torch.testing.assert_close(nodes.log_share.exp(), expected)
+    # Pixel 1 is ignored, pixel 2 padding.
+    target = torch.tensor([[[2, 255, 0]]])
+    valid = torch.tensor([[[True, True, False]]])
+    nodes = soft_nodes(logits, target, valid=valid)
+    assert nodes.pixel.tolist() == [0, 0]
+    assert nodes.slots.tolist() == [[0, 1], [-1, -1], [-1, -1]]
+    assert len(nodes.log_share) == 2
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**16), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4))
+def test_soft_equals_the_table(seed, batch, classes, width):
+    logits = torch.randn(batch, classes, 2, width, generator=torch.Generator().manual_seed(seed))
+    logits = logits.double().requires_grad_()
+    nodes = soft_nodes(logits)
+    assert not nodes.log_share.requires_grad
+    sets = unpack(nodes, classes, batch, 2 * width)
+    table = two_best(logits)
+    assert sets == [
+        [{i for i, row in enumerate(image.tolist()) if row[m] > 0} for m in range(classes)]
+        for image in table
+    ]
+    owner = torch.arange(classes).repeat_interleave(nodes.counts.sum(1))
+    torch.testing.assert_close(
+        nodes.log_share.exp(), torch.cat(table)[nodes.pixel, owner], rtol=1e-9, atol=0
+    )
+    assert nodes.single == (classes == 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logits": torch.zeros(3, 2, 3)}, r"3, 2, 3"),
+        ({"target_map": TARGET[0]}, r"2, 3"),
+        ({"target_map": TARGET.float()}, r"float"),
+        ({"target_map": torch.where(TARGET == 255, 9, TARGET)}, r"\b9\b"),
+        ({"valid": torch.ones(1, 2, 2, dtype=torch.bool)}, r"1, 2, 2"),
+    ],
+)
+def test_soft_bad_input(change, message):
+    good = {"logits": torch.zeros(1, 3, 2, 3), "target_map": TARGET}
+    soft_nodes(**good)
+    with pytest.raises(ValueError, match=message):
+        soft_nodes(**{**good, **change})
+
+
 # ------------------------------------------------------------------ bad input
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -387,6 +446,7 @@ def test_resize_keeps_rows_and_columns_apart(align_corners):
         ({"valid": torch.ones(2, 3, dtype=torch.bool)}, r"2, 3"),
         ({"target_map": None}, r"dynamic"),
         ({"nodes": "easy"}, r"easy"),
+        ({"nodes": "soft"}, r"soft_nodes"),
         ({"samples": ()}, r"samples"),
         ({"samples": ("easy_positive", "easy_negative")}, r"easy_negative"),
         ({"easy_ratio": 1.5}, r"1\.5"),

@@ -102,7 +102,7 @@ WRONG = [
     ("MODEL.CDGC.REFINER", "ccnet", ["graph", "non_local", "danet", "ocr", "psp", "pixelwise"]),
     ("MODEL.CDGC.LOSS.PLAIN", "focal", ["ce", "ohem"]),
     ("MODEL.CDGC.CONTEXT", "psp", ["aspp", "none"]),
-    ("MODEL.CDGC.NODES", "dynamc", ["dynamic", "coarse"]),
+    ("MODEL.CDGC.NODES", "dynamc", ["dynamic", "coarse", "soft"]),
     ("MODEL.CDGC.EDGES", "cosine", ["similarity", "uniform", "topk"]),
     ("MODEL.CDGC.SCOPE", "pixel", ["class", "image"]),
     ("MODEL.CDGC.FUSION", "product", ["concat", "sum"]),
@@ -195,6 +195,14 @@ UNGUARDED = [
 def test_wrong_value_that_detectron2_would_not_report(cfg, key, value):
     put(cfg, key, value)
     with pytest.raises(ValueError, match=key.replace(".", r"\.")):
+        check_cfg(cfg)
+
+
+def test_soft_nodes_need_similar_edges(cfg):
+    cfg.merge_from_list(["MODEL.CDGC.NODES", "soft"])
+    check_cfg(cfg)
+    cfg.merge_from_list(["MODEL.CDGC.EDGES", "topk"])
+    with pytest.raises(ValueError, match=r"MODEL\.CDGC\.EDGES.*topk.*similarity.*soft"):
         check_cfg(cfg)
 
 

@@ -20,7 +20,7 @@ PAPER = {
     "table6": [82.0, 83.9, 40.7],
     "control": [None, None, 78.4],
     "peer": [None] * 4,
-    "ext": [None] * 12,
+    "ext": [None] * 13,
 }
 
 

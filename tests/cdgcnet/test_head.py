@@ -342,6 +342,17 @@ def test_refiner_stands_in_the_graphs_place(fusion):
     }  # fmt: skip
 
 
+def test_oracle_of_soft_nodes_is_hard():
+    # Right classes are sure ones: the oracle is what coarse nodes make of them.
+    features, targets = features_of(), torch.randint(3, (2, 40, 56))
+    soft = make_head(3, graph=CDGCModule(8, 3, nodes="soft")).eval()
+    coarse = make_head(3, graph=CDGCModule(8, 3, nodes="coarse")).eval()
+    coarse.load_state_dict(soft.state_dict())
+    found, expected = (h.layers(features, oracle=targets) for h in (soft, coarse))
+    torch.testing.assert_close(found.oracle, expected.oracle)
+    assert not torch.allclose(found.refined, expected.refined)
+
+
 @pytest.mark.parametrize("refiner", ["graph", *REFINERS])
 def test_refiner_from_the_config(tiny_cfg, refiner):
     head = build_model(tiny_cfg({"MODEL.CDGC.REFINER": refiner})).sem_seg_head

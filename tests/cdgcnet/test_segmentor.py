@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
-from cdgc.nodes import node_positions
+from cdgc.positions import node_positions
 from cdgcnet import CDGCSegmentor, postprocess
 
 STOCK = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor"}

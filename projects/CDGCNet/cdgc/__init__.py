@@ -8,15 +8,8 @@ from .bilinear import resize_matrix, resize_taps
 from .cdgc import EDGES, HARD_POSITIVES, SCALES, SCOPES, TOPK_WEIGHTS, CDGCModule
 from .graph_conv import class_linear
 from .losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
-from .nodes import (
-    NODE_MODES,
-    SAMPLES,
-    NodeSet,
-    class_map,
-    resize_targets,
-    select_nodes,
-    valid_nodes,
-)
+from .nodes import NODE_MODES, SAMPLES, NodeSet, class_map, select_nodes, soft_nodes
+from .positions import resize_targets, valid_nodes
 
 __all__ = [
     "EDGES",
@@ -39,5 +32,6 @@ __all__ = [
     "segment_attention",
     "segment_topk_attention",
     "select_nodes",
+    "soft_nodes",
     "valid_nodes",
 ]

@@ -4,7 +4,8 @@ Rows are packed by segment, a segment being the graph of one class in one image.
 Shape shorthand: K rows, S segments, n rows of one segment, C channels.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,12 @@ def _check_rows(lengths: Sequence[int], q: Tensor, k: Tensor, v: Tensor) -> None
 
 
 def segment_attention(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float = 1.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    scale: float = 1.0,
+    log_share: Tensor | None = None,
 ) -> Tensor:
     """A X with A = softmax over each segment of ``scale * q kᵀ`` (Eqs. 2-3).
 
@@ -38,6 +44,8 @@ def segment_attention(
         v: (K, D) node features X.
         lengths: S segment lengths that sum to K; zeros are allowed.
         scale: factor on the similarity; the paper has none (1.0).
+        log_share: (K,) added to the similarities to each node as a neighbour: a node of half a
+            share counts half. None for hard class maps.
 
     Returns:
         (K, D). Cost Σ n², memory O(K): rows outside a segment are not even candidates, which is
@@ -48,13 +56,23 @@ def segment_attention(
     """
     _check_rows(lengths, q, k, v)
     present = [n for n in lengths if n]
+    shares: Iterable[Tensor | None] = itertools.repeat(None, len(present))
+    if log_share is not None:
+        if log_share.shape != q.shape[:1] or log_share.device != q.device:
+            raise ValueError(
+                f"expected log_share ({len(q)},) on {q.device}, got {tuple(log_share.shape)} on "
+                f"{log_share.device}"
+            )
+        shares = (s.expand(len(s), -1) for s in log_share.to(q.dtype).split(present))
     # split, not slicing: the backward of a slice allocates the full size once per segment.
     parts = (
         [
             F.scaled_dot_product_attention(
-                qs[None, None], ks[None, None], vs[None, None], scale=scale
+                qs[None, None], ks[None, None], vs[None, None], attn_mask=share, scale=scale
             )
-            for qs, ks, vs in zip(q.split(present), k.split(present), v.split(present), strict=True)
+            for qs, ks, vs, share in zip(
+                q.split(present), k.split(present), v.split(present), shares, strict=True
+            )
         ]
         if present
         else []

@@ -32,9 +32,10 @@ from .nodes import (
     NodeSet,
     check_options,
     class_map,
-    resize_targets,
     select_nodes,
+    soft_nodes,
 )
+from .positions import resize_targets
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -121,7 +122,8 @@ class CDGCModule(nn.Module):
             in_channels: C, of the input and of the refined features.
             num_classes: M.
             nodes: training nodes, "dynamic" (Eq. 4, needs targets) or "coarse" (Table 3 "sim").
-                Inference always takes the coarse prediction's nodes.
+                Inference then takes the coarse prediction's nodes. "soft": :func:`soft_nodes`
+                in training and inference; needs edges="similarity".
             edges: "similarity" (Eqs. 2-3), "uniform" (1/|S_m|) or "topk" (the ``topk`` most
                 similar nodes, weighted as ``topk_weights`` says).
             scope: "class", or "image" for a plain GCN: one graph over all nodes (Table 1);
@@ -148,6 +150,8 @@ class CDGCModule(nn.Module):
         _check_choice("scope", scope, SCOPES)
         _check_choice("topk_weights", topk_weights, TOPK_WEIGHTS)
         _check_choice("hard_positives", hard_positives, HARD_POSITIVES)
+        if nodes == "soft" and edges != "similarity":
+            raise ValueError(f"nodes='soft' needs edges='similarity', got {edges!r}")
         if isinstance(scale, str):
             _check_choice("scale", scale, SCALES)
         elif not scale > 0:
@@ -252,6 +256,10 @@ class CDGCModule(nn.Module):
                 raise ValueError(f"expected integer targets, got {targets.dtype}")
             _check_device("targets", targets.device, device, "coarse_logits")
             target_map = resize_targets(targets, (int(shape[2]), int(shape[3])), self.align_corners)
+        if self.nodes == "soft":
+            return soft_nodes(
+                coarse_logits, target_map, ignore_label=self.ignore_label, valid=valid
+            )
         return select_nodes(
             class_map(coarse_logits),
             target_map,
@@ -264,7 +272,9 @@ class CDGCModule(nn.Module):
             generator=generator,
         )
 
-    def _attend(self, x: Tensor, lengths: list[int], classes: list[int]) -> Tensor:
+    def _attend(
+        self, x: Tensor, lengths: list[int], classes: list[int], log_share: Tensor | None
+    ) -> Tensor:
         """A_m X for every node, rows (K, C) -> (K, C) (Eqs. 2-3)."""
         assert self.phi is not None and self.phi_prime is not None
         groups = classes if self.phi.shape[0] > 1 else [len(x)]
@@ -272,17 +282,19 @@ class CDGCModule(nn.Module):
         k = class_linear(x, self.phi_prime, groups)
         x = x.to(q.dtype)
         if self.edges == "similarity":
-            return segment_attention(q, k, x, lengths, self.scale)
+            return segment_attention(q, k, x, lengths, self.scale, log_share)
         return segment_topk_attention(q, k, x, lengths, self.scale, self.topk, self.topk_weights)
 
     def _reason_similar(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
         """Σ_m U_m ReLU(A_m X W_m) of every pixel, (P, C) -> (P, C)."""
         classes = [sum(per_image) for per_image in counts]
         lengths = [n for per_image in counts for n in per_image]  # M*B segments
-        gathered = self._attend(pixels_to_nodes(pixels, nodes), lengths, classes)
+        gathered = self._attend(pixels_to_nodes(pixels, nodes), lengths, classes, nodes.log_share)
         z = class_linear(gathered, self.graph_weight, classes).relu()
         rows = class_linear(z, self.merge_weight, classes)
-        if self.hard_positives == "context" and not nodes.single:
+        if nodes.log_share is not None:
+            rows = rows * nodes.log_share.exp().to(rows.dtype)[:, None]
+        elif self.hard_positives == "context" and not nodes.single:
             rows = rows * coarse_nodes(nodes)[:, None]
         return nodes_to_pixels(rows, nodes)
 

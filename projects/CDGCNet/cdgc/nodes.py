@@ -5,7 +5,7 @@ nodes of the whole batch. C is the set of nodes the coarse prediction gives to a
 the ground truth gives to it; C∩G are easy positives, G-C hard positives, C-G hard negatives.
 
 A node list is *ragged*: each pixel belongs to at most two classes (its coarse one and its true
-one), so K <= 2*B*N and an absent class costs nothing.
+one, or its two most probable ones), so K <= 2*B*N and an absent class costs nothing.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-NODE_MODES = ("coarse", "dynamic")
+NODE_MODES = ("coarse", "dynamic", "soft")
 SAMPLES = ("easy_positive", "hard_positive", "hard_negative")
 
 
@@ -28,10 +28,13 @@ class NodeSet:
         counts: (M, B) int64 on the CPU, where the lengths of the segments are needed: how many
             nodes each class has in each image; sums to K.
         slots: (B*N, 2) int64, where in ``pixel`` a pixel stands as a node of its coarse class
-            and as a hard positive of its true class; -1 where it does not.
+            and as a hard positive of its true class (of its second class, for soft nodes); -1
+            where it does not.
         easy_positive, hard_positive, hard_negative: (M, B) int64, the nodes by difficulty;
             None where no ground truth was given.
         single: no pixel has two nodes; the second column of ``slots`` then is -1 throughout.
+        log_share: (K,) logarithm of each node's share in its class; None for hard class maps,
+            where every share is 1.
     """
 
     pixel: Tensor
@@ -41,6 +44,7 @@ class NodeSet:
     hard_positive: Tensor | None = None
     hard_negative: Tensor | None = None
     single: bool = False
+    log_share: Tensor | None = None
 
 
 def class_map(logits: Tensor) -> Tensor:
@@ -48,64 +52,6 @@ def class_map(logits: Tensor) -> Tensor:
     if logits.dim() != 4:
         raise ValueError(f"expected logits (B, M, h, w), got {tuple(logits.shape)}")
     return logits.detach().max(dim=1).indices  # faster than argmax over a strided dimension
-
-
-def node_positions(
-    length: int, nodes: int, align_corners: bool, device: torch.device | None = None
-) -> Tensor:
-    """The pixel that each of ``nodes`` feature rows (or columns) stands for.
-
-    Args:
-        length: pixels of the full-resolution axis.
-        nodes: nodes along that axis.
-        align_corners: whether the logits are resized with corners aligned: node i then lies at
-            i*(length-1)/(nodes-1), else at (i+0.5)*length/nodes - 0.5.
-        device: of the result.
-
-    Returns:
-        (nodes,) int64 pixel indices; a node halfway between two pixels takes the later one. A
-        plain nearest resize drifts by up to 7 px at 769 -> 97.
-    """
-    i = torch.arange(nodes, device=device)
-    # In integers: floats fall short of an exact pixel (148 -> 18, node 13 is pixel 111).
-    if align_corners:
-        gaps = max(nodes - 1, 1)
-        return (2 * i * (length - 1) + gaps) // (2 * gaps)
-    return (2 * i + 1) * length // (2 * nodes)
-
-
-def valid_nodes(
-    image_sizes: Sequence[Sequence[int]],
-    padded: Sequence[int],
-    size: Sequence[int],
-    align_corners: bool,
-) -> Tensor:
-    """Which nodes of a padded batch lie on an image.
-
-    Args:
-        image_sizes: (H, W) of each image before it was padded at the right and bottom.
-        padded: (H, W) of the batch tensor.
-        size: (h, w) of the feature map.
-        align_corners: as the logits are resized.
-
-    Returns:
-        (B, h, w) bool.
-    """
-    rows = node_positions(padded[0], size[0], align_corners)
-    columns = node_positions(padded[1], size[1], align_corners)
-    return torch.stack([(rows < h)[:, None] & (columns < w)[None] for h, w in image_sizes])
-
-
-def resize_targets(targets: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """The target at each node's own pixel: (B, H, W) -> (B, h, w) for ``size`` = (h, w).
-
-    Equals ``targets[:, ::8, ::8]`` for 8k+1 crops with align_corners.
-    """
-    if targets.dim() != 3:
-        raise ValueError(f"expected targets (B, H, W), got {tuple(targets.shape)}")
-    rows = node_positions(targets.shape[-2], size[0], align_corners, targets.device)
-    columns = node_positions(targets.shape[-1], size[1], align_corners, targets.device)
-    return targets[:, rows[:, None], columns]
 
 
 def _random_share(
@@ -191,6 +137,38 @@ def _check_maps(coarse: Tensor, target: Tensor | None, valid: Tensor | None) -> 
         raise ValueError(f"valid must be bool, got {valid.dtype}")
 
 
+def _pack(
+    keys: Tensor, num_classes: int, batch: int, also: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+    """Sort the nodes by key.
+
+    Args:
+        keys: (P, 1 or 2), the (class, image) pair ``class * batch + image`` of each pixel's nodes;
+            ``num_classes * batch`` for no node.
+        num_classes, batch: M and B.
+        also: numbers to read in the one place where the host waits for the device.
+
+    Returns:
+        ``pixel``, ``counts`` and ``slots`` of :class:`NodeSet`, the place of each node in the
+        flattened ``keys``, and ``also``.
+    """
+    groups, width, device = num_classes * batch, keys.shape[1], keys.device
+    # Interleaved by pixel, the stable sort leaves the pixels of a segment ascending.
+    flat = keys.reshape(-1)
+    sorted_key, order = flat.sort(stable=True)
+    start = torch.searchsorted(sorted_key, torch.arange(groups + 1, device=device))
+    numbers = torch.cat([start[1:] - start[:-1], *[x[None] for x in also]]).tolist()
+    lengths = numbers[:groups]
+    order = order[: sum(lengths)]
+    slots = torch.full_like(flat, -1)
+    slots[order] = torch.arange(len(order), device=device)
+    slots = slots.view(-1, width)
+    if width == 1:
+        slots = torch.cat([slots, torch.full_like(slots, -1)], dim=1)
+    counts = torch.tensor(lengths, dtype=torch.long).view(num_classes, batch)
+    return order // width, counts, slots, order, numbers[groups:]
+
+
 def select_nodes(
     coarse_map: Tensor,
     target_map: Tensor | None = None,
@@ -223,6 +201,8 @@ def select_nodes(
             outside [0, 1], a class outside [0, M), or "dynamic" without targets.
     """
     check_options(nodes, samples, easy_ratio)
+    if nodes == "soft":
+        raise ValueError("nodes='soft' needs logits, not a class map; use soft_nodes")
     _check_maps(coarse_map, target_map, valid)
     _check_integers(coarse_map, "coarse_map")
     if target_map is not None:
@@ -267,28 +247,15 @@ def select_nodes(
 
     single = nodes == "coarse" or "hard_positive" not in samples
     key = torch.where(keep, coarse_key, nowhere)
-    if not single:
-        # Interleaving by pixel before the stable sort leaves the pixels of a segment ascending.
-        key = torch.stack([key, true_key], dim=1).view(-1)
-    sorted_key, order = key.sort(stable=True)
-    start = torch.searchsorted(sorted_key, torch.arange(groups + 1, device=device))
-    # The one place where the host waits for the device. Without targets the last is the first.
-    *lengths, bad_coarse, bad_target = torch.cat(
-        [start[1:] - start[:-1], wrong[0].sum()[None], wrong[-1].sum()[None]]
-    ).tolist()
+    keys = key[:, None] if single else torch.stack([key, true_key], dim=1)
+    # Without targets the last of `wrong` is the first.
+    pixel, counts, slots, _, (bad_coarse, bad_target) = _pack(
+        keys, num_classes, batch, [wrong[0].sum(), wrong[-1].sum()]
+    )
     if bad_coarse:
         _refuse(coarse, wrong[0], num_classes, None, "coarse_map")
     if bad_target:
         _refuse(target, wrong[1], num_classes, ignore_label, "target")
-    total = sum(lengths)
-    order = order[:total]
-    slots = torch.full_like(key, -1)
-    slots[order] = torch.arange(total, device=device)
-    if single:
-        pixel, slots = order, torch.stack([slots, torch.full_like(slots, -1)], dim=1)
-    else:
-        pixel, slots = order // 2, slots.view(-1, 2)
-    counts = torch.tensor(lengths, dtype=torch.long).view(num_classes, batch)
     if agrees is None:
         return NodeSet(pixel, counts, slots, single=True)
 
@@ -309,3 +276,59 @@ def select_nodes(
         hard_negative=count(keep & ~agrees, coarse_key),
         single=single,
     )
+
+
+def soft_nodes(
+    logits: Tensor,
+    target_map: Tensor | None = None,
+    *,
+    ignore_label: int = 255,
+    valid: Tensor | None = None,
+) -> NodeSet:
+    """Every node in the graphs of its two most probable classes, with its share of each.
+
+    An extension of ours: the hard class maps of Sec. 3.3 are the case of shares 1 and 0. A wrong
+    pixel whose true class comes second stands in its true class's graph too, in training and at
+    inference alike, and its label has no part in it.
+
+    Args:
+        logits: (B, M, h, w) of the coarse prediction; used without gradient.
+        target_map: (B, h, w) int64; nodes with ``ignore_label`` are left out. Nothing else of it
+            is used.
+        ignore_label: see above.
+        valid: (B, h, w) bool, False where a node is batch padding, which is never selected.
+
+    Returns:
+        Nodes with ``log_share``: the two probabilities, divided by their sum.
+
+    Raises:
+        ValueError: on shapes or devices that differ, or a target that is no class.
+    """
+    if logits.dim() != 4:
+        raise ValueError(f"expected logits (B, M, h, w), got {tuple(logits.shape)}")
+    batch, num_classes = logits.shape[:2]
+    logits = logits.detach()
+    best = logits.topk(min(2, num_classes), dim=1)
+    _check_maps(best.indices[:, 0], target_map, valid)
+    width = best.indices.shape[1]
+    classes = best.indices.permute(0, 2, 3, 1).reshape(-1, width)
+    usable = torch.ones_like(classes[:, 0], dtype=torch.bool)
+    if valid is not None:
+        usable = valid.reshape(-1)
+    target, wrong = None, torch.zeros_like(usable)
+    if target_map is not None:
+        _check_integers(target_map, "target")
+        target = target_map.reshape(-1).long()
+        wrong = _outside(target, num_classes, ignore_label)
+        usable = usable & (target != ignore_label)
+    pixels = torch.arange(len(classes), device=logits.device)
+    image = pixels // max(1, logits[0, 0].numel())
+    keys = torch.where(usable[:, None], classes * batch + image[:, None], num_classes * batch)
+    pixel, counts, slots, order, (bad_target,) = _pack(keys, num_classes, batch, [wrong.sum()])
+    if bad_target:
+        assert target is not None
+        _refuse(target, wrong, num_classes, ignore_label, "target")
+    values = best.values if logits.dtype == torch.float64 else best.values.float()
+    # A bound that half precision holds too: a segment of nothing but -inf would be NaN.
+    log_share = values.log_softmax(1).clamp(min=-1e4).permute(0, 2, 3, 1).reshape(-1)[order]
+    return NodeSet(pixel, counts, slots, single=width == 1, log_share=log_share)

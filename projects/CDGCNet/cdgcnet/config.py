@@ -49,7 +49,9 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.REFINER = "graph"
     cfg.MODEL.CDGC.CONTEXT = "aspp"  # or "none" (Table 2)
     cfg.MODEL.CDGC.CHANNELS = 256  # C, of X and of the refined features
-    cfg.MODEL.CDGC.NODES = "dynamic"  # training nodes: Eq. 4, or "coarse" (Table 3 "sim")
+    # Training nodes: Eq. 4, or "coarse" (Table 3 "sim"). "soft", an extension: the two most
+    # probable classes of each pixel, by their probabilities, in training and inference.
+    cfg.MODEL.CDGC.NODES = "dynamic"
     cfg.MODEL.CDGC.EASY_RATIO = 1.0  # share of the easy positives kept (Table 3 "ds")
     cfg.MODEL.CDGC.SAMPLES = list(SAMPLES)  # parts of Eq. 4 that enter (Table 5)
     # Hard positives are full "nodes" (Eq. 4), or "context": seen by others, without a feature of

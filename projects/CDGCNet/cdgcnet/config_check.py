@@ -50,6 +50,13 @@ def check_cfg(cfg: CfgNode) -> None:
     one_of("MODEL.CDGC.CONTEXT", cdgc.CONTEXT, ("aspp", "none"))
     one_of("MODEL.CDGC.NODES", cdgc.NODES, NODE_MODES)
     one_of("MODEL.CDGC.EDGES", cdgc.EDGES, EDGES)
+    if cdgc.NODES == "soft":
+        _check(
+            cdgc.EDGES == "similarity",
+            "MODEL.CDGC.EDGES",
+            cdgc.EDGES,
+            "'similarity', which NODES 'soft' needs",
+        )
     one_of("MODEL.CDGC.SCOPE", cdgc.SCOPE, SCOPES)
     one_of("MODEL.CDGC.FUSION", cdgc.FUSION, ("concat", "sum"))
     one_of("MODEL.CDGC.HARD_POSITIVES", cdgc.HARD_POSITIVES, HARD_POSITIVES)

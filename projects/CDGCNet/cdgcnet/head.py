@@ -301,7 +301,8 @@ class CDGCNetHead(nn.Module):
         size = (int(coarse.shape[2]), int(coarse.shape[3]))
         true = resize_targets(labels, size, self.align_corners).long()
         best = torch.where(true == self.ignore_value, class_map(coarse), true)
-        logits = F.one_hot(best, coarse.shape[1]).permute(0, 3, 1, 2)
+        # So far apart that soft nodes have shares of 1 and 0.
+        logits = 1e4 * F.one_hot(best, coarse.shape[1]).permute(0, 3, 1, 2).to(coarse.dtype)
         return self.graph.select(logits, valid=valid)
 
     def losses(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]:

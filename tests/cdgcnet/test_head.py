@@ -13,7 +13,8 @@ from torch import nn
 
 from cdgc import CDGCModule, OhemCrossEntropyLoss, select_nodes
 from cdgcnet import CDGCNetHead
-from cdgcnet.head import HeadOutput, log_node_shares
+from cdgcnet.graph import log_node_shares
+from cdgcnet.head import HeadOutput
 from cdgcnet.refiners import REFINERS, Pixelwise
 
 SHAPES = {"res4": ShapeSpec(channels=4, stride=8), "res5": ShapeSpec(channels=6, stride=8)}

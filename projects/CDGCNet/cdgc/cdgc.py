@@ -8,15 +8,15 @@ and backward: pixels outside S_m are masked with -inf before the softmax (not gi
 features), and the grouped W has neither bias nor normalisation before the classes are merged.
 """
 
-import functools
 import math
 from collections.abc import Callable, Collection
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .adjacency import segment_attention, segment_topk_attention
+from .checks import check_choice, check_device, check_finite
+from .compiling import never_compiled
 from .gather import (
     Segments,
     coarse_nodes,
@@ -37,49 +37,11 @@ from .nodes import (
 )
 from .positions import resize_targets
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
 EDGES = ("similarity", "uniform", "topk")
 SCOPES = ("class", "image")
 TOPK_WEIGHTS = ("softmax", "equal")
 SCALES = ("none", "sqrt")
 HARD_POSITIVES = ("nodes", "context")
-
-
-def _check_choice(name: str, value: str, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
-
-
-def _check_device(name: str, found: torch.device, expected: torch.device, of: str) -> None:
-    if found != expected:
-        raise ValueError(f"{name} is on {found}, expected {expected}, the device of {of}")
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    wrong = int(values.numel() - values.detach().isfinite().sum())  # waits for the device
-    if wrong:
-        raise ValueError(
-            f"{name}: {wrong} of {values.numel()} values are NaN or infinite, expected finite ones"
-        )
-
-
-def _never_compiled(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keep torch.compile out of a method: one stated graph break.
-
-    The lengths of the segments differ in every batch; code made for one batch's would be made
-    again for the next. Unlike ``torch.compiler.disable`` as a decorator this imports no compiler
-    unless one is at work.
-    """
-
-    @functools.wraps(method)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(method)(*args, **kwargs)
-        return method(*args, **kwargs)
-
-    return call
 
 
 class CDGCModule(nn.Module):
@@ -146,14 +108,14 @@ class CDGCModule(nn.Module):
         """
         super().__init__()
         check_options(nodes, samples, easy_ratio)
-        _check_choice("edges", edges, EDGES)
-        _check_choice("scope", scope, SCOPES)
-        _check_choice("topk_weights", topk_weights, TOPK_WEIGHTS)
-        _check_choice("hard_positives", hard_positives, HARD_POSITIVES)
+        check_choice("edges", edges, EDGES)
+        check_choice("scope", scope, SCOPES)
+        check_choice("topk_weights", topk_weights, TOPK_WEIGHTS)
+        check_choice("hard_positives", hard_positives, HARD_POSITIVES)
         if nodes == "soft" and edges != "similarity":
             raise ValueError(f"nodes='soft' needs edges='similarity', got {edges!r}")
         if isinstance(scale, str):
-            _check_choice("scale", scale, SCALES)
+            check_choice("scale", scale, SCALES)
         elif not scale > 0:
             raise ValueError(f"scale must be positive or one of {SCALES}, got {scale}")
         for name, value in (
@@ -219,7 +181,7 @@ class CDGCModule(nn.Module):
             f"scope={self.scope}, easy_ratio={self.easy_ratio}, samples={self.samples}"
         )
 
-    @_never_compiled
+    @never_compiled
     def select(
         self,
         coarse_logits: Tensor,
@@ -240,9 +202,9 @@ class CDGCModule(nn.Module):
             )
         device = coarse_logits.device
         if valid is not None:
-            _check_device("valid", valid.device, device, "coarse_logits")
+            check_device("valid", valid.device, device, "coarse_logits")
         if self.check_finite and coarse_logits.is_floating_point():
-            _check_finite("coarse_logits", coarse_logits)
+            check_finite("coarse_logits", coarse_logits)
         if self.scope == "image":
             one_class = torch.zeros(shape[0], *shape[2:], dtype=torch.long, device=device)
             return select_nodes(one_class, num_classes=1, valid=valid)
@@ -254,7 +216,7 @@ class CDGCModule(nn.Module):
                 )
             if targets.is_floating_point() or targets.is_complex():
                 raise ValueError(f"expected integer targets, got {targets.dtype}")
-            _check_device("targets", targets.device, device, "coarse_logits")
+            check_device("targets", targets.device, device, "coarse_logits")
             target_map = resize_targets(targets, (int(shape[2]), int(shape[3])), self.align_corners)
         if self.nodes == "soft":
             return soft_nodes(
@@ -309,7 +271,7 @@ class CDGCModule(nn.Module):
         z = class_linear(mean, self.graph_weight, classes).relu()
         return segments.to_pixels(class_linear(z, self.merge_weight, classes))
 
-    @_never_compiled
+    @never_compiled
     def reason(self, x: Tensor, nodes: NodeSet) -> Tensor:
         """Graph convolution over chosen nodes: x (B, C, h, w) -> X̂ (B, C, h, w) (Eq. 1).
 
@@ -329,15 +291,15 @@ class CDGCModule(nn.Module):
                 f"{len(nodes.slots)} as the nodes were selected for, got {tuple(x.shape)}"
             )
         weight = self.graph_weight
-        _check_device("x", x.device, weight.device, "the module's parameters")
-        _check_device("nodes", nodes.pixel.device, x.device, "x")
+        check_device("x", x.device, weight.device, "the module's parameters")
+        check_device("nodes", nodes.pixel.device, x.device, "x")
         if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
             raise ValueError(
                 f"x is {x.dtype}, expected {weight.dtype} as the module's parameters are (or "
                 "autocast)"
             )
         if self.check_finite:
-            _check_finite("x", x)
+            check_finite("x", x)
         pixels = map_to_rows(x)  # (B*N, C)
         counts = nodes.counts.tolist()
         if self.edges == "uniform":
@@ -380,5 +342,5 @@ class CDGCModule(nn.Module):
                 f"expected coarse_logits (B, M, h, w) = {expected} to fit x {tuple(x.shape)}, got "
                 f"{tuple(coarse_logits.shape)}"
             )
-        _check_device("coarse_logits", coarse_logits.device, x.device, "x")
+        check_device("coarse_logits", coarse_logits.device, x.device, "x")
         return self.reason(x, self.select(coarse_logits, targets, valid=valid, generator=generator))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .nodes import check_labels
+from .labels import check_labels
 from .upsampled import upsampled_nll, upsampled_weighted_nll
 
 

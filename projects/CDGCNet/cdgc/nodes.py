@@ -10,10 +10,11 @@ one, or its two most probable ones), so K <= 2*B*N and an absent class costs not
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 import torch
 from torch import Tensor
+
+from .labels import check_integers, outside, refuse
 
 NODE_MODES = ("coarse", "dynamic", "soft")
 SAMPLES = ("easy_positive", "hard_positive", "hard_negative")
@@ -73,41 +74,6 @@ def _random_share(
     chosen = torch.zeros_like(key, dtype=torch.bool)
     chosen[order] = (rank < quota[group]) & (sorted_key < groups)
     return chosen
-
-
-def _check_integers(labels: Tensor, name: str) -> None:
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers, got {labels.dtype}")
-
-
-def _outside(labels: Tensor, num_classes: int, ignore_label: int | None) -> Tensor:
-    """Where labels are neither a class nor the ignore label."""
-    wrong = (labels < 0) | (labels >= num_classes)
-    return wrong if ignore_label is None else wrong & (labels != ignore_label)
-
-
-def _refuse(
-    labels: Tensor, wrong: Tensor, num_classes: int, ignore_label: int | None, name: str
-) -> NoReturn:
-    value = int(labels[wrong][0])
-    if ignore_label is None:
-        raise ValueError(f"{name} value {value} is no class in [0, {num_classes})")
-    raise ValueError(
-        f"{name} value {value} is neither a class in [0, {num_classes}) nor the ignore label "
-        f"{ignore_label}"
-    )
-
-
-def check_labels(labels: Tensor, num_classes: int, ignore_label: int | None, name: str) -> None:
-    """Refuse labels that are neither a class nor the ignore label.
-
-    Raises:
-        ValueError: naming the dtype or the first wrong value.
-    """
-    _check_integers(labels, name)
-    wrong = _outside(labels, num_classes, ignore_label)
-    if bool(wrong.any()):  # waits for the device
-        _refuse(labels, wrong, num_classes, ignore_label, name)
 
 
 def check_options(nodes: str, samples: Collection[str], easy_ratio: float) -> None:
@@ -204,9 +170,9 @@ def select_nodes(
     if nodes == "soft":
         raise ValueError("nodes='soft' needs logits, not a class map; use soft_nodes")
     _check_maps(coarse_map, target_map, valid)
-    _check_integers(coarse_map, "coarse_map")
+    check_integers(coarse_map, "coarse_map")
     if target_map is not None:
-        _check_integers(target_map, "target")
+        check_integers(target_map, "target")
     elif nodes == "dynamic":
         raise ValueError("nodes='dynamic' needs targets (Eq. 4); use nodes='coarse' without them")
     batch, per_image = coarse_map.shape[0], coarse_map[0].numel()
@@ -216,7 +182,7 @@ def select_nodes(
     pixels = torch.arange(batch * per_image, device=device)
     image = pixels // per_image
     # Labels out of range are no nodes, and refused below, where the host waits anyway.
-    wrong = [_outside(coarse, num_classes, None)]
+    wrong = [outside(coarse, num_classes, None)]
     usable = ~wrong[0] if valid is None else valid.reshape(-1) & ~wrong[0]
 
     # A key names a (class, image) pair; `groups` means "no node".
@@ -228,7 +194,7 @@ def select_nodes(
         keep, agrees = usable, None
     else:
         target = target_map.reshape(-1).long()
-        wrong.append(_outside(target, num_classes, ignore_label))
+        wrong.append(outside(target, num_classes, ignore_label))
         usable = usable & (target != ignore_label) & ~wrong[1]
         agrees = usable & (coarse == target)
         keep = usable
@@ -253,9 +219,9 @@ def select_nodes(
         keys, num_classes, batch, [wrong[0].sum(), wrong[-1].sum()]
     )
     if bad_coarse:
-        _refuse(coarse, wrong[0], num_classes, None, "coarse_map")
+        refuse(coarse, wrong[0], num_classes, None, "coarse_map")
     if bad_target:
-        _refuse(target, wrong[1], num_classes, ignore_label, "target")
+        refuse(target, wrong[1], num_classes, ignore_label, "target")
     if agrees is None:
         return NodeSet(pixel, counts, slots, single=True)
 
@@ -317,9 +283,9 @@ def soft_nodes(
         usable = valid.reshape(-1)
     target, wrong = None, torch.zeros_like(usable)
     if target_map is not None:
-        _check_integers(target_map, "target")
+        check_integers(target_map, "target")
         target = target_map.reshape(-1).long()
-        wrong = _outside(target, num_classes, ignore_label)
+        wrong = outside(target, num_classes, ignore_label)
         usable = usable & (target != ignore_label)
     pixels = torch.arange(len(classes), device=logits.device)
     image = pixels // max(1, logits[0, 0].numel())
@@ -327,7 +293,7 @@ def soft_nodes(
     pixel, counts, slots, order, (bad_target,) = _pack(keys, num_classes, batch, [wrong.sum()])
     if bad_target:
         assert target is not None
-        _refuse(target, wrong, num_classes, ignore_label, "target")
+        refuse(target, wrong, num_classes, ignore_label, "target")
     values = best.values if logits.dtype == torch.float64 else best.values.float()
     # A bound that half precision holds too: a segment of nothing but -inf would be NaN.
     log_share = values.log_softmax(1).clamp(min=-1e4).permute(0, 2, 3, 1).reshape(-1)[order]

@@ -10,14 +10,12 @@ Another refiner (:mod:`cdgcnet.refiners`) may stand where the graph stands; all 
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ASPP, ShapeSpec, get_norm
+from detectron2.layers import ASPP, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from cdgc import (
@@ -29,6 +27,7 @@ from cdgc import (
     resize_targets,
 )
 
+from .graph import build_graph, log_node_shares
 from .layers import conv_norm_relu
 from .refiners import build_refiner
 
@@ -58,29 +57,6 @@ def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequentia
     # backbone at first, and a short schedule never learns the rare classes.
     conv = nn.Conv2d(channels, num_classes, kernel_size=1)
     return nn.Sequential(nn.Dropout2d(dropout), conv)
-
-
-def _build_graph(cfg: CfgNode) -> CDGCModule:
-    head, cdgc = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.CDGC
-    return CDGCModule(
-        cdgc.CHANNELS,
-        head.NUM_CLASSES,
-        nodes=cdgc.NODES,
-        edges=cdgc.EDGES,
-        scope=cdgc.SCOPE,
-        easy_ratio=cdgc.EASY_RATIO,
-        samples=cdgc.SAMPLES,
-        hard_positives=cdgc.HARD_POSITIVES,
-        topk=cdgc.TOPK,
-        topk_weights=cdgc.TOPK_WEIGHTS,
-        scale=cdgc.SCALE,
-        shared_phi=cdgc.SHARED_PHI,
-        norm=partial(get_norm, cdgc.NORM) if cdgc.NORM else None,
-        relu=cdgc.RELU,
-        ignore_label=head.IGNORE_VALUE,
-        align_corners=cdgc.ALIGN_CORNERS,
-        check_finite=cdgc.CHECK_FINITE,
-    )
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -218,10 +194,10 @@ class CDGCNetHead(nn.Module):
         head, cdgc, loss = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.CDGC, cfg.MODEL.CDGC.LOSS
         graph = refiner = None
         if cdgc.ENABLED and cdgc.REFINER == "graph":
-            graph = _build_graph(cfg)
+            graph = build_graph(cfg)
         elif cdgc.ENABLED:
             with torch.device("meta"):  # only to be counted
-                parameters = sum(p.numel() for p in _build_graph(cfg).parameters())
+                parameters = sum(p.numel() for p in build_graph(cfg).parameters())
             refiner = build_refiner(
                 cdgc.REFINER, cdgc.CHANNELS, norm=cdgc.NORM, parameters=parameters
             )
@@ -355,28 +331,3 @@ class CDGCNetHead(nn.Module):
             output.refined, size=size, mode="bilinear", align_corners=self.align_corners
         )
         return logits, {}
-
-
-def log_node_shares(nodes: NodeSet | None, period: int = 20) -> None:
-    """Shares of easy positive, hard positive and hard negative nodes, into the event storage.
-
-    Every ``period`` iterations like Detectron2's writers, since reading the counts waits for the
-    device. Does nothing outside a training loop.
-    """
-    if nodes is None:
-        return
-    parts = {
-        "easy_positive": nodes.easy_positive,
-        "hard_positive": nodes.hard_positive,
-        "hard_negative": nodes.hard_negative,
-    }
-    try:
-        storage = get_event_storage()
-    except AssertionError:  # Detectron2's way to say that no training loop runs
-        return
-    if storage.iter and (storage.iter + 1) % period:  # at the start, and when writers write
-        return
-    total = max(len(nodes.pixel), 1)
-    for name, count in parts.items():
-        if count is not None:  # no ground truth, no difficulty
-            storage.put_scalar(f"nodes/{name}", float(count.sum()) / total, smoothing_hint=False)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from cdgc import resize_targets, valid_nodes
 
-from .head import CDGCNetHead, log_node_shares
+from .graph import log_node_shares
+from .head import CDGCNetHead
 from .postprocess import Sizes, full_size_logits, label_map
 from .probabilities import Place, ProbabilitySum
 from .window import Slide

@@ -50,7 +50,8 @@ if "--eval-only" not in flags:
     last.write_text("model_final.pth")
     (folder / "cost.json").write_text('{"parameters": 1500000, "gflops": 2.0}')
 score = plan.get("scores", {}).get(row, [50.0, 50.0, 50.0])[seed - 1]
-results = {"sem_seg": {"mIoU": score, "IoU-road": float("nan")}, "sem_seg_coarse": {"mIoU": 40.0}}
+results = {"sem_seg": {"mIoU": score, "IoU-road": float("nan")}, "sem_seg_coarse": {"mIoU": 40.0},
+           "sem_seg_oracle": {"mIoU": 60.0}}
 if tta:
     results["sem_seg_TTA"] = {"mIoU": score + 1}
 if plan.get("unlabelled"):
@@ -87,13 +88,13 @@ class Runner:
     def records(self) -> dict:
         return record.load_records(self.results / "tiny" / "val")
 
-    def table(self, name: str) -> dict[str, list[str]]:
-        """Label of a row -> its cells."""
+    def table(self, name: str) -> dict[str, dict[str, str]]:
+        """Label of a row -> its cells by column."""
         found = {}
         for line in (self.results / "tiny" / f"{name}.md").read_text().splitlines():
             cells = [c.strip() for c in line.strip("|").split("|")]
-            if len(cells) == 11 and not cells[0].startswith("-"):
-                found[cells[0]] = cells[1:]
+            if len(cells) == len(table.HEADER) and not cells[0].startswith("-"):
+                found[cells[0]] = dict(zip(table.HEADER[1:], cells[1:], strict=True))
         return found
 
 
@@ -169,7 +170,7 @@ def test_only_the_last_checkpoint_of_a_finished_training_is_kept(runner):
 
 def test_overrides_without_effect_leave_the_table_its_name(runner):
     runner("table1", "--rows", "baseline", "--opts", "DATALOADER.NUM_WORKERS", 1)
-    assert runner.table("table1")["ResNet baseline"][1] == "50.00 (1)"
+    assert runner.table("table1")["ResNet baseline"]["mIoU"] == "50.00 (1)"
     assert "Changed" not in (runner.results / "tiny" / "table1.md").read_text()
 
 
@@ -180,7 +181,7 @@ def test_rows_of_one_config_share_a_run(runner):
     # Table 2 adds ASPP + CDGC (sum); its ASPP and ASPP + CDGC (concat) are Table 3's rows.
     assert ran == ["table3_01_aspp", "table3_02_sim", "table2_05_aspp_cdgc_sum"]
     assert runner.table("table2")["ResNet + ASPP"] == runner.table("table3")["ASPP"]
-    assert "50.00 (1)" in runner.table("table2")["ResNet + ASPP + CDGC (concat)"]
+    assert runner.table("table2")["ResNet + ASPP + CDGC (concat)"]["mIoU"] == "50.00 (1)"
 
 
 def test_table_4_is_one_training_and_two_evaluations(runner):
@@ -193,8 +194,9 @@ def test_table_4_is_one_training_and_two_evaluations(runner):
         ("table4_03_flip", "eval"),
     ]
     table = runner.table("table4")
-    assert table["CDGCNet, single scale"][1] == "50.00 (1)"
-    assert [table[f"CDGCNet, {way}"][1] for way in ("MS", "flip", "MS + flip")] == ["51.00 (1)"] * 3
+    assert table["CDGCNet, single scale"]["mIoU"] == "50.00 (1)"
+    for way in ("MS", "flip", "MS + flip"):
+        assert table[f"CDGCNet, {way}"]["mIoU"] == "51.00 (1)"
     assert len(runner.records()) == 4
 
 
@@ -204,15 +206,16 @@ def test_a_row_without_labels_is_finished_without_a_number(runner):
     runner("table1", "--rows", "baseline")
     runner("table1", "--rows", "baseline")
     assert len(runner.starts()) == len(runner.records()) == 1
-    assert runner.table("table1")["ResNet baseline"][1:6] == [""] * 5
+    measured = runner.table("table1")["ResNet baseline"]
+    assert {measured[c] for c in ("mIoU", "coarse", "refined", "TTA", "− best control")} == {""}
 
 
 def test_tta_is_measured_on_request_without_another_training(runner):
     runner("table1", "--rows", "baseline")
-    assert runner.table("table1")["ResNet baseline"][4] == ""
+    assert runner.table("table1")["ResNet baseline"]["TTA"] == ""
     runner("table1", "--rows", "baseline", "--tta")
     assert [begin for _, _, begin in runner.starts()] == ["0", "eval"]
-    assert runner.table("table1")["ResNet baseline"][4] == "51.00"
+    assert runner.table("table1")["ResNet baseline"]["TTA"] == "51.00"
 
 
 # ---------------------------------------------------------------- kills and failures
@@ -254,8 +257,9 @@ def test_a_failing_row_is_survived_and_reported(runner):
     assert "exit status 1" in out
     assert "train_net.py: error: table1_02_plain_gcn cannot be trained" in out  # its log's end
     table = runner.table("table1")
-    assert table["ResNet + plain GCN"][1:] == [""] * 9
-    assert table["ResNet + class GCN"][1] == "50.00 (1)"
+    failed = table["ResNet + plain GCN"]
+    assert failed.pop("paper") == "78.2" and set(failed.values()) == {""}
+    assert table["ResNet + class GCN"]["mIoU"] == "50.00 (1)"
     runner.plan()
     runner("table1")  # mended: only that row is run
     assert [row for row, _, _ in runner.starts()][3:] == ["table1_02_plain_gcn"]
@@ -363,19 +367,27 @@ def test_mean_error_and_paired_difference_worked_by_hand(runner, pictures):
     sim = runner.table("table3")["sim"]
     # 52, 54, 54: mean 160/3 = 53.33; deviations -4/3, 2/3, 2/3; variance 24/9/2 = 4/3; standard
     # error sqrt(4/3/3) = 2/3.
-    assert sim[:4] == ["80.0", "53.33 ± 0.67 (3)", "40.00 ± 0.00", "53.33 ± 0.67"]
+    assert sim["paper"] == "80.0"
+    assert sim["mIoU"] == "53.33 ± 0.67 (3)"
+    assert sim["coarse"] == "40.00 ± 0.00"
+    assert sim["refined"] == "53.33 ± 0.67"
+    assert sim["oracle"] == "60.00 ± 0.00"
     # Differences to 50, 52, 51: 2, 2, 3; mean 7/3; variance 1/3, standard error sqrt(1/9) = 1/3.
-    assert sim[5] == "+2.33 ± 0.33, beats"
-    assert sim[6:8] == ["1.50 M", "2.00"]
-    assert sim[8].endswith("GiB (process)")
-    assert sim[9] == "1.50"  # 0.75 s over 0.5 s
+    assert sim["− best control"] == "+2.33 ± 0.33, beats"
+    assert (sim["parameters"], sim["GFLOPs"]) == ("1.50 M", "2.00")
+    assert sim["peak memory"].endswith("GiB (process)")
+    assert sim["s/iter ÷ ASPP"] == "1.50"  # 0.75 s over 0.5 s
     # Differences 1, -2, 1: mean 0, variance 3, standard error 1.
     ds = runner.table("table3")["ds 1.0 (similarity reading)"]
-    assert ds[5] == "0.00 ± 1.00, no difference shown"
-    assert runner.table("table3")["ASPP"][:6] == [
-        "78.4", "50.00 ± 0.58 (3)", "40.00 ± 0.00", "50.00 ± 0.58", "", "control"
-    ]  # fmt: skip
-    assert runner.table("table3")["ds 0.2 (similarity reading)"] == ["79.8", *[""] * 9]
+    assert ds["− best control"] == "0.00 ± 1.00, no difference shown"
+    aspp = runner.table("table3")["ASPP"]
+    assert (aspp["mIoU"], aspp["TTA"], aspp["− best control"]) == (
+        "50.00 ± 0.58 (3)",
+        "",
+        "control",
+    )
+    empty = runner.table("table3")["ds 0.2 (similarity reading)"]
+    assert empty.pop("paper") == "79.8" and set(empty.values()) == {""}
     text = (runner.results / "tiny" / "table3.md").read_text()
     assert "sim: ASPP with OHEM, 51.00 ± 0.58" in text
     path, title, lines, controls = pictures[-1]
@@ -387,21 +399,21 @@ def test_one_seed_has_no_error_and_beats_nothing(runner):
     runner.plan(scores={"table3_02_sim": [99.0]})
     runner("control", "--rows", "aspp_ohem")
     runner("table3", "--rows", "sim")
-    assert runner.table("table3")["sim"][5] == "+49.00, one seed"
+    assert runner.table("table3")["sim"]["− best control"] == "+49.00, one seed"
 
 
 def test_a_loss_is_told_as_one(runner):
     runner.plan(scores={"table3_02_sim": [48.0, 48.5]})
     runner("control", "--rows", "aspp_ohem", "--seeds", 2)
     runner("table3", "--rows", "sim", "--seeds", 2)
-    assert runner.table("table3")["sim"][5] == "−1.75 ± 0.25, falls behind"
+    assert runner.table("table3")["sim"]["− best control"] == "−1.75 ± 0.25, falls behind"
 
 
 def test_only_seeds_in_common_are_compared(runner):
     runner.plan(scores={"control_03_aspp": [10, 20, 30], "table3_02_sim": [11, 21, 99]})
     runner("control", "--rows", "control_03", "--seeds", 2)
     runner("table3", "--rows", "sim", "--seeds", 3)
-    assert runner.table("table3")["sim"][5] == "+1.00 ± 0.00, beats"
+    assert runner.table("table3")["sim"]["− best control"] == "+1.00 ± 0.00, beats"
 
 
 # ---------------------------------------------------------------- refusals

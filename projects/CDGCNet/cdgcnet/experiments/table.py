@@ -16,6 +16,7 @@ HEADER = (
     "mIoU",
     "coarse",
     "refined",
+    "oracle",
     "TTA",
     "− best control",
     "parameters",
@@ -132,6 +133,7 @@ def cells(line: Line, controls: Sequence[Line], aspp: Line | None) -> list[str]:
         own,
         coarse,
         score("sem_seg") if coarse else "",  # without one there is nothing refined
+        score("sem_seg_oracle"),
         score("sem_seg_TTA"),
         against,
         _size(parameters[0]) if parameters else "",
@@ -178,11 +180,11 @@ def footnotes(lines: Sequence[Line]) -> list[str]:
 _EXPLAINED = """\
 mIoU in percent, mean ± standard error over the seeds (their number). *paper*: what the paper
 reports, on its own data. *mIoU* is the row's own evaluation; *coarse* and *refined* come from one
-pass, *TTA* is the same network with scales and flip. *− best control*: mean ± standard error of the
-differences to the best control at the same seeds; "beats" and "falls behind" mean by more than two
-standard errors. GFLOPs: multiply-adds for one real image of the crop's size.
-s/iter is a ratio to the ASPP row's run on the same hardware; a busy machine shows in it. Empty: not
-measured."""
+pass, *oracle* is refined with the ground truth's classes in the graph, *TTA* the same network with
+scales and flip. *− best control*: mean ± standard error of the differences to the best control at
+the same seeds; "beats" and "falls behind" mean by more than two standard errors. GFLOPs:
+multiply-adds for one real image of the crop's size. s/iter is a ratio to the ASPP row's run on the
+same hardware; a busy machine shows in it. Empty: not measured."""
 
 
 def write_markdown(

@@ -16,6 +16,7 @@ from cdgcnet import Trainer
 from cdgcnet import evaluation_run as module
 from cdgcnet.evaluation_run import check_test_set, choose_images, evaluate_and_write
 from cdgcnet.metrics import graph_metrics, node_metrics, segmentation_metrics
+from cdgcnet.refiners import REFINERS
 
 SET = "cdgc_cityscapes_val"
 
@@ -93,6 +94,25 @@ def test_chosen_images_are_named_once_with_all_reasons():
         "a": "most fixed 1: 7 pixels",
     }
     assert choose_images(scores, 0) == {}
+
+
+# ---------------------------------------------------------------- refiners in the graph's place
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+def test_a_refiner_without_nodes_is_reported(run_data, run_cfg, refiner, caplog):
+    run_cfg.MODEL.CDGC.REFINER = refiner
+    torch.manual_seed(0)
+    with caplog.at_level("INFO"):
+        results = evaluate(run_cfg, Trainer.build_model(run_cfg).eval())
+    assert {"sem_seg", "sem_seg_coarse", "graph"} <= results.keys()
+    assert "sem_seg_oracle" not in results  # no class map to put right
+    lines = caplog.text.splitlines()
+    [header] = [line for line in lines if "IoU coarse" in line]
+    assert header.split()[-3:] == ["%", "net", "%"]  # no columns of nodes
+    [total] = [line for line in lines if line.split()[:1] == ["all"]]
+    net = results["graph"]["net"]
+    assert total.split()[-1] == f"{net:.2f}"
 
 
 # ---------------------------------------------------------------- files

@@ -55,10 +55,11 @@ def _table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
 
 
 def format_graph_table(results: dict[str, dict[str, float]]) -> str:
-    """What the graph did, per class in the ground truth; "" if there was none.
+    """What the refinement did, per class in the ground truth; "" if there was none.
 
     Args:
-        results: task name -> metrics, with "graph", "sem_seg" and "sem_seg_coarse".
+        results: task name -> metrics, with "graph", "sem_seg" and "sem_seg_coarse". A refiner in
+            the graph's place has no nodes.
     """
     if not {"graph", "sem_seg", "sem_seg_coarse"} <= results.keys():
         return ""
@@ -70,13 +71,15 @@ def format_graph_table(results: dict[str, dict[str, float]]) -> str:
         means += [coarse["mBIoU"], refined["mBIoU"]]
     columns |= {f"{k} %": (graph, k) for k in ("fixed", "broken", "net")}
     means += [graph[k] for k in ("fixed", "broken", "net")]
-    columns |= {"nodes": (graph, "nodes"), "in images %": (graph, "node_images")}
+    names = [k.removeprefix("IoU-") for k in refined if k.startswith("IoU-")]
+    if any(f"nodes-{name}" in graph for name in names):
+        columns |= {"nodes": (graph, "nodes"), "in images %": (graph, "node_images")}
     rows = [
         [name, *(_cell(source[f"{key}-{name}"]) for source, key in columns.values())]
-        for name in (k.removeprefix("IoU-") for k in refined if k.startswith("IoU-"))
+        for name in names
         if not math.isnan(refined[f"ACC-{name}"])
     ]
-    rows.append(["all", *map(_cell, means), "", ""])
+    rows.append(["all", *map(_cell, means), *[""] * (len(columns) - len(means))])
     return _table(rows, ["", *columns])
 
 

@@ -22,8 +22,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cdgcnet.experiments.circumstances import ROOT
 from cdgcnet.experiments.jobs import TTA, Job, make_jobs, split_overrides
-from cdgcnet.experiments.record import ROOT, load_records
+from cdgcnet.experiments.record import load_records
 from cdgcnet.experiments.rows import (
     GROUPS,
     Row,
@@ -34,7 +35,7 @@ from cdgcnet.experiments.rows import (
     row_text,
 )
 from cdgcnet.experiments.table import Line, write_markdown, write_picture
-from cdgcnet.experiments.work_folder import trained_iterations
+from cdgcnet.experiments.work_folder import resumed_iteration, trained_iterations
 from cdgcnet.experiments.workshop import Workshop
 
 CONFIGS = ROOT / "configs" / "experiments"
@@ -55,14 +56,14 @@ class Progress:
 
     def begin(self, job: Job, folder: Path) -> None:
         self.bar.set_description(f"{job.row.name}, seed {job.seed}")
-        self.seen.setdefault(folder, trained_iterations(folder))
+        self.seen.setdefault(folder, resumed_iteration(folder))
 
     def look(self, folder: Path, now: bool = False) -> None:
         if not now and time.monotonic() - self.looked < 2:
             return
         self.looked = time.monotonic()
         if folder in self.seen:
-            # A resumed run falls back to its checkpoint; the bar waits for it.
+            # A resumed run repeats what came after its checkpoint; the bar waits for it.
             reached = max(trained_iterations(folder), self.seen[folder])
             self.bar.update(reached - self.seen[folder])
             self.seen[folder] = reached
@@ -132,16 +133,23 @@ def make_controls(
 
 
 def render(args: argparse.Namespace, records: dict) -> list[Path]:
-    """Write the table of every group asked for; returns the Markdown files."""
+    """Write the table of every group asked for, and those there are, which share runs with them.
+
+    Returns:
+        The Markdown files.
+    """
     folder = CONFIGS / args.profile
-    rows = find_rows(folder, args.table)
+    rows = find_rows(folder, "all")
+    base = args.results / args.profile
     pairs = list(zip(args.opts[::2], args.opts[1::2], strict=True))
     changed = [x for key, value in pairs if changes_measurement(key) for x in (key, value)]
     suffix = "" if args.split == "val" else f"-{args.split}"
     if changed:
         suffix += "-" + hashlib.blake2b(repr(changed).encode(), digest_size=3).hexdigest()
+    asked = {row.group for row in find_rows(folder, args.table, args.rows)}
+    there = {group for group in GROUPS if (base / f"{group}{suffix}.md").is_file()}
     written = []
-    for group in sorted({row.group for row in rows}, key=GROUPS.index):
+    for group in sorted(asked | there, key=GROUPS.index):
         chosen = [row for row in rows if row.group == group]
         opts = split_overrides(chosen[0], args.split, args.opts)
         lines = [make_line(row, opts, records) for row in chosen]
@@ -149,7 +157,7 @@ def render(args: argparse.Namespace, records: dict) -> list[Path]:
         aspp = next(c for c in controls if c.row.name == ASPP)
         title = f"{_TITLES.get(group, f'Table {group[-1]}')}, profile {args.profile}"
         title += "" if args.split == "val" else f", split {args.split}"
-        base, name = args.results / args.profile, f"{group}{suffix}"
+        name = f"{group}{suffix}"
         write_picture(base / f"{name}.png", title, lines, controls)
         write_markdown(base / f"{name}.md", title, lines, controls, aspp, changed, f"{name}.png")
         written.append(base / f"{name}.md")
@@ -172,6 +180,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     parser.add_argument("--num-gpus", type=int, default=1, help="of a training")
     parser.add_argument("--time-budget", type=float, metavar="MIN", help="stop after so long")
     parser.add_argument("--dry-run", action="store_true", help="say what is missing; run nothing")
+    parser.add_argument("--render", action="store_true", help="write the tables; run nothing")
     parser.add_argument("--work", type=Path, default=ROOT / "output" / "experiments")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
@@ -224,6 +233,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = make_jobs(rows, args.seeds, args.split, args.opts, args.tta)
         work, results = (b / args.profile / args.split for b in (args.work, args.results))
         workshop = Workshop(work, results, args.num_gpus)
+        if args.render:
+            print(*render(args, workshop.records), sep="\n")
+            return 0
+        workshop.check_weights(jobs)
         if args.dry_run:
             for job in jobs:
                 print(f"{job.row.name:36} seed {job.seed}  {job.hash}  {workshop.state(job)}")

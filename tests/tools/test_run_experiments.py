@@ -234,7 +234,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(runner, monkeypatch):
     assert time.monotonic() - begun < 15  # the training was ended, not waited for
     assert not runner.results.exists()
     out = runner("table1", "--rows", "baseline", "--dry-run")
-    assert "to go on near iteration 5 of 10" in out and "5 iterations to train" in out
+    assert "to go on at iteration 5 of 10" in out and "5 iterations to train" in out
     runner.plan()
     runner("table1", "--rows", "baseline")
     assert [begin for _, _, begin in runner.starts()] == ["0", "5"]
@@ -390,30 +390,64 @@ def test_mean_error_and_paired_difference_worked_by_hand(runner, pictures):
     assert empty.pop("paper") == "79.8" and set(empty.values()) == {""}
     text = (runner.results / "tiny" / "table3.md").read_text()
     assert "sim: ASPP with OHEM, 51.00 ± 0.58" in text
-    path, title, lines, controls = pictures[-1]
+    path, title, lines, controls = next(p for p in reversed(pictures) if p[0].stem == "table3")
     table.write_picture(path, title, lines, controls)
     assert path == runner.results / "tiny" / "table3.png" and path.stat().st_size > 10000
 
 
-def test_one_seed_has_no_error_and_beats_nothing(runner):
-    runner.plan(scores={"table3_02_sim": [99.0]})
-    runner("control", "--rows", "aspp_ohem")
-    runner("table3", "--rows", "sim")
-    assert runner.table("table3")["sim"]["− best control"] == "+49.00, one seed"
+def test_no_verdict_of_fewer_than_three_seeds(runner):
+    runner.plan(scores={"table3_02_sim": [99.0, 99.0, 99.5]})
+    for seeds, expected in ((1, "+49.00, one seed"), (2, "+49.00 ± 0.00, two seeds")):
+        runner("control", "--seeds", seeds)
+        runner("table3", "--rows", "sim", "--seeds", seeds)
+        assert runner.table("table3")["sim"]["− best control"] == expected
+    runner("control", "--seeds", 3)
+    runner("table3", "--rows", "sim", "--seeds", 3)
+    assert runner.table("table3")["sim"]["− best control"] == "+49.17 ± 0.17, beats"
 
 
 def test_a_loss_is_told_as_one(runner):
-    runner.plan(scores={"table3_02_sim": [48.0, 48.5]})
-    runner("control", "--rows", "aspp_ohem", "--seeds", 2)
-    runner("table3", "--rows", "sim", "--seeds", 2)
-    assert runner.table("table3")["sim"]["− best control"] == "−1.75 ± 0.25, falls behind"
+    runner.plan(scores={"table3_02_sim": [48.0, 48.5, 48.0]})
+    runner("control", "--seeds", 3)
+    runner("table3", "--rows", "sim", "--seeds", 3)
+    # Differences -2, -1.5, -2 to 50: mean -11/6, variance 1/12, standard error 1/6.
+    assert runner.table("table3")["sim"]["− best control"] == "−1.83 ± 0.17, falls behind"
+
+
+def test_no_verdict_where_a_control_is_missing(runner):
+    # A weak control alone would be beaten by anything.
+    runner.plan(scores={"control_03_aspp": [10, 20, 30], "table3_02_sim": [11, 21, 31]})
+    runner("control", "--rows", "control_03", "--seeds", 3)
+    runner("table3", "--rows", "sim", "--seeds", 3)
+    assert runner.table("table3")["sim"]["− best control"] == "+1.00 ± 0.00, 1 of 3 controls"
+    text = (runner.results / "tiny" / "table3.md").read_text()
+    assert "sim: ASPP, 20.00 ± 5.77 (of 1 of 3 controls)" in text
+    runner("control", "--seeds", 2)  # the others have two of the three seeds
+    assert runner.table("table3")["sim"]["− best control"].endswith("1 of 3 controls")
 
 
 def test_only_seeds_in_common_are_compared(runner):
     runner.plan(scores={"control_03_aspp": [10, 20, 30], "table3_02_sim": [11, 21, 99]})
     runner("control", "--rows", "control_03", "--seeds", 2)
     runner("table3", "--rows", "sim", "--seeds", 3)
-    assert runner.table("table3")["sim"]["− best control"] == "+1.00 ± 0.00, beats"
+    assert runner.table("table3")["sim"]["− best control"] == "+1.00 ± 0.00, 0 of 3 controls"
+
+
+def test_tables_alone(runner):
+    runner("table3", "--rows", "aspp")
+    (runner.results / "tiny" / "table3.md").unlink()
+    out = runner("table3", "--render")
+    assert "table3.md" in out and len(runner.starts()) == 1
+    assert runner.table("table3")["ASPP"]["mIoU"] == "50.00 (1)"
+
+
+def test_tables_that_are_there_follow_a_new_record(runner):
+    runner("table3", "--rows", "aspp")
+    before = runner.table("table3")["ASPP"]["− best control"]
+    runner("control", "--rows", "ohem")
+    assert before == "control" and not (runner.results / "tiny" / "table1.md").exists()
+    text = (runner.results / "tiny" / "table3.md").read_text()
+    assert "control_01_aspp_ohem" in text  # its run is among the sources now
 
 
 # ---------------------------------------------------------------- refusals
@@ -449,14 +483,72 @@ def test_bad_arguments(capsys, tmp_path, argv, message):
     assert not any(tmp_path.iterdir())
 
 
-def test_records_from_different_weights_are_never_mixed(runner, capsys):
+@pytest.mark.parametrize("dry", [False, True])
+def test_records_from_different_weights_are_never_mixed(runner, capsys, dry):
     runner("table1", "--rows", "baseline")
     weights = runner.folder / "resnet.pth"
     weights.write_bytes(b"other")
-    opts = ("--opts", "MODEL.WEIGHTS", weights)
-    out = runner("table1", "--rows", "plain", *opts, code=1)
-    assert "resnet.pth (sha256 d9298a10d1b0)" in out and "random weights" in out
+    paths = ("--work", runner.work, "--results", runner.results, "--profile", "tiny")
+    more = ["--dry-run"] if dry else []
+    # A finished row is no answer either: it started from other weights than were asked for.
+    for row in ("plain", "baseline"):
+        argv = ("table1", "--rows", row, *more, *paths, "--opts", "MODEL.WEIGHTS", weights)
+        said = refused(capsys, *argv)
+        assert "resnet.pth (sha256 d9298a10d1b0)" in said and "random weights" in said
+    argv = ("table1", *more, *paths, "--opts", "MODEL.WEIGHTS", runner.folder / "none.pth")
+    assert "MODEL.WEIGHTS: there is no file" in refused(capsys, *argv)
     assert len(runner.starts()) == 1
+
+
+def test_the_same_weights_may_have_another_name(runner):
+    for name, row in (("a.pth", "baseline"), ("b.pth", "plain")):
+        (runner.folder / name).write_bytes(b"the same")
+        runner("table1", "--rows", row, "--opts", "MODEL.WEIGHTS", runner.folder / name)
+    assert {r.weights[:6] for r in runner.records().values()} == {"a.pth ", "b.pth "}
+
+
+def test_a_row_that_another_process_finished_is_done(runner, monkeypatch):
+    original = workshop.launch
+
+    def beside(command, folder, **options):
+        outcome = original(command, folder, **options)
+        with monkeypatch.context() as patch:  # the other process has just recorded it
+            patch.setattr(workshop, "launch", original)
+            own = workshop.Workshop(runner.work / "tiny" / "val", runner.results / "tiny" / "val")
+            folder_rows = rows.find_rows(run_experiments.CONFIGS / "tiny", "table1", ["baseline"])
+            [job] = jobs.make_jobs(folder_rows, 1, "val", [])
+            own.do(job, [job])
+        return outcome
+
+    monkeypatch.setattr(workshop, "launch", beside)
+    assert "1 of 1 rows finished" in runner("table1", "--rows", "baseline")
+    assert len(runner.starts()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": 5}, "scores is 5, expected a mapping"),
+        ({"scores": {"sem_seg": {"mIoU": "x"}}}, "scores.sem_seg.mIoU is 'x', expected a number"),
+        ({"scores": {"sem_seg": [1]}}, r"scores.sem_seg is [1], expected a mapping"),
+        ({"circumstances": {}}, "circumstances.command is None, expected a text"),
+        ({"cost": None}, "cost is None, expected a mapping"),
+        ({"cost": {"gflops": "2"}}, "cost.gflops is '2', expected a number"),
+        ({"cost": {"peak_memory": 2}}, "cost.peak_memory_of is None, expected a text"),
+        ({"seed": "1"}, "seed is '1', expected a whole number"),
+        ({"seed": True}, "seed is True, expected a whole number"),
+        ({"overrides": "none"}, "overrides is 'none', expected a list"),
+        ({"weights": 3}, "weights is 3, expected a text"),
+        ({"colour": 3}, "colour"),
+    ],
+)
+def test_an_edited_record_is_named_with_its_value(runner, capsys, change, message):
+    runner("table1", "--rows", "baseline")
+    [path] = (runner.results / "tiny" / "val").glob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    paths = ("--work", runner.work, "--results", runner.results, "--profile", "tiny")
+    said = refused(capsys, "table1", *paths)
+    assert path.name in said and message in said
 
 
 def test_a_run_by_hand_from_other_weights_is_no_record(runner):

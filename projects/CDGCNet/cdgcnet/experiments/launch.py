@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .record import ROOT, UNKNOWN, circumstances
+from .circumstances import ROOT, UNKNOWN, circumstances
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30

@@ -2,25 +2,22 @@
 
 import json
 import math
-import platform
-import re
-import shlex
-import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-import detectron2
-import torch
 
 from ..files import replacing
 from ..weight_formats.files import name_of
 from ..weights import read_provenance
 
-ROOT = Path(__file__).resolve().parents[4]
-UNKNOWN = "not recorded"
+_KINDS: dict[type | tuple[type, ...], str] = {
+    str: "a text",
+    int: "a whole number",
+    (int, float): "a number",
+    list: "a list",
+    dict: "a mapping",
+}
+_CIRCUMSTANCES = ("command", "commit", "versions", "hardware", "date")
 _KEPT = ("mIoU", "mIoU_union", "mBIoU", "mACC", "pACC", "fwIoU")
 
 
@@ -60,15 +57,48 @@ def record_path(folder: Path, config_hash: str, seed: int) -> Path:
     return folder / f"{config_hash}-seed{seed}.json"
 
 
+def _wrong_value(values: dict[str, Any]) -> str | None:
+    """The first value that no run could have written, in words; None for a sound record.
+
+    Args:
+        values: by the names of :class:`Record`'s attributes, all of them.
+    """
+    numbers = ("parameters", "gflops", "peak_memory", "seconds_per_iteration")
+    expected: list[tuple[str, Any, type | tuple[type, ...]]] = [
+        *((key, values[key], str) for key in ("row", "label", "hash", "weights")),
+        ("seed", values["seed"], int),
+        ("overrides", values["overrides"], list),
+        *((key, values[key], dict) for key in ("scores", "cost", "circumstances")),
+    ]
+    if all(isinstance(value, kind) for _, value, kind in expected):
+        cost, about = values["cost"], values["circumstances"]
+        expected += [(f"cost.{key}", cost[key], (int, float)) for key in numbers if key in cost]
+        if "peak_memory" in cost:
+            expected.append(("cost.peak_memory_of", cost.get("peak_memory_of"), str))
+        expected += [(f"circumstances.{key}", about.get(key), str) for key in _CIRCUMSTANCES]
+        for task, metrics in values["scores"].items():
+            expected.append((f"scores.{task}", metrics, dict))
+            if isinstance(metrics, dict):
+                named = metrics.items()
+                expected += [(f"scores.{task}.{key}", v, (int, float)) for key, v in named]
+    for name, value, kind in expected:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"{name} is {value!r}, expected {_KINDS[kind]}"
+    return None
+
+
 def load_record(path: Path) -> Record:
     """
     Raises:
-        ValueError: naming a file that is no record.
+        ValueError: naming a file that is no record, and the value that is not one.
     """
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        record = Record(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the record of a finished row ({error})") from error
+    if wrong := _wrong_value(values):
+        raise ValueError(f"{path}: not the record of a finished row: {wrong}")
     if path.name != record_path(path.parent, record.hash, record.seed).name:
         raise ValueError(
             f"{path}: holds the record of hash {record.hash}, seed {record.seed}; was it renamed?"
@@ -85,7 +115,7 @@ def load_records(folder: Path) -> dict[tuple[str, int], Record]:
     """
     records = [load_record(p) for p in sorted(folder.glob("*-seed*.json"))]
     started = sorted({r.weights for r in records})
-    if len(started) > 1:
+    if len({weights_identity(name) for name in started}) > 1:
         raise ValueError(
             f"{folder}: records that started from different weights cannot be compared: "
             + "; ".join(started)
@@ -146,89 +176,7 @@ def name_weights(path: str, stride_in_1x1: bool) -> str:
     return name_of(file) + (f": {provenance.line()}" if provenance else stride)
 
 
-# ---------------------------------------------------------------- circumstances
-def _git(*args: str) -> str:
-    done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=ROOT, check=False)
-    return done.stdout.strip()
-
-
-def commit() -> str:
-    """The commit of the code that runs, and whether tracked files differ from it."""
-    found = _git("rev-parse", "--short", "HEAD") or UNKNOWN
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return f"{found} with uncommitted changes" if changed else found
-
-
-def hardware() -> str:
-    """The processor, and the GPU if there is one."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.machine()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{cpu}, {torch.get_num_threads()} thread(s) per process; {gpu}"
-
-
-def plain_command(command: Sequence[str]) -> str:
-    """A command as another user would type it: no folders of this machine, no OUTPUT_DIR."""
-    words: list[str] = []
-    rest = list(command)
-    while rest:
-        word = rest.pop(0)
-        if word == "OUTPUT_DIR":
-            rest[:1] = []
-        elif word.startswith("/"):
-            path = Path(word)
-            inside = path.is_relative_to(ROOT)
-            words.append(str(path.relative_to(ROOT)) if inside else path.name)
-        else:
-            words.append(word)
-    return shlex.join(words)
-
-
-def circumstances(command: Sequence[str]) -> dict[str, str]:
-    """What a number needs beside it.
-
-    Args:
-        command: of the process that measures it.
-    """
-    return {
-        "command": plain_command(command),
-        "commit": commit(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"detectron2 {detectron2.__version__}",
-        "hardware": hardware(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-
-
-def circumstances_from_log(folder: Path) -> dict[str, str]:
-    """The same of a run that was started by hand, as far as its ``log.txt`` tells.
-
-    The commit is that of a ``commit.txt`` beside it, where there is one.
-    """
-    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-
-    def found(pattern: str, default: str = UNKNOWN) -> str:
-        match = re.search(pattern, log, re.MULTILINE)
-        return match[1].strip() if match else default
-
-    config = found(r"Namespace.config_file='([^']+)'")
-    words = ["python", "train_net.py", "--config-file", config]
-    words += re.findall(r"'([^']*)'", found(r"Namespace\(.*opts=\[(.*)\]\)", ""))
-    python, torch_version = found(r"^Python +([0-9.]+)"), found(r"^PyTorch +(\S+) @")
-    detectron = found(r"^detectron2 +(\S+) @")
-    cpu, gpu = found(r"CPU capability usage: (.+)"), found(r"^GPU \d+(?:,\d+)* +(.+)$", "no GPU")
-    beside = folder / "commit.txt"
-    if beside.is_file():
-        made_by = beside.read_text(encoding="utf-8").strip()
-    else:
-        made_by = found(r"CDGCNet commit:? ([0-9a-f]{7,40}[^\n]*)")
-    ended = datetime.fromtimestamp((folder / "results.json").stat().st_mtime, timezone.utc)
-    return {
-        "command": plain_command(words),
-        "commit": made_by,
-        "versions": f"Python {python}, torch {torch_version}, detectron2 {detectron}",
-        "hardware": f"CPU with {cpu}; {gpu} (from the log)",
-        "date": ended.date().isoformat(),
-    }
+def weights_identity(name: str) -> str:
+    """What :func:`name_weights` says of the contents: all of it but the file's name."""
+    begin = name.find(" (sha256 ")
+    return name if begin < 0 else name[begin:]

@@ -101,14 +101,15 @@ def find_rows(folder: Path, group: str, names: Sequence[str] = ()) -> list[Row]:
     Raises:
         ValueError: for a folder without such rows or a name that no row has.
     """
-    rows = [read_row(p) for p in sorted(folder.glob("*.yaml")) if not p.stem.startswith("Base")]
-    rows = [row for row in rows if group in ("all", row.group)]
+    there = [read_row(p) for p in sorted(folder.glob("*.yaml")) if not p.stem.startswith("Base")]
+    rows = [row for row in there if group in ("all", row.group)]
     if not rows:
-        raise ValueError(f"{folder}: no rows of {group} there")
+        groups = ", ".join(g for g in GROUPS if any(row.group == g for row in there)) or "none"
+        raise ValueError(f"{folder}: no rows of {group} there; this profile has {groups}")
     for name in names:
         if not any(name in row.name for row in rows):
-            there = ", ".join(row.name for row in rows)
-            raise ValueError(f"--rows {name}: no such row in {group}; there are {there}")
+            names_there = ", ".join(row.name for row in rows)
+            raise ValueError(f"--rows {name}: no such row in {group}; there are {names_there}")
     return [row for row in rows if not names or any(name in row.name for name in names)]
 
 

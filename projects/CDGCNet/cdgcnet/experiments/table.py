@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from ..files import replacing
 from .estimates import Estimate, estimate, paired_difference, verdict
 from .record import Record
 from .rows import Row
 
+_SPAN = 2.0  # percent of mIoU, the least that a picture's axis shows
+_GREY, _BLUE, _RED = "0.35", "#1f6fb4", "#b4431f"
 HEADER = (
     "row",
     "paper",
@@ -55,6 +58,11 @@ class Line:
     @property
     def mean(self) -> Estimate | None:
         return estimate(list(self.values().values()))
+
+
+def comparable(line: Line, controls: Sequence[Line]) -> list[Line]:
+    """The controls that have all seeds of a line."""
+    return [c for c in controls if line.values().keys() <= c.values().keys()]
 
 
 def best_control(line: Line, controls: Sequence[Line]) -> tuple[Line, Estimate] | None:
@@ -107,13 +115,16 @@ def relative_time(line: Line, aspp: Line | None) -> float | None:
 def cells(line: Line, controls: Sequence[Line], aspp: Line | None) -> list[str]:
     """The cells of a line, in the order of :data:`HEADER`; "" where nothing was measured."""
 
-    def shown(found: Estimate | None) -> str:
-        return "" if found is None else str(found)
+    mean = line.mean
 
     def score(task: str) -> str:
-        return shown(estimate(list(line.values(task).values())))
+        found = estimate(list(line.values(task).values()))
+        if found is None:
+            return ""
+        # Only some of the row's seeds: say of how many.
+        same = mean is not None and found.count == mean.count
+        return str(found) if same else f"{found} ({found.count})"
 
-    mean = line.mean
     coarse = score("sem_seg_coarse")
     own = "" if mean is None else f"{mean} ({mean.count})"
     against = ""
@@ -121,7 +132,10 @@ def cells(line: Line, controls: Sequence[Line], aspp: Line | None) -> list[str]:
         against = "control" if line.records else ""
     elif (found := best_control(line, controls)) is not None:
         sign = "+" if found[1].mean > 0 else ""
-        against = f"{sign}{found[1]}, {verdict(found[1])}".replace("-", "−")
+        measured = len(comparable(line, controls))
+        complete = measured == len(controls)
+        said = verdict(found[1]) if complete else f"{measured} of {len(controls)} controls"
+        against = f"{sign}{found[1]}, {said}".replace("-", "−")
     parameters = _shared_cost(line.records, "parameters")
     flops = _shared_cost(line.records, "gflops")
     memory = _shared_cost(line.records, "peak_memory")
@@ -182,9 +196,10 @@ mIoU in percent, mean ± standard error over the seeds (their number). *paper*: 
 reports, on its own data. *mIoU* is the row's own evaluation; *coarse* and *refined* come from one
 pass, *oracle* is refined with the ground truth's classes in the graph, *TTA* the same network with
 scales and flip. *− best control*: mean ± standard error of the differences to the best control at
-the same seeds; "beats" and "falls behind" mean by more than two standard errors. GFLOPs:
-multiply-adds for one real image of the crop's size. s/iter is a ratio to the ASPP row's run on the
-same hardware; a busy machine shows in it. Empty: not measured."""
+the same seeds; "beats" and "falls behind" mean by more than two standard errors, and are said of
+three seeds or more where all controls are there. GFLOPs: multiply-adds for one real image of the
+crop's size. s/iter is a ratio to the ASPP row's run on the same hardware; a busy machine shows in
+it. Empty: not measured."""
 
 
 def write_markdown(
@@ -212,12 +227,14 @@ def write_markdown(
     if overrides:
         text += ["", f"Changed in all rows: `{' '.join(overrides)}`."]
     text += ["", *_markdown(HEADER, with_controls)]
-    best = {
-        f"{line.row.label}: {found[0].row.label}, {found[0].mean}"
-        for line in lines
-        if (found := best_control(line, matching(controls, line))) is not None
-        and line.hash not in {c.hash for c in matching(controls, line)}
-    }
+    best = set()
+    for line in lines:
+        others = matching(controls, line)
+        found = best_control(line, others)
+        if found is not None and line.hash not in {c.hash for c in others}:
+            count = len(comparable(line, others))
+            part = "" if count == len(others) else f" (of {count} of {len(others)} controls)"
+            best.add(f"{line.row.label}: {found[0].row.label}, {found[0].mean}{part}")
     if best:
         text += ["", "Best control of each row: " + "; ".join(sorted(best)) + "."]
     text += footnotes([*lines, *controls])
@@ -233,7 +250,7 @@ def matching(controls: Sequence[Line], line: Line) -> list[Line]:
 
 
 def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Sequence[Line]) -> None:
-    """Two panels, one line a row: the paper's values, and ours with every seed.
+    """One line a row: ours with every seed and, in a panel of their own, the paper's values.
 
     Args:
         path: PNG or PDF to write.
@@ -245,55 +262,60 @@ def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Seque
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    count = len(lines)
-    figure = Figure(figsize=(9, 1.2 + 0.3 * count), layout="constrained", dpi=150)
+    count, places = len(lines), range(len(lines))
+    known = [(line.row.paper, y) for y, line in enumerate(lines) if line.row.paper is not None]
+    figure = Figure(figsize=(9, 1.5 + 0.3 * count), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)  # no global pyplot state, no window system
     figure.suptitle(title, fontsize=11, parse_math=False)
-    paper, measured = figure.subplots(1, 2, sharey=True)
-    places = range(count)
-    for axis, name in ((paper, "paper, mIoU in percent"), (measured, "measured, mIoU in percent")):
-        axis.set_title(name, fontsize=9)
+    axes = figure.subplots(1, 2 if known else 1, sharey=True, squeeze=False)[0]
+    measured = axes[-1]
+    measured.set_title("measured, mIoU in percent", fontsize=9)
+    for axis in axes:
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8)
+        axis.tick_params(axis="y", length=0)
         axis.margins(x=0.15)
-        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         for side in ("top", "right", "left"):
             axis.spines[side].set_visible(False)
-    paper.set_yticks(list(places), [line.row.label for line in lines], fontsize=8)
-    paper.set_ylim(count - 0.5, -0.5)
-    paper.tick_params(axis="y", length=0)
-    measured.tick_params(axis="y", length=0)
-    known = [(line.row.paper, y) for y, line in enumerate(lines) if line.row.paper is not None]
+    axes[0].set_yticks(list(places), [line.row.label for line in lines], fontsize=8)
+    axes[0].set_ylim(count - 0.5, -0.5)
     if known:
-        paper.scatter(*zip(*known, strict=True), marker="D", s=22, color="0.35")
-    else:
-        paper.set_xticks([])
-    anything = False
+        axes[0].set_title("paper, on its own data", fontsize=9)
+        axes[0].scatter(*zip(*known, strict=True), marker="D", s=22, color="0.35")
+    of_controls = {c.hash for c in controls}
+    shown: dict[str, Any] = {}
     for y, line in enumerate(lines):
         mean = line.mean
         if mean is None:
             continue
-        anything = True
         values = list(line.values().values())
-        color = "0.35" if line.hash in {c.hash for c in controls} else "#1f6fb4"
-        measured.scatter(values, [y] * len(values), s=9, color=color, alpha=0.45, linewidths=0)
+        control = line.hash in of_controls
+        color, name = (_GREY, "control") if control else (_BLUE, "row")
+        seeds = measured.scatter(values, [y] * len(values), s=26, color=color, marker="|", lw=1)
         error = 0.0 if mean.error is None else mean.error
-        measured.errorbar(mean.mean, y, xerr=error, fmt="o", ms=5, color=color, capsize=3, lw=1.2)
-    levels = [c.mean.mean for c in controls if c.mean is not None and not c.evaluation]
-    if levels and anything:
-        measured.axvline(max(levels), color="#b4431f", lw=1, ls="--")
-        measured.annotate(
-            "best control",
-            (max(levels), 0),
-            xycoords=("data", "axes fraction"),
-            xytext=(-3, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=7,
-            color="#b4431f",
+        bar = measured.errorbar(mean.mean, y, xerr=error, fmt="o", ms=5, color=color, lw=1.2)
+        shown |= {f"{name}: mean ± standard error": bar, "each seed": seeds}
+    plain = [c for c in controls if not c.evaluation]
+    levels = [c.mean.mean for c in plain if c.mean is not None]
+    if levels and shown:
+        every = len(levels) == len(plain)
+        label = "best control" if every else f"best of {len(levels)} of {len(plain)} controls"
+        shown[label] = measured.axvline(max(levels), color=_RED, lw=1, ls="--")
+    if shown:
+        low, high = measured.get_xlim()
+        if high - low < _SPAN:  # differences of noise must not fill the page
+            measured.set_xlim((low + high - _SPAN) / 2, (low + high + _SPAN) / 2)
+        figure.legend(
+            list(shown.values()),
+            list(shown),
+            loc="outside lower center",
+            ncols=len(shown),
+            fontsize=8,
+            frameon=False,
         )
-    if not anything:
+    else:
         measured.set_xticks([])
         measured.text(
             0.5, 0.5, "not measured", transform=measured.transAxes, ha="center", color="0.5"

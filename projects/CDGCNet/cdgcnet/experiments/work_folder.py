@@ -30,6 +30,16 @@ def trained_iterations(folder: Path) -> int:
     return int(lines[-1].get("iteration", -1)) + 1 if lines else 0
 
 
+def resumed_iteration(folder: Path) -> int:
+    """Where a training would go on: after its last checkpoint; 0 without one."""
+    last = folder / "last_checkpoint"
+    if not last.is_file():
+        return 0
+    name = last.read_text(encoding="utf-8").strip()
+    found = re.fullmatch(r"model_(\d+)\.pth", name)
+    return int(found[1]) + 1 if found else trained_iterations(folder)
+
+
 def stored_config(folder: Path) -> dict[str, Any] | None:
     """The flat config of a training's folder, with its text as "yaml"; None without one."""
     path = folder / "config.yaml"

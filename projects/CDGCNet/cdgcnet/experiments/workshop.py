@@ -8,19 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .circumstances import circumstances_from_log
 from .cost import noted_cost
 from .jobs import Job
 from .launch import combined, launch, read_launches, tail, train_command
-from .record import Record, circumstances_from_log, load_records, name_weights, save_record
+from .record import (
+    Record,
+    load_record,
+    load_records,
+    name_weights,
+    record_path,
+    save_record,
+    weights_identity,
+)
 from .work_folder import (
     Found,
     find_measurement,
     find_trainings,
     finished_scores,
     has_final_weights,
+    resumed_iteration,
     starting_weights,
     stored_config,
-    trained_iterations,
 )
 
 
@@ -53,7 +62,11 @@ class Workshop:
         self.records = load_records(self.results)
 
     def done(self, job: Job) -> bool:
-        return (job.hash, job.seed) in self.records
+        """Whether a job has its record, of this process or of another one beside it."""
+        key = (job.hash, job.seed)
+        if key not in self.records and (path := record_path(self.results, *key)).is_file():
+            self.records[key] = load_record(path)
+        return key in self.records
 
     def home(self, job: Job) -> Path:
         """Where a job's training goes on or begins."""
@@ -70,9 +83,8 @@ class Workshop:
             return "measured, to be recorded"
         if has_final_weights(folder):
             return "trained, to be evaluated"
-        done = trained_iterations(folder)
-        if (folder / "last_checkpoint").is_file():
-            return f"to go on near iteration {done} of {job.cfg.SOLVER.MAX_ITER}"
+        if done := resumed_iteration(folder):
+            return f"to go on at iteration {done} of {job.cfg.SOLVER.MAX_ITER}"
         return "to be trained"
 
     def missing_iterations(self, jobs: Sequence[Job]) -> int:
@@ -81,8 +93,22 @@ class Workshop:
         for job in jobs:
             if not self.done(job):
                 folder = self.home(job)
-                left[folder] = max(job.cfg.SOLVER.MAX_ITER - trained_iterations(folder), 0)
+                left[folder] = max(job.cfg.SOLVER.MAX_ITER - resumed_iteration(folder), 0)
         return sum(left.values())
+
+    def check_weights(self, jobs: Sequence[Job]) -> None:
+        """Refuse weights that the records there did not start from, before anything runs.
+
+        Raises:
+            FileNotFoundError, ValueError: naming MODEL.WEIGHTS, the file and what was expected.
+        """
+        asked = {
+            (job.cfg.MODEL.WEIGHTS, job.cfg.MODEL.RESNETS.STRIDE_IN_1X1)
+            for job in jobs
+            if job.cfg.MODEL.WEIGHTS
+        }
+        for weights, stride_in_1x1 in sorted(asked):
+            self._compare_weights(name_weights(weights, stride_in_1x1))
 
     # ------------------------------------------------------------ doing it
     def do(
@@ -129,7 +155,7 @@ class Workshop:
         if not has_final_weights(folder):
             model = job.cfg.MODEL
             asked = name_weights(model.WEIGHTS, model.RESNETS.STRIDE_IN_1X1)
-            if name not in (None, asked):
+            if name is not None and weights_identity(name) != weights_identity(asked):
                 raise ValueError(
                     f"MODEL.WEIGHTS: {asked}, but the training in {folder} began with {name}"
                 )
@@ -139,7 +165,7 @@ class Workshop:
 
     def _compare_weights(self, name: str) -> None:
         for record in self.records.values():
-            if record.weights != name:
+            if weights_identity(record.weights) != weights_identity(name):
                 raise ValueError(
                     f"MODEL.WEIGHTS: {name}, but the records in {self.results} started from "
                     f"{record.weights}; use the same, or another --results folder"
@@ -189,6 +215,7 @@ class Workshop:
     def _evaluate(
         self, job: Job, folder: Path, deadline: float | None, poll: Callable[[Path], None]
     ) -> Found:
+        self.say(f"{job.row.name}, seed {job.seed}: evaluation")
         place = folder / f"eval-{job.hash}"
         placed = ["SEED", str(job.seed), "OUTPUT_DIR", str(place.absolute())]
         weights = ["MODEL.WEIGHTS", str((folder / "model_final.pth").absolute())]
@@ -217,6 +244,8 @@ class Workshop:
             cost=cost,
             circumstances=self._circumstances(folder, found.folder),
         )
+        if self.done(job):  # by another process, in the meantime
+            return
         save_record(self.results, record)
         self.records[record.hash, record.seed] = record
         # Only in a folder of the runner's own, and the last one stays.

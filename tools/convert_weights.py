@@ -39,8 +39,6 @@ def convert(source: Path, target: Path, **stated: object) -> tuple[int, Provenan
     Raises:
         FileNotFoundError, FileExistsError, ValueError: on paths or contents that do not fit.
     """
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: there is no such file")
     if target.exists():
         raise FileExistsError(f"{target} exists; nothing was written")
     if not target.parent.is_dir():

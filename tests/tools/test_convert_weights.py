@@ -140,11 +140,44 @@ def test_missing_target_folder_is_named_or_made(sources, tmp_path, capsys):
         assert str(target.parent) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
-def test_source_that_is_no_checkpoint_is_named(tmp_path, capsys, content):
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "empty"), (b"no checkpoint", "not a file of tensors")]
+)
+def test_source_that_is_no_checkpoint_is_named(tmp_path, capsys, content, reason):
     source = tmp_path / "broken.pth"
     source.write_bytes(content)
-    assert "broken.pth" in refused(capsys, source, tmp_path / "out.pth")
+    said = refused(capsys, source, tmp_path / "out.pth")
+    assert "broken.pth" in said and reason in said
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_a_folder_as_source_is_named(tmp_path, capsys):
+    assert "a folder, expected a weight file" in refused(capsys, tmp_path, tmp_path / "out.pth")
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_code_in_a_file_is_told_in_one_line(tmp_path, capsys):
+    torch.save({"conv1.weight": Malicious()}, tmp_path / "evil.pth")
+    said = refused(capsys, tmp_path / "evil.pth", tmp_path / "out.pth")
+    assert "it asks for" in said and "print" in said and len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mean", "nan", "2", "3"), "--mean is nan 2 3"),
+        (("--std", "0", "2", "3"), "--std is 0 2 3"),
+        (("--mean", "0.485", "0.456", "0.406"), "123.675"),
+        (("--std", "0.229", "0.224", "0.225"), "--std is 0.229 0.224 0.225"),
+        (("--mean", "300", "2", "3"), "--mean is 300 2 3"),
+    ],
+)
+def test_statistics_of_other_pixels_are_refused(sources, tmp_path, capsys, options, message):
+    assert message in refused(capsys, sources[18], tmp_path / "out.pth", *options)
     assert not (tmp_path / "out.pth").exists()
 
 
@@ -155,17 +188,33 @@ def _changed(state: dict, change: str):
         return [torch.zeros(1)]
     if change == "an extra key":
         return state | {"layer1.0.conv1.extra.thing": torch.zeros(1), "avgpool.x": torch.zeros(1)}
+    if change == "numbered keys":
+        return {1: torch.zeros(1)}
+    if change == "NaN":
+        return state | {"conv1.weight": torch.full((64, 3, 7, 7), float("nan"))}
+    if change == "a checkpoint of ours":
+        return {"model": {"sem_seg_head.x": torch.zeros(1), "backbone.y": torch.zeros(1)}}
     if change == "a fifth stage":
         return state | {"layer5.0.conv1.weight": torch.zeros(1)}
     return state | {"layer1.0.conv1.weight": "not a tensor"}
 
 
 @pytest.mark.parametrize(
-    "change", ["another net", "a list", "an extra key", "a fifth stage", "no tensor"]
+    ("change", "message"),
+    [
+        ("another net", "features.0.weight"),
+        ("a list", "expected a state dict, found list"),
+        ("an extra key", "layer1.0.conv1.extra.thing"),
+        ("a fifth stage", "layer5.0.conv1.weight"),
+        ("numbered keys", "the key 1"),
+        ("NaN", "stem.conv1.weight: NaN"),
+        ("a checkpoint of ours", "MODEL.WEIGHTS takes it as it is"),
+        ("no tensor", "layer1.0.conv1.weight: expected a tensor, found str"),
+    ],
 )
-def test_contents_that_are_no_resnet_are_refused(tmp_path, capsys, change):
+def test_contents_that_are_no_resnet_are_refused(tmp_path, capsys, change, message):
     torch.save(_changed(resnet18().state_dict(), change), tmp_path / "odd.pth")
-    refused(capsys, tmp_path / "odd.pth", tmp_path / "out.pth")
+    assert message in refused(capsys, tmp_path / "odd.pth", tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()
 
 

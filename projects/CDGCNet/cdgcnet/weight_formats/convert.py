@@ -12,6 +12,23 @@ from .names import convert_names, recognise, unwrap
 from .provenance import RGB_MEAN, RGB_STD, Provenance
 
 
+def check_pixels(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Refuse statistics that are not of pixels from 0 to 255.
+
+    Raises:
+        ValueError: naming the option, the values and what was expected.
+    """
+    for name, values, low in (("--mean", mean, 0.0), ("--std", std, 1.0)):
+        if values is None:
+            continue
+        of_unit = name == "--mean" and all(0 < v < 1 for v in values)  # 0.485 0.456 0.406
+        if of_unit or not all(low <= v <= 255 for v in values):
+            raise ValueError(
+                f"{name} is {' '.join(f'{v:g}' for v in values)}; expected numbers from {low:g} to "
+                "255, for pixels from 0 to 255 (torchvision's 0.485 is 123.675 here)"
+            )
+
+
 def convert_file(
     path: Path,
     *,
@@ -36,10 +53,13 @@ def convert_file(
     Raises:
         FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
+    check_pixels(mean, std)
     loaded = read_file(path)
     try:
         state = unwrap(loaded)
         file_format = recognise(state)
+        if file_format is None and any(k.startswith("sem_seg_head.") for k in state):
+            raise ValueError("a checkpoint of a segmentor; MODEL.WEIGHTS takes it as it is")
         if file_format is None:
             some = ", ".join(list(state)[:3]) or "none"
             raise ValueError(
@@ -47,6 +67,9 @@ def convert_file(
                 f"layer1.0.conv1.weight or stem.conv1.weight, res2.0.conv1.weight; found {some})"
             )
         converted = convert_names(state, file_format)
+        for key, value in converted.items():
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{key}: NaN or infinite values, expected trained weights")
         depth, stem = check_complete(converted)
         if stride_in_1x1 and depth < 50:
             raise ValueError(f"--stride-in-1x1: a ResNet-{depth} has no 1x1 convolutions in a row")

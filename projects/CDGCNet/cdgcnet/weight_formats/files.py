@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,12 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: naming the file.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, expected a weight file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: the file is empty")
     try:
         if path.suffix == ".pkl":
             with path.open("rb") as file:
@@ -44,10 +49,25 @@ def read_file(path: Path) -> dict[str, Any]:
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise many types for files of other kinds
-        raise ValueError(f"{path}: not a file of tensors ({error})") from error
+        reason = _in_short(error)
+        raise ValueError(f"{path}: not a file of tensors ({reason})") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: expected a state dict, found {type(loaded).__name__}")
+    for key in loaded:
+        if not isinstance(key, str):
+            raise ValueError(f"{path}: expected the names of parameters, found the key {key!r}")
     return loaded
+
+
+def _in_short(error: Exception) -> str:
+    """One line of what torch says in many, or in a number."""
+    text = str(error)
+    if found := re.search(
+        r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) (\S+)", text
+    ):
+        return f"it asks for {found[1]}"
+    first = text.strip().splitlines()[0] if text.strip() else ""
+    return f"{type(error).__name__}: {first}" if len(first) > 5 else type(error).__name__
 
 
 def name_of(path: Path) -> str:

@@ -12,7 +12,7 @@ if [ $# -lt 3 ] || ! [[ $1 =~ ^[0-9]+$ ]]; then
     sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-minutes=$1 r50=$2 r101=$3
+minutes=$1 r50=$(realpath -m -- "$2") r101=$(realpath -m -- "$3")
 shift 3
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 for file in "$r50" "$r101"; do

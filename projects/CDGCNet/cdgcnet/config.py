@@ -156,10 +156,11 @@ def load_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
     if overrides:
         if len(overrides) % 2:
             raise ValueError(f"overrides come in pairs KEY VALUE; found {overrides}")
-        try:
-            cfg.merge_from_list(overrides)
-        except (AssertionError, KeyError) as error:
-            raise ValueError(f"overrides {' '.join(overrides)}: {_message(error)}") from error
+        for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+            try:
+                cfg.merge_from_list([key, value])
+            except (AssertionError, KeyError, ValueError) as error:
+                raise ValueError(f"override {key} {value}: {_message(error)}") from error
     check_cfg(cfg)
     return cfg
 

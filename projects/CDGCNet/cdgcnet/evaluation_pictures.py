@@ -13,17 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .files import replacing
-from .visualize import class_colors, label_image
+from .visualize import BROKEN, FIXED, class_colors, label_image, unit_color
 
 IGNORED = (225, 225, 225)  # black is a class of VOC
-FIXED, BROKEN, WRONG = (0, 158, 60), (214, 39, 40), (245, 190, 65)
+WRONG = (240, 228, 66)
 # Above this many classes a cell is too small for a number.
 _WITH_NUMBERS = 30
-
-
-def _unit(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    red, green, blue = color
-    return red / 255, green / 255, blue / 255
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -163,17 +158,17 @@ def write_image(
             panel[ignored] = IGNORED
         axis.imshow(panel, interpolation="nearest")
     handles = [
-        Patch(facecolor=_unit(colors[i]), label=metadata.stuff_classes[i])
+        Patch(facecolor=unit_color(colors[i]), label=metadata.stuff_classes[i])
         for i in sorted(seen)
         if i < len(colors)
     ]
     if ignore_label in seen:
-        handles.append(Patch(facecolor=_unit(IGNORED), edgecolor="black", label="ignored"))
+        handles.append(Patch(facecolor=unit_color(IGNORED), edgecolor="black", label="ignored"))
     marks = {"wrong": WRONG}
     if coarse is not None:
         marks = {"fixed": FIXED, "broken": BROKEN, "wrong before and after": WRONG}
     handles += [
-        Patch(facecolor=_unit(color), edgecolor="black", label=name)
+        Patch(facecolor=unit_color(color), edgecolor="black", label=name)
         for name, color in marks.items()
     ]
     columns_of_legend = max(1, min(len(handles), int(cell * columns / 1.7)))

@@ -10,6 +10,8 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 IGNORE_COLOR = (0, 0, 0)
+# What a refinement changed. Blue and vermilion, which colour-blind readers tell apart.
+FIXED, BROKEN = (0, 114, 178), (213, 94, 0)
 
 
 def class_colors(metadata: Metadata) -> list[tuple[int, int, int]]:
@@ -17,6 +19,12 @@ def class_colors(metadata: Metadata) -> list[tuple[int, int, int]]:
     count = len(metadata.stuff_classes)
     colors = metadata.get("stuff_colors") or np.resize(colormap(rgb=True), (count, 3))
     return [(int(r), int(g), int(b)) for r, g, b in colors]
+
+
+def unit_color(color: tuple[int, int, int]) -> tuple[float, float, float]:
+    """A colour of 0 to 255 as matplotlib takes it."""
+    red, green, blue = color
+    return red / 255, green / 255, blue / 255
 
 
 def palette_of(colors: Sequence[Sequence[int]]) -> list[int]:

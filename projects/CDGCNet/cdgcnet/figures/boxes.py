@@ -23,7 +23,8 @@ def group_boxes(marked: np.ndarray, count: int = 2) -> list[tuple[int, int, int,
 
     Returns:
         (left, top, width, height), largest group first; groups closer than a fiftieth of the
-        image's width are one, and so are rectangles that overlap.
+        image's width are one, and so are rectangles that overlap. None of more than a third of the
+        image: it would point at nothing.
     """
     height, width = marked.shape
     reach = max(3, width // 50) | 1
@@ -45,7 +46,7 @@ def group_boxes(marked: np.ndarray, count: int = 2) -> list[tuple[int, int, int,
             chosen.remove(other)
             box = _union(box, other)
         chosen.append(box)
-    return chosen
+    return [box for box in chosen if 3 * box[2] * box[3] <= marked.size]
 
 
 def densest_boxes(marked: np.ndarray, count: int = 3) -> list[tuple[int, int, int, int]]:

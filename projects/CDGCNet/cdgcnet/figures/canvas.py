@@ -63,12 +63,6 @@ def show(axis: Axes, picture: np.ndarray) -> None:
     axis.set_ylim(picture.shape[0] - 0.5, -0.5)
 
 
-def unit_color(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    """A colour of 0 to 255 as matplotlib takes it."""
-    red, green, blue = color
-    return red / 255, green / 255, blue / 255
-
-
 def draw_outline(axis: Axes, mask: np.ndarray, widths: tuple[float, float]) -> None:
     """The outline of a mask (H, W), white on black of two widths in points."""
     found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -84,7 +78,13 @@ def draw_frame(axis: Axes, box: tuple[int, int, int, int], color: str) -> None:
     for edge, line in (("black", 1.6), (color, 0.8)) if color == BOX else ((color, 1.0),):
         axis.add_patch(
             Rectangle(
-                (left - 0.5, top - 0.5), width, height, fill=False, edgecolor=edge, linewidth=line
+                (left - 0.5, top - 0.5),
+                width,
+                height,
+                fill=False,
+                edgecolor=edge,
+                linewidth=line,
+                clip_on=False,  # the whole line, at the picture's edge too
             )
         )
 
@@ -97,11 +97,12 @@ def colored(labels: np.ndarray, metadata: Metadata) -> np.ndarray:
 def write_note(axis: Axes, text: str, columns: int) -> None:
     """A small line of text in the lower left corner of one of ``columns`` pictures."""
     fits = int(WIDTH / columns * 72 / (6 * 0.58)) - 2  # a letter of 6 points is 0.58 as wide
-    axis.text(
-        0.012,
-        0.02,
+    axis.annotate(
         text if len(text) <= fits else text[: fits - 1] + "…",
-        transform=axis.transAxes,
+        (0, 0),
+        xycoords="axes fraction",
+        xytext=(2.5, 3),
+        textcoords="offset points",
         fontsize=6,
         color="white",
         parse_math=False,  # names may hold "$"

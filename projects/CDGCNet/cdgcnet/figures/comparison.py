@@ -7,7 +7,7 @@ import numpy as np
 from detectron2.data import Metadata
 from matplotlib.patches import Patch
 
-from ..visualize import class_colors
+from ..visualize import BROKEN, FIXED, class_colors, unit_color
 from .boxes import densest_boxes
 from .canvas import (
     BOX,
@@ -18,11 +18,11 @@ from .canvas import (
     save,
     show,
     tallest_aspect,
-    unit_color,
+    write_note,
 )
 from .observe import Observation
 
-FIXED, BROKEN, STILL_WRONG = (0, 158, 60), (214, 39, 40), (60, 60, 60)
+STILL_WRONG = (60, 60, 60)
 
 
 def draw_comparison(
@@ -82,6 +82,8 @@ def draw_comparison(
         boxes = densest_boxes(changed)
         for i, (axis, picture) in enumerate(zip(row, pictures, strict=True)):
             show(axis, picture)
+            if i == 0:
+                write_note(axis, o.name, len(pictures))
             for box in boxes:
                 draw_frame(axis, box, "black" if i == len(pictures) - 1 else BOX)
     figure.legend(

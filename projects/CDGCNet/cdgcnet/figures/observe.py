@@ -181,7 +181,7 @@ class Observer:
             truth_map = resize_targets(targets, size, align_corners)[0]
         refined = labels["labels"].cpu().numpy()
         return Observation(
-            name=Path(dataset_dict["file_name"]).name,
+            name=Path(dataset_dict["file_name"]).stem.removesuffix("_leftImg8bit"),
             image=np.ascontiguousarray(image if image_format == "RGB" else image[:, :, ::-1]),
             truth=truth,
             coarse=labels["coarse_labels"].cpu().numpy() if "coarse_labels" in labels else refined,

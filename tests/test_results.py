@@ -1,4 +1,4 @@
-"""The committed tables are what their records give: none is stale, none was edited by hand."""
+"""Committed tables, and the numbers in EXPERIMENTS.md, are what the records give."""
 
 import re
 import shlex
@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 import run_experiments
 
+from cdgcnet.experiments.jobs import split_overrides
 from cdgcnet.experiments.record import load_records
+from cdgcnet.experiments.rows import find_rows
+from cdgcnet.experiments.table import HEADER, cells, matching
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+EXPERIMENTS = ROOT / "projects" / "CDGCNet" / "EXPERIMENTS.md"
 TABLES = sorted(RESULTS.glob("*/*.md"))
 
 
@@ -38,3 +43,45 @@ def test_committed_tables_are_what_their_records_give(way, tmp_path, monkeypatch
         found = (tmp_path / profile / table.name).read_text("utf-8")
         assert found == table.read_text("utf-8"), f"{table.name}: render it again"
         assert table.with_suffix(".png").is_file()
+
+
+# ---------------------------------------------------------------- EXPERIMENTS.md
+def told_lines() -> list[tuple[str, str, tuple[str, ...], dict[str, str]]]:
+    """(split, row, changed pairs, told cells by column) of the tables in EXPERIMENTS.md.
+
+    A table's first cell names a row and what was changed: `table3_02_sim`, `SOLVER.MAX_ITER 1350`.
+    """
+    found: list = []
+    split, header = "", []
+    for line in EXPERIMENTS.read_text("utf-8").splitlines():
+        if line.startswith("## "):
+            split = {"val": "val", "held-out": "dev"}.get(line.split()[1].lower(), split)
+        cells = [c.strip() for c in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            header = []
+        elif not header:
+            header = cells
+        elif names := re.findall(r"`([^`]+)`", cells[0]):
+            opts = tuple(word for pair in names[1:] for word in shlex.split(pair))
+            told = dict(zip(header, cells, strict=True))
+            found.append((split, names[0], opts, {h: told[h] for h in HEADER if h in told}))
+    return found
+
+
+def test_experiments_tells_many_rows():
+    assert len(told_lines()) > 15
+
+
+@pytest.mark.parametrize("told", told_lines(), ids=lambda t: " ".join((t[0], t[1], *t[2])))
+def test_numbers_told_are_those_of_the_records(told):
+    split, name, opts, said = told
+    folder = run_experiments.CONFIGS / "camvid_cpu"
+    records = load_records(RESULTS / "camvid_cpu" / split)
+    [row] = find_rows(folder, "all", [name])
+    pairs = split_overrides(row, split, opts)
+    line = run_experiments.make_line(row, pairs, records)
+    controls = run_experiments.make_controls(
+        find_rows(folder, "control"), [line], pairs, records
+    )
+    measured = dict(zip(HEADER, cells(line, matching(controls, line), None), strict=True))
+    assert said and said == {column: measured[column] for column in said}

@@ -80,8 +80,6 @@ def test_numbers_told_are_those_of_the_records(told):
     [row] = find_rows(folder, "all", [name])
     pairs = split_overrides(row, split, opts)
     line = run_experiments.make_line(row, pairs, records)
-    controls = run_experiments.make_controls(
-        find_rows(folder, "control"), [line], pairs, records
-    )
+    controls = run_experiments.make_controls(find_rows(folder, "control"), [line], pairs, records)
     measured = dict(zip(HEADER, cells(line, matching(controls, line), None), strict=True))
     assert said and said == {column: measured[column] for column in said}

@@ -187,6 +187,15 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     return parser, parser.parse_args(argv)
 
 
+def with_whole_paths(opts: Sequence[str]) -> list[str]:
+    """KEY VALUE pairs whose weights do not depend on the folder a training starts in."""
+    found = list(opts)
+    for i, key in enumerate(opts[::2]):
+        if key == "MODEL.WEIGHTS" and opts[2 * i + 1] and "://" not in opts[2 * i + 1]:
+            found[2 * i + 1] = str(Path(opts[2 * i + 1]).absolute())
+    return found
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """
     Raises:
@@ -229,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _stop)
     try:
         check_arguments(args)
+        args.opts = with_whole_paths(args.opts)
         rows = find_rows(CONFIGS / args.profile, args.table, args.rows)
         jobs = make_jobs(rows, args.seeds, args.split, args.opts, args.tta)
         work, results = (b / args.profile / args.split for b in (args.work, args.results))

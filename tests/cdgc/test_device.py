@@ -89,11 +89,14 @@ def test_compiling_breaks_at_the_module_and_nowhere_else(edges):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("edges", ["similarity", "uniform"])
+@pytest.mark.parametrize(
+    ("nodes", "edges"),
+    [("dynamic", "similarity"), ("dynamic", "uniform"), ("soft", "similarity")],
+)
 @pytest.mark.parametrize("training", [True, False])
-def test_the_host_waits_once(edges, training):
+def test_the_host_waits_once(nodes, edges, training):
     scene = make_scene(3, batch=2, channels=8, classes=5, h=9, w=9, dtype=torch.float32)
-    module = build(scene, edges=edges).train(training).cuda()
+    module = build(scene, nodes=nodes, edges=edges).train(training).cuda()
     x = scene.x.detach().cuda().requires_grad_()
     logits, targets = scene.logits.cuda(), scene.targets.cuda()
     valid = scene.valid.cuda()

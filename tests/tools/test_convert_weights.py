@@ -190,6 +190,8 @@ def _changed(state: dict, change: str):
         return state | {"layer1.0.conv1.extra.thing": torch.zeros(1), "avgpool.x": torch.zeros(1)}
     if change == "numbered keys":
         return {1: torch.zeros(1)}
+    if change == "numbered keys inside":
+        return {"state_dict": {1: torch.zeros(1)}}
     if change == "NaN":
         return state | {"conv1.weight": torch.full((64, 3, 7, 7), float("nan"))}
     if change == "a checkpoint of ours":
@@ -207,6 +209,7 @@ def _changed(state: dict, change: str):
         ("an extra key", "layer1.0.conv1.extra.thing"),
         ("a fifth stage", "layer5.0.conv1.weight"),
         ("numbered keys", "the key 1"),
+        ("numbered keys inside", "the key 1"),
         ("NaN", "stem.conv1.weight: NaN"),
         ("a checkpoint of ours", "MODEL.WEIGHTS takes it as it is"),
         ("no tensor", "layer1.0.conv1.weight: expected a tensor, found str"),

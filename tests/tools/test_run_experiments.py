@@ -14,7 +14,7 @@ import pytest
 import run_experiments
 
 from cdgcnet import load_cfg
-from cdgcnet.experiments import jobs, launch, record, rows, table, workshop
+from cdgcnet.experiments import estimates, jobs, launch, record, rows, table, workshop
 
 FAKE = """
 import json, os, sys, time
@@ -395,15 +395,26 @@ def test_mean_error_and_paired_difference_worked_by_hand(runner, pictures):
     assert path == runner.results / "tiny" / "table3.png" and path.stat().st_size > 10000
 
 
-def test_no_verdict_of_fewer_than_three_seeds(runner):
-    runner.plan(scores={"table3_02_sim": [99.0, 99.0, 99.5]})
-    for seeds, expected in ((1, "+49.00, one seed"), (2, "+49.00 ± 0.00, two seeds")):
+def test_a_verdict_needs_seeds_enough(runner):
+    runner.plan(scores={"table3_02_sim": [52.0, 53.0, 52.5]})
+    # Two seeds, 2 and 3 above 50: mean 2.5, standard error 0.5; five of them are less than
+    # Student's 12.71. Three: deviations -0.5, 0.5, 0: standard error sqrt(0.25/3) = 0.29, 8.7 of
+    # them are more than 4.30.
+    for seeds, expected in (
+        (1, "+2.00, one seed"),
+        (2, "+2.50 ± 0.50, no difference shown"),
+        (3, "+2.50 ± 0.29, beats"),
+    ):
         runner("control", "--seeds", seeds)
         runner("table3", "--rows", "sim", "--seeds", seeds)
         assert runner.table("table3")["sim"]["− best control"] == expected
-    runner("control", "--seeds", 3)
-    runner("table3", "--rows", "sim", "--seeds", 3)
-    assert runner.table("table3")["sim"]["− best control"] == "+49.17 ± 0.17, beats"
+
+
+def test_bounds_of_the_verdict_are_students():
+    stats = pytest.importorskip("scipy.stats", reason="needs SciPy (pip install -e '.[data]')")
+    exact = [stats.t.ppf(0.975, df) for df in range(1, 11)]
+    assert list(estimates._STUDENT) == pytest.approx(exact, abs=0.006)
+    assert estimates._STUDENT[-1] > stats.t.ppf(0.975, 11)  # what holds for more, too
 
 
 def test_a_loss_is_told_as_one(runner):
@@ -500,6 +511,17 @@ def test_records_from_different_weights_are_never_mixed(runner, capsys, dry):
     assert len(runner.starts()) == 1
 
 
+def test_weights_are_found_from_the_callers_folder(runner, monkeypatch):
+    (runner.folder / "here.pth").write_bytes(b"here")
+    monkeypatch.chdir(runner.folder)
+    runner("table1", "--rows", "baseline", "--opts", "MODEL.WEIGHTS", "here.pth")
+    [path] = runner.work.rglob("config.yaml")
+    assert f"WEIGHTS: {runner.folder / 'here.pth'}" in path.read_text()
+    [one] = runner.records().values()
+    assert one.weights.startswith("here.pth (sha256 ")
+    assert str(runner.folder) not in json.dumps(one.circumstances) + json.dumps(one.overrides)
+
+
 def test_the_same_weights_may_have_another_name(runner):
     for name, row in (("a.pth", "baseline"), ("b.pth", "plain")):
         (runner.folder / name).write_bytes(b"the same")
@@ -538,6 +560,8 @@ def test_a_row_that_another_process_finished_is_done(runner, monkeypatch):
         ({"seed": "1"}, "seed is '1', expected a whole number"),
         ({"seed": True}, "seed is True, expected a whole number"),
         ({"overrides": "none"}, "overrides is 'none', expected a list"),
+        ({"overrides": [1]}, "overrides[0] is 1, expected a text"),
+        ({"scores": {"sem_seg": {"mIoU": float("nan")}}}, "scores.sem_seg.mIoU is nan"),
         ({"weights": 3}, "weights is 3, expected a text"),
         ({"colour": 3}, "colour"),
     ],

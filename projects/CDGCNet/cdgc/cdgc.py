@@ -48,7 +48,7 @@ class CDGCModule(nn.Module):
     """Features and a coarse prediction in, features refined by class-wise graphs out.
 
     ``x̂_i = ReLU(norm(Σ_m U_m ReLU(A_m X W_m)_i + b))`` over the at most two classes m whose
-    node set S_m holds pixel i.
+    node set S_m holds pixel i; with nodes="soft" each term is weighted by i's share of m.
 
     Parameters: ``phi``, ``phi_prime`` (1 or M, C, C) of Eq. 2 (None for uniform edges);
     ``graph_weight`` W and ``merge_weight`` U (M, C, C), applied as ``row @ W``; ``merge_bias``
@@ -85,7 +85,8 @@ class CDGCModule(nn.Module):
             num_classes: M.
             nodes: training nodes, "dynamic" (Eq. 4, needs targets) or "coarse" (Table 3 "sim").
                 Inference then takes the coarse prediction's nodes. "soft": :func:`soft_nodes`
-                in training and inference; needs edges="similarity".
+                in training and inference; needs edges="similarity", and the options of Eq. 4
+                (easy_ratio, samples, hard_positives) have no effect.
             edges: "similarity" (Eqs. 2-3), "uniform" (1/|S_m|) or "topk" (the ``topk`` most
                 similar nodes, weighted as ``topk_weights`` says).
             scope: "class", or "image" for a plain GCN: one graph over all nodes (Table 1);
@@ -321,7 +322,8 @@ class CDGCModule(nn.Module):
         """
         Args:
             x: (B, C, h, w) features.
-            coarse_logits: (B, M, h, w); only its class map is used, without gradient.
+            coarse_logits: (B, M, h, w), used without gradient: its class map or, for soft nodes,
+                the probabilities of its two best classes.
             targets: (B, H, W) integer labels at full resolution. Used in training only:
                 evaluation is bit-identical with and without them.
             valid: (B, h, w) bool, False where a node is batch padding.

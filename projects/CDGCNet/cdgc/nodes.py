@@ -85,19 +85,21 @@ def check_options(nodes: str, samples: Collection[str], easy_ratio: float) -> No
         raise ValueError(f"easy_ratio must be within [0, 1], got {easy_ratio}")
 
 
-def _check_maps(coarse: Tensor, target: Tensor | None, valid: Tensor | None) -> None:
+def _check_maps(
+    coarse: Tensor, target: Tensor | None, valid: Tensor | None, name_of_map: str = "coarse_map"
+) -> None:
     if coarse.dim() != 3:
         raise ValueError(f"coarse_map must be (B, h, w), got {tuple(coarse.shape)}")
     for name, other in (("target_map", target), ("valid", valid)):
         if other is not None and other.shape != coarse.shape:
             raise ValueError(
-                f"{name} must have the shape of coarse_map {tuple(coarse.shape)}, "
+                f"{name} must have the shape of {name_of_map} {tuple(coarse.shape)}, "
                 f"got {tuple(other.shape)}"
             )
         if other is not None and other.device != coarse.device:
             raise ValueError(
-                f"{name} is on {other.device}, coarse_map on {coarse.device}; both must be on one "
-                "device"
+                f"{name} is on {other.device}, {name_of_map} on {coarse.device}; both must be on "
+                "one device"
             )
     if valid is not None and valid.dtype != torch.bool:
         raise ValueError(f"valid must be bool, got {valid.dtype}")
@@ -253,9 +255,9 @@ def soft_nodes(
 ) -> NodeSet:
     """Every node in the graphs of its two most probable classes, with its share of each.
 
-    An extension of ours: the hard class maps of Sec. 3.3 are the case of shares 1 and 0. A wrong
-    pixel whose true class comes second stands in its true class's graph too, in training and at
-    inference alike, and its label has no part in it.
+    An extension of ours, a soft assignment: the hard class maps of Sec. 3.3 are the case of shares
+    1 and 0, and a share of 0 is no node. A wrong pixel whose true class comes second stands in its
+    true class's graph too, in training and at inference alike, and its label has no part in it.
 
     Args:
         logits: (B, M, h, w) of the coarse prediction; used without gradient.
@@ -275,7 +277,7 @@ def soft_nodes(
     batch, num_classes = logits.shape[:2]
     logits = logits.detach()
     best = logits.topk(min(2, num_classes), dim=1)
-    _check_maps(best.indices[:, 0], target_map, valid)
+    _check_maps(best.indices[:, 0], target_map, valid, "the map of logits")
     width = best.indices.shape[1]
     classes = best.indices.permute(0, 2, 3, 1).reshape(-1, width)
     usable = torch.ones_like(classes[:, 0], dtype=torch.bool)
@@ -289,12 +291,12 @@ def soft_nodes(
         usable = usable & (target != ignore_label)
     pixels = torch.arange(len(classes), device=logits.device)
     image = pixels // max(1, logits[0, 0].numel())
-    keys = torch.where(usable[:, None], classes * batch + image[:, None], num_classes * batch)
+    values = best.values if logits.dtype == torch.float64 else best.values.float()
+    held = (values.softmax(1) > 0).permute(0, 2, 3, 1).reshape(-1, width) & usable[:, None]
+    keys = torch.where(held, classes * batch + image[:, None], num_classes * batch)
     pixel, counts, slots, order, (bad_target,) = _pack(keys, num_classes, batch, [wrong.sum()])
     if bad_target:
         assert target is not None
         refuse(target, wrong, num_classes, ignore_label, "target")
-    values = best.values if logits.dtype == torch.float64 else best.values.float()
-    # A bound that half precision holds too: a segment of nothing but -inf would be NaN.
-    log_share = values.log_softmax(1).clamp(min=-1e4).permute(0, 2, 3, 1).reshape(-1)[order]
+    log_share = values.log_softmax(1).permute(0, 2, 3, 1).reshape(-1)[order]
     return NodeSet(pixel, counts, slots, single=width == 1, log_share=log_share)

@@ -50,7 +50,8 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.CONTEXT = "aspp"  # or "none" (Table 2)
     cfg.MODEL.CDGC.CHANNELS = 256  # C, of X and of the refined features
     # Training nodes: Eq. 4, or "coarse" (Table 3 "sim"). "soft", an extension: the two most
-    # probable classes of each pixel, by their probabilities, in training and inference.
+    # probable classes of each pixel, by their probabilities, in training and inference: up to
+    # twice the nodes of "coarse". Not run on CUDA yet.
     cfg.MODEL.CDGC.NODES = "dynamic"
     cfg.MODEL.CDGC.EASY_RATIO = 1.0  # share of the easy positives kept (Table 3 "ds")
     cfg.MODEL.CDGC.SAMPLES = list(SAMPLES)  # parts of Eq. 4 that enter (Table 5)

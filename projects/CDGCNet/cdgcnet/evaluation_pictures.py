@@ -82,7 +82,7 @@ def change_picture(
     refined: np.ndarray,
     ignore_label: int,
 ) -> np.ndarray:
-    """The image in grey with fixed pixels green, broken ones red, wrong before and after yellow.
+    """The image in grey with fixed pixels blue, broken ones orange, wrong before and after yellow.
 
     Args:
         image: (H, W, 3) uint8 RGB.

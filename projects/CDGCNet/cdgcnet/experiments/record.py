@@ -57,6 +57,10 @@ def record_path(folder: Path, config_hash: str, seed: int) -> Path:
     return folder / f"{config_hash}-seed{seed}.json"
 
 
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
 def _wrong_value(values: dict[str, Any]) -> str | None:
     """The first value that no run could have written, in words; None for a sound record.
 
@@ -68,6 +72,7 @@ def _wrong_value(values: dict[str, Any]) -> str | None:
         *((key, values[key], str) for key in ("row", "label", "hash", "weights")),
         ("seed", values["seed"], int),
         ("overrides", values["overrides"], list),
+        *((f"overrides[{i}]", v, str) for i, v in enumerate(_listed(values["overrides"]))),
         *((key, values[key], dict) for key in ("scores", "cost", "circumstances")),
     ]
     if all(isinstance(value, kind) for _, value, kind in expected):
@@ -82,7 +87,8 @@ def _wrong_value(values: dict[str, Any]) -> str | None:
                 named = metrics.items()
                 expected += [(f"scores.{task}.{key}", v, (int, float)) for key, v in named]
     for name, value, kind in expected:
-        if not isinstance(value, kind) or isinstance(value, bool):
+        wrong = not isinstance(value, kind) or isinstance(value, bool)
+        if wrong or (isinstance(value, float) and not math.isfinite(value)):
             return f"{name} is {value!r}, expected {_KINDS[kind]}"
     return None
 

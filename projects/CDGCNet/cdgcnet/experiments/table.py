@@ -1,5 +1,6 @@
 """A table of rows as Markdown and as a picture, from records alone: nothing is typed by hand."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,8 +197,8 @@ mIoU in percent, mean ± standard error over the seeds (their number). *paper*: 
 reports, on its own data. *mIoU* is the row's own evaluation; *coarse* and *refined* come from one
 pass, *oracle* is refined with the ground truth's classes in the graph, *TTA* the same network with
 scales and flip. *− best control*: mean ± standard error of the differences to the best control at
-the same seeds; "beats" and "falls behind" mean by more than two standard errors, and are said of
-three seeds or more where all controls are there. GFLOPs: multiply-adds for one real image of the
+the same seeds; "beats" and "falls behind" by Student's t test at 5 %, said where all controls are
+there; the best of three controls is a high bar. GFLOPs: multiply-adds for one real image of the
 crop's size. s/iter is a ratio to the ASPP row's run on the same hardware; a busy machine shows in
 it. Empty: not measured."""
 
@@ -225,7 +226,7 @@ def write_markdown(
     with_controls = [cells(line, matching(controls, line), aspp) for line in lines]
     text = [f"# {title}", "", _EXPLAINED]
     if overrides:
-        text += ["", f"Changed in all rows: `{' '.join(overrides)}`."]
+        text += ["", f"Changed in all rows: `{shlex.join(overrides)}`."]
     text += ["", *_markdown(HEADER, with_controls)]
     best = set()
     for line in lines:
@@ -234,7 +235,9 @@ def write_markdown(
         if found is not None and line.hash not in {c.hash for c in others}:
             count = len(comparable(line, others))
             part = "" if count == len(others) else f" (of {count} of {len(others)} controls)"
-            best.add(f"{line.row.label}: {found[0].row.label}, {found[0].mean}{part}")
+            theirs = found[0].values()
+            shared = estimate([theirs[seed] for seed in line.values() if seed in theirs])
+            best.add(f"{line.row.label}: {found[0].row.label}, {shared}{part}")
     if best:
         text += ["", "Best control of each row: " + "; ".join(sorted(best)) + "."]
     text += footnotes([*lines, *controls])
@@ -299,7 +302,7 @@ def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Seque
         shown |= {f"{name}: mean ± standard error": bar, "each seed": seeds}
     plain = [c for c in controls if not c.evaluation]
     levels = [c.mean.mean for c in plain if c.mean is not None]
-    if levels and shown:
+    if levels and shown and not any(line.evaluation for line in lines):
         every = len(levels) == len(plain)
         label = "best control" if every else f"best of {len(levels)} of {len(plain)} controls"
         shown[label] = measured.axvline(max(levels), color=_RED, lw=1, ls="--")

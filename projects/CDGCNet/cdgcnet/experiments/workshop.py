@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import replacing
 from .circumstances import circumstances_from_log
 from .cost import noted_cost
 from .jobs import Job
-from .launch import combined, launch, read_launches, tail, train_command
+from .launch import combined, holding, launch, read_launches, tail, train_command
 from .record import (
     Record,
     load_record,
@@ -219,7 +220,9 @@ class Workshop:
         place = folder / f"eval-{job.hash}"
         placed = ["SEED", str(job.seed), "OUTPUT_DIR", str(place.absolute())]
         weights = ["MODEL.WEIGHTS", str((folder / "model_final.pth").absolute())]
-        self._run(job, place, ["--eval-only", *job.overrides, *weights, *placed], deadline, poll)
+        options = ["--eval-only", *job.overrides, *weights, *placed]
+        with holding(folder):  # its training may be in its last evaluation
+            self._run(job, place, options, deadline, poll)
         (place / "config.yaml").write_text(job.cfg.dump(), encoding="utf-8")
         return finished_scores(place)
 
@@ -227,6 +230,7 @@ class Workshop:
         config = stored_config(folder)
         assert config is not None
         weights = starting_weights(config)
+        self.records |= load_records(self.results)  # of other processes, in the meantime
         self._compare_weights(weights)
         launches = read_launches(folder)
         cost = self._cost(folder)
@@ -244,7 +248,7 @@ class Workshop:
             cost=cost,
             circumstances=self._circumstances(folder, found.folder),
         )
-        if self.done(job):  # by another process, in the meantime
+        if self.done(job):
             return
         save_record(self.results, record)
         self.records[record.hash, record.seed] = record
@@ -273,5 +277,6 @@ class Workshop:
                 last = done.stderr.strip().splitlines()[-1:] or ["no output"]
                 self.say(f"{folder.name}: parameters and GFLOPs not counted: {last[0]}")
                 return noted_cost(folder)
-            path.write_text(done.stdout.strip().splitlines()[-1], encoding="utf-8")
+            with replacing(path) as beside:
+                beside.write_text(done.stdout.strip().splitlines()[-1], encoding="utf-8")
         return {**json.loads(path.read_text(encoding="utf-8")), **noted_cost(folder)}

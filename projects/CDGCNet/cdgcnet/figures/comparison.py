@@ -53,7 +53,7 @@ def draw_comparison(
     )
     kinds = {"changed": FIXED}
     if labelled:
-        kinds = {"fixed": FIXED, "broken": BROKEN, "wrong before and after": STILL_WRONG}
+        kinds = {"fixed": FIXED, "broken": BROKEN, "changed, still wrong": STILL_WRONG}
     handles = [
         Patch(facecolor=unit_color(class_colors(metadata)[i]), label=name)
         for i, name in enumerate(metadata.stuff_classes)

@@ -33,13 +33,16 @@ def unwrap(loaded: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict in a file's contents: out of "state_dict" or "model", without prefixes.
 
     Raises:
-        ValueError: naming a value that is no tensor.
+        ValueError: naming a key that is no name or a value that is no tensor.
     """
     for name in ("state_dict", "model"):
         if isinstance(loaded.get(name), Mapping):
             loaded = loaded[name]
             break
     state = dict(loaded)
+    for key in state:
+        if not isinstance(key, str):
+            raise ValueError(f"expected the names of parameters, found the key {key!r}")
     for prefix in ("module.", "backbone."):
         inside = {k: v for k, v in state.items() if k.startswith(prefix)}
         if inside and all(k in inside or _CLASSIFIER.fullmatch(k) for k in state):

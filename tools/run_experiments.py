@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from cdgcnet.experiments.circumstances import ROOT
 from cdgcnet.experiments.jobs import TTA, Job, make_jobs, split_overrides
+from cdgcnet.experiments.picture import write_picture
 from cdgcnet.experiments.record import load_records
 from cdgcnet.experiments.rows import (
     GROUPS,
@@ -34,7 +35,7 @@ from cdgcnet.experiments.rows import (
     row_config,
     row_text,
 )
-from cdgcnet.experiments.table import Line, write_markdown, write_picture
+from cdgcnet.experiments.table import Line, write_markdown
 from cdgcnet.experiments.work_folder import resumed_iteration, trained_iterations
 from cdgcnet.experiments.workshop import Workshop
 

@@ -14,7 +14,7 @@ import pytest
 import run_experiments
 
 from cdgcnet import load_cfg
-from cdgcnet.experiments import estimates, jobs, launch, record, rows, table, workshop
+from cdgcnet.experiments import estimates, jobs, launch, picture, record, rows, table, workshop
 
 FAKE = """
 import json, os, sys, time
@@ -391,7 +391,7 @@ def test_mean_error_and_paired_difference_worked_by_hand(runner, pictures):
     text = (runner.results / "tiny" / "table3.md").read_text()
     assert "sim: ASPP with OHEM, 51.00 ± 0.58" in text
     path, title, lines, controls = next(p for p in reversed(pictures) if p[0].stem == "table3")
-    table.write_picture(path, title, lines, controls)
+    picture.write_picture(path, title, lines, controls)
     assert path == runner.results / "tiny" / "table3.png" and path.stat().st_size > 10000
 
 

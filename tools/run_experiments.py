@@ -13,6 +13,7 @@ is a row's (its commit is read from a commit.txt beside it).
 
 import argparse
 import hashlib
+import re
 import signal
 import sys
 import time
@@ -133,6 +134,13 @@ def make_controls(
     return controls
 
 
+def name_changes(changed: Sequence[str]) -> str:
+    """KEY VALUE pairs as a part of a file's name, told apart by a hash: MAX_ITER-1350-fc2f75."""
+    words = [key.split(".")[-1] if i % 2 == 0 else key for i, key in enumerate(changed)]
+    told = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-")[:40]
+    return f"{told}-{hashlib.blake2b(repr(list(changed)).encode(), digest_size=3).hexdigest()}"
+
+
 def render(args: argparse.Namespace, records: dict) -> list[Path]:
     """Write the table of every group asked for, and those there are, which share runs with them.
 
@@ -146,7 +154,7 @@ def render(args: argparse.Namespace, records: dict) -> list[Path]:
     changed = [x for key, value in pairs if changes_measurement(key) for x in (key, value)]
     suffix = "" if args.split == "val" else f"-{args.split}"
     if changed:
-        suffix += "-" + hashlib.blake2b(repr(changed).encode(), digest_size=3).hexdigest()
+        suffix += f"-{name_changes(changed)}"
     asked = {row.group for row in find_rows(folder, args.table, args.rows)}
     there = {group for group in GROUPS if (base / f"{group}{suffix}.md").is_file()}
     written = []

@@ -60,7 +60,9 @@ class FusedAttention(nn.Module):
 class LinearPart(CDGCModule):
     """The graph without its attention: selection, gathers, φ, φ', W, U, norm. Linear in N."""
 
-    def _attend(self, x: Tensor, lengths: list[int], classes: list[int]) -> Tensor:
+    def _attend(
+        self, x: Tensor, lengths: list[int], classes: list[int], log_share: Tensor | None
+    ) -> Tensor:
         assert self.phi is not None and self.phi_prime is not None
         return x @ self.phi[0] + x @ self.phi_prime[0]
 

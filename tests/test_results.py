@@ -64,7 +64,7 @@ def told_lines() -> list[tuple[str, str, tuple[str, ...], dict[str, str]]]:
         elif names := re.findall(r"`([^`]+)`", cells[0]):
             opts = tuple(word for pair in names[1:] for word in shlex.split(pair))
             told = dict(zip(header, cells, strict=True))
-            found.append((split, names[0], opts, {h: told[h] for h in HEADER if h in told}))
+            found.append((split, names[0], opts, {h: told[h] for h in HEADER[1:] if h in told}))
     return found
 
 

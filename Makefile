@@ -8,7 +8,7 @@ RUN := .venv/bin/python
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12
 
-env:  ## make or repair .venv (a complete one is recognised at once)
+env:  ## make or repair .venv (a complete one is recognized at once)
 	@$(PYTHON) tools/make_env.py
 
 demo: env  ## train and show a tiny network on generated images

@@ -14,7 +14,7 @@ import torch
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
-from cdgcnet.run import run, setup
+from cdgcnet.engine.defaults import run, setup
 
 
 def main(args: argparse.Namespace) -> dict:

@@ -19,11 +19,11 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from protocol import Unsteady, arguments, measure, one_thread, report
 
-from cdgcnet.augmentation import PaddedCrop, ScaledCrop, ScaleJitter
-from cdgcnet.datasets.cityscapes import load_tree
-from cdgcnet.datasets.streets import write_street_scenes
-from cdgcnet.loader import seeded
-from cdgcnet.mapper import SemSegMapper
+from cdgcnet.data.augmentation import PaddedCrop, ScaledCrop, ScaleJitter
+from cdgcnet.data.dataset_mapper import SemSegMapper
+from cdgcnet.data.datasets.cityscapes import load_tree
+from cdgcnet.data.synthetic.writer import write_street_scenes
+from cdgcnet.data.train_loader import seeded
 
 IGNORE = 255
 EDGES = (512, 768, 1024, 1280, 1536, 1792, 2048)

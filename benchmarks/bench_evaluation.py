@@ -27,12 +27,12 @@ from PIL import Image
 from protocol import Unsteady, arguments, claim, measure, one_thread, report
 from torch import Tensor
 
-from cdgcnet.datasets.cityscapes_classes import LABEL_IDS
-from cdgcnet.evaluation import CDGCEvaluator
-from cdgcnet.postprocess import Sizes, full_size_logits, label_map
+from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
+from cdgcnet.evaluation.evaluator import CDGCEvaluator
+from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, label_map
 
 SIZE = (1024, 2048)
-SIZES = Sizes(SIZE, SIZE, SIZE)
+SIZES = ResizeGeometry(SIZE, SIZE, SIZE)
 NODES = (128, 256)
 ALIGN_CORNERS = True
 MAX_DIFFERENT = 5

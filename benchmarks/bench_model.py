@@ -10,7 +10,7 @@ with ``--device cuda`` 769² with 19 classes, batch 2, and 520² with 171, batch
 are random; the graph's coarse prediction is a blob map of ``maps.py``, without which a random
 network would give all nodes to one class or two.
 
-Inference goes from normalised image (ours: from pixel values) to logits of the image's size, batch
+Inference goes from normalized image (ours: from pixel values) to logits of the image's size, batch
 1. A training step is forward, all losses, backward and SGD, batch 2. Contestants:
 
 - ours: ``CDGCSegmentor`` without graph (ASPP baseline), with uniform and with similarity edges;

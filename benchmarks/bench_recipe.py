@@ -4,7 +4,7 @@
     python benchmarks/bench_recipe.py --weights resnet101.pth [--output benchmarks/results]
 
 Each recipe trains for some hundred iterations with the product's own trainer, loader and losses on
-generated images of the data set's usual size, with one GPU's share of the batch. The hours of the
+generated images of the dataset's usual size, with one GPU's share of the batch. The hours of the
 whole run are its iterations times the median time, on each GPU; the exchange of gradients between
 GPUs is not in it. Unlike the other benchmarks this one reports times, so it needs a GPU that
 nothing else uses; ``--device cpu`` with a small ``--crop`` only shows that it runs.
@@ -24,9 +24,9 @@ from PIL import Image
 from protocol import ROOT, arguments, mebibytes, report
 
 from cdgcnet import Trainer, load_cfg
-from cdgcnet.config_check import adapt_cfg
+from cdgcnet.config.validation import adapt_cfg
 
-# Config, images per GPU in the paper's setting, size of the data set's images.
+# Config, images per GPU in the paper's setting, size of the dataset's images.
 RECIPES = {
     "cityscapes": (
         "Cityscapes-SemanticSegmentation/cdgcnet_r101_os8_769_30k.yaml",

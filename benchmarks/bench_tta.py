@@ -18,8 +18,8 @@ from maps import blob_map, one_hot_logits
 from protocol import Unsteady, arguments, measure, mebibytes, one_thread, peak_memory, report
 from torch import Tensor
 
-from cdgcnet.postprocess import Sizes
-from cdgcnet.probabilities import Place, ProbabilitySum
+from cdgcnet.modeling.postprocessing import ResizeGeometry
+from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
 
 CLASSES = 19
 SIZE = (1024, 2048)
@@ -27,7 +27,7 @@ SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 ALIGN_CORNERS = True
 
 
-def views(scales: tuple[float, ...], size: tuple[int, int]) -> list[tuple[Tensor, Sizes]]:
+def views(scales: tuple[float, ...], size: tuple[int, int]) -> list[tuple[Tensor, ResizeGeometry]]:
     """Stride-8 logits (M, h, w) of each view, and the way to the output."""
     g = torch.Generator().manual_seed(0)
     found = []
@@ -37,7 +37,7 @@ def views(scales: tuple[float, ...], size: tuple[int, int]) -> list[tuple[Tensor
         sharp = one_hot_logits(blob_map(128, CLASSES), CLASSES)
         logits = 4 * F.interpolate(sharp, size=nodes, mode="bilinear")[0]
         logits += torch.randn(logits.shape, generator=g) / 2
-        found.append((logits, Sizes(view, view, size)))
+        found.append((logits, ResizeGeometry(view, view, size)))
     return found
 
 
@@ -47,7 +47,7 @@ def ours(
     prepared = views(scales, size)
 
     def run() -> Tensor:
-        total = ProbabilitySum(CLASSES, size, torch.device("cpu"), Place())
+        total = ProbabilityAccumulator(CLASSES, size, torch.device("cpu"), AccumulatorOptions())
         for logits, sizes in prepared:
             for flip in (False, True):
                 total.add(logits, sizes, ALIGN_CORNERS, flip=flip)

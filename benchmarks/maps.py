@@ -45,7 +45,7 @@ def one_hot_logits(class_map: Tensor, num_classes: int) -> Tensor:
 def label_maps(file: Path, stride: int = 8, ignore: int = 255) -> tuple[Tensor, Tensor]:
     """A plausible coarse map (h, w) for a label PNG, and its labels (H, W).
 
-    CamVid's 360 x 480 labels are doubled to the data set's own 720 x 960. The coarse map has the
+    CamVid's 360 x 480 labels are doubled to the dataset's own 720 x 960. The coarse map has the
     labels' classes, moved by one node to the right; ignored pixels take the nearest class.
     """
     with Image.open(file) as image:

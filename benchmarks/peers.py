@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdgc import CDGCModule
-from cdgcnet.refiners import NonLocal, ObjectContext, PositionAttention, attend
+from cdgcnet.modeling.context_modules import NonLocal, ObjectContext, PositionAttention, attend
 
 __all__ = [
     "DenseGraph",
@@ -61,7 +61,7 @@ class LinearPart(CDGCModule):
     """The graph without its attention: selection, gathers, φ, φ', W, U, norm. Linear in N."""
 
     def _attend(
-        self, x: Tensor, lengths: list[int], classes: list[int], log_share: Tensor | None
+        self, x: Tensor, lengths: list[int], classes: list[int], log_weight: Tensor | None
     ) -> Tensor:
         assert self.phi is not None and self.phi_prime is not None
         return x @ self.phi[0] + x @ self.phi_prime[0]

@@ -1,7 +1,7 @@
 """How everything here is measured: contestants in one process, in turn, ratios in one run.
 
 Round robin, so that a busy machine slows all contestants alike; CPU time of one thread (CUDA:
-synchronised wall time); the median of the rounds' paired ratios. A contestant whose first and
+synchronized wall time); the median of the rounds' paired ratios. A contestant whose first and
 second half of rounds differ by more than 20 % makes the comparison void.
 """
 

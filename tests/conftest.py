@@ -32,8 +32,8 @@ def generator():
 
 @pytest.fixture(scope="session")
 def run_root(tmp_path_factory):
-    """A data set folder with a small Cityscapes tree: 6 training and 3 validation scenes."""
-    from cdgcnet.datasets.streets import write_street_scenes
+    """A dataset folder with a small Cityscapes tree: 6 training and 3 validation scenes."""
+    from cdgcnet.data.synthetic.writer import write_street_scenes
 
     root = tmp_path_factory.mktemp("datasets")
     write_street_scenes(root / "cityscapes", num_train=6, num_val=3, height=64, width=96)

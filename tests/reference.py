@@ -23,7 +23,7 @@ def sampled_index(i, image, feature, align_corners):
     if align_corners:
         where = Fraction(i * (image - 1), feature - 1) if feature > 1 else Fraction(0)
         return floor(where + Fraction(1, 2))  # nearest
-    return floor(Fraction(2 * i + 1, 2) * Fraction(image, feature))  # under the centre
+    return floor(Fraction(2 * i + 1, 2) * Fraction(image, feature))  # under the center
 
 
 def targets_at_nodes(targets, size, align_corners):
@@ -187,7 +187,7 @@ def make_scene(
     targets=True,
     dtype=torch.float64,
 ):
-    """Random features; `absent` classes are neither predicted nor labelled; H = (h-1)*stride+1."""
+    """Random features; `absent` classes are neither predicted nor labeled; H = (h-1)*stride+1."""
     g = torch.Generator().manual_seed(seed)
     present = torch.randperm(classes, generator=g)[: max(1, classes - absent)]
     logits = torch.randn(batch, classes, h, w, generator=g, dtype=dtype)
@@ -315,7 +315,7 @@ def oracle(scene, weights, nodeset, training=True, **options):
     held = shares = None
     if o["nodes"] == "soft" and o["scope"] == "class":
         shares = two_best(scene.logits)
-    elif o["hard_positives"] == "context" and o["scope"] == "class":
+    elif o["hard_positives"] == "keys_only" and o["scope"] == "class":
         classes = range(scene.logits.shape[1])
         held = [
             [{i for i, c in enumerate(image) if c == m} for m in classes]

@@ -7,8 +7,9 @@ import pytest
 from detectron2.data import DatasetCatalog
 
 from cdgcnet import Trainer, load_cfg, register_all
-from cdgcnet.datasets import datasets_root
-from cdgcnet.files import read_image, read_labels
+from cdgcnet.data.datasets import datasets_root
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_labels
 
 CONFIG = (
     Path(__file__).resolve().parents[1]
@@ -92,7 +93,7 @@ def test_training_and_evaluation_through_the_config(tmp_path):
     trainer.train()
     assert (tmp_path / "model_final.pth").is_file()
 
-    from cdgcnet.evaluation import evaluate
+    from cdgcnet.evaluation.evaluator import evaluate
 
     [name] = test_sets
     loader = Trainer.build_test_loader(cfg, name)

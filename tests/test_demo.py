@@ -14,7 +14,7 @@ DEMO = Path(__file__).resolve().parents[1] / "tools" / "demo.py"
 
 
 def demo(*argv) -> subprocess.CompletedProcess:
-    # In its own process: it adds log handlers, registers data sets and seeds everything.
+    # In its own process: it adds log handlers, registers datasets and seeds everything.
     return subprocess.run(
         [sys.executable, str(DEMO), *map(str, argv)],
         capture_output=True,

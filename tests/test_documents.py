@@ -71,7 +71,7 @@ def test_commands_of_the_start_are_understood(capsys):
 def test_keys_of_the_start_exist():
     from detectron2.config import get_cfg
 
-    from cdgcnet.config import add_cdgcnet_config
+    from cdgcnet.config.defaults import add_cdgcnet_config
 
     cfg = get_cfg()
     add_cdgcnet_config(cfg)

@@ -1,4 +1,4 @@
-"""Importing has no side effects: `cdgc` needs torch alone, `cdgcnet` registers no data set."""
+"""Importing has no side effects: `cdgc` needs torch alone, `cdgcnet` registers no dataset."""
 
 import importlib.util
 import os

@@ -54,7 +54,6 @@ def training(nodes: str, folder: Path) -> dict:
         "MODEL.CDGC.NODES": nodes,
         "MODEL.DEVICE": "cpu",
         "SOLVER.MAX_ITER": ITERATIONS,
-        "DATASETS.TEST": "()",
     }
     pairs = [str(text) for pair in overrides.items() for text in pair]
     run(["train_net.py", "--config-file", CONFIG, *pairs])

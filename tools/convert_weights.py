@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from cdgcnet.files import replacing
-from cdgcnet.weight_formats.convert import convert_file
-from cdgcnet.weight_formats.provenance import Provenance
+from cdgcnet.checkpoint.convert import convert_file
+from cdgcnet.checkpoint.provenance import Provenance
+from cdgcnet.utils.io import atomic_write
 
 
 def convert(source: Path, target: Path, **stated: object) -> tuple[int, Provenance]:
@@ -31,7 +31,7 @@ def convert(source: Path, target: Path, **stated: object) -> tuple[int, Provenan
     Args:
         source: file of a known format.
         target: new file.
-        stated: arguments of :func:`cdgcnet.weight_formats.convert.convert_file`.
+        stated: arguments of :func:`cdgcnet.checkpoint.convert.convert_file`.
 
     Returns:
         The number of tensors, and what is known of them.
@@ -46,8 +46,8 @@ def convert(source: Path, target: Path, **stated: object) -> tuple[int, Provenan
     state, provenance = convert_file(source, **stated)  # type: ignore[arg-type]
     model = {f"backbone.{key}": value for key, value in state.items()}
     content = {"model": model, "__author__": provenance.format, "provenance": provenance.stored()}
-    with replacing(target) as beside:  # a killed run leaves no half target
-        torch.save(content, beside)
+    with atomic_write(target) as tmp_path:  # a killed run leaves no half target
+        torch.save(content, tmp_path)
     return len(model), provenance
 
 

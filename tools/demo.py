@@ -26,12 +26,19 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from cdgcnet import CDGCSegmentor, SemanticSegmentorWithTTA, Trainer, load_cfg, register_all
-from cdgcnet.evaluation import evaluate
-from cdgcnet.files import read_image, read_labels
-from cdgcnet.report import format_table, write_results
-from cdgcnet.visualize import comparison_sheet
-from cdgcnet.weights import StrictCheckpointer
+from cdgcnet import (
+    CDGCSegmentor,
+    SemanticSegmentorWithTTA,
+    Trainer,
+    load_cfg,
+    register_all,
+)
+from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_labels
+from cdgcnet.evaluation.evaluator import evaluate
+from cdgcnet.evaluation.report import format_table, write_results
+from cdgcnet.visualization.colors import comparison_sheet
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "Streets-SemanticSegmentation"

@@ -3,7 +3,7 @@
 
     python3 tools/make_env.py
 
-A complete environment is recognised in well under a second. Anything else (none yet, one cut off
+A complete environment is recognized in well under a second. Anything else (none yet, one cut off
 half-way, a package removed, a Python that is gone) is brought to the same end state by the same
 steps. Your pip configuration is used as it is.
 """

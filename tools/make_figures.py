@@ -24,16 +24,16 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from cdgcnet import load_cfg, register_all, register_folders
-from cdgcnet.datasets.check import check_datasets
-from cdgcnet.figures import (
+from cdgcnet.data.datasets.check import check_datasets
+from cdgcnet.visualization.paper_figures import (
     Observation,
     Observer,
     draw_comparison,
     draw_features,
     draw_sampling,
 )
-from cdgcnet.figures.canvas import FORMATS
-from cdgcnet.figures.observe import hardest_class
+from cdgcnet.visualization.paper_figures.canvas import FORMATS
+from cdgcnet.visualization.paper_figures.observe import hardest_class
 
 FIGURES = ("sampling", "comparison", "features")
 
@@ -87,7 +87,7 @@ def choose_images(cfg: CfgNode, wanted: Sequence[str], count: int) -> list[dict]
 def choose_classes(names: Sequence[str], metadata: Metadata) -> list[int]:
     """
     Raises:
-        ValueError: naming a class that the data set has not.
+        ValueError: naming a class that the dataset has not.
     """
     known = list(metadata.stuff_classes)
     for name in names:
@@ -116,13 +116,13 @@ def make_figure(args: argparse.Namespace) -> int:
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     labels = choose_classes(args.classes, metadata)
     dicts = choose_images(cfg, args.images, args.num)
-    unlabelled = next((d["file_name"] for d in dicts if "sem_seg_file_name" not in d), None)
-    if args.figure == "sampling" and unlabelled:
+    unlabeled = next((d["file_name"] for d in dicts if "sem_seg_file_name" not in d), None)
+    if args.figure == "sampling" and unlabeled:
         raise ValueError(
-            f"{unlabelled}: which nodes are hard needs ground truth; use an image of DATASETS.TEST"
+            f"{unlabeled}: which nodes are hard needs ground truth; use an image of DATASETS.TEST"
         )
-    if args.figure == "features" and unlabelled and not labels:
-        raise ValueError(f"{unlabelled} has no ground truth; name the class with --classes")
+    if args.figure == "features" and unlabeled and not labels:
+        raise ValueError(f"{unlabeled} has no ground truth; name the class with --classes")
     observer = Observer(cfg)
     seen = [observer(d) for d in dicts]
     if args.figure == "comparison":

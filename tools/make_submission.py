@@ -22,9 +22,15 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from cdgcnet import register_all
-from cdgcnet.prediction_files import label_paths
-from cdgcnet.run import predict_test_set, setup
-from cdgcnet.submission import Server, check_package_name, pack, server_of, verify
+from cdgcnet.engine.defaults import predict_test_set, setup
+from cdgcnet.evaluation.submission import (
+    Server,
+    check_package_name,
+    pack,
+    server_of,
+    verify,
+)
+from cdgcnet.evaluation.writers import label_paths
 
 COMPETITIONS = ("comp5", "comp6")
 

@@ -17,9 +17,9 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from cdgcnet import Predictor, load_cfg, register_all, register_folders
-from cdgcnet.datasets.check import check_datasets
-from cdgcnet.files import read_image
-from cdgcnet.visualize import label_image, overlay
+from cdgcnet.data.datasets.check import check_datasets
+from cdgcnet.data.image_io import read_image
+from cdgcnet.visualization.colors import label_image, overlay
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Bring official downloads into the layout that CDGCNet reads; check data sets.
+"""Bring official downloads into the layout that CDGCNet reads; check datasets.
 
     python tools/prepare_data.py voc-aug --src ~/Downloads --root $DETECTRON2_DATASETS
 
@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdgcnet.prepare.counts import count
-from cdgcnet.prepare.jobs import Runner
-from cdgcnet.prepare.sources import find
+from cdgcnet.data.prepare.archives import find
+from cdgcnet.data.prepare.completeness import count
+from cdgcnet.data.prepare.conversion import Runner
 
 COMMANDS = {
     "cityscapes": "cityscapes",
@@ -30,13 +30,13 @@ COMMANDS = {
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Prepare one data set; returns the exit code.
+    """Prepare one dataset; returns the exit code.
 
     Raises:
-        ValueError, OSError: for sources without the data set, or a root that cannot be written.
+        ValueError, OSError: for sources without the dataset, or a root that cannot be written.
     """
     try:
-        module = importlib.import_module(f"cdgcnet.prepare.{COMMANDS[args.command]}")
+        module = importlib.import_module(f"cdgcnet.data.prepare.{COMMANDS[args.command]}")
     except ModuleNotFoundError as error:
         raise ValueError(
             f"this command needs the package {error.name}: pip install 'cdgcnet[data]'"
@@ -82,9 +82,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         )
         command.add_argument("--overwrite", action="store_true", help="make existing files again")
         command.set_defaults(run=prepare)
-    audit = commands.add_parser("audit", help="check every file of a prepared data set")
+    audit = commands.add_parser("audit", help="check every file of a prepared dataset")
     if argv[:1] == ["audit"]:
-        module = importlib.import_module("cdgcnet.prepare.audit")
+        module = importlib.import_module("cdgcnet.data.audit.audit")
         module.add_arguments(audit)
         audit.set_defaults(run=module.main)
     args = parser.parse_args(argv)

@@ -23,9 +23,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cdgcnet.experiments.circumstances import ROOT
 from cdgcnet.experiments.jobs import TTA, Job, make_jobs, split_overrides
-from cdgcnet.experiments.picture import write_picture
+from cdgcnet.experiments.plot import write_picture
 from cdgcnet.experiments.record import load_records
 from cdgcnet.experiments.rows import (
     GROUPS,
@@ -36,9 +35,10 @@ from cdgcnet.experiments.rows import (
     row_config,
     row_text,
 )
+from cdgcnet.experiments.run_folder import resumed_iteration, trained_iterations
+from cdgcnet.experiments.run_metadata import ROOT
+from cdgcnet.experiments.runner import Runner
 from cdgcnet.experiments.table import Line, write_markdown
-from cdgcnet.experiments.work_folder import resumed_iteration, trained_iterations
-from cdgcnet.experiments.workshop import Workshop
 
 CONFIGS = ROOT / "configs" / "experiments"
 PROFILES = ("paper", "camvid", "camvid_cpu", "tiny")
@@ -75,7 +75,7 @@ def _stop(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
-def run_jobs(workshop: Workshop, jobs: Sequence[Job], deadline: float | None) -> list[str]:
+def run_jobs(workshop: Runner, jobs: Sequence[Job], deadline: float | None) -> list[str]:
     """Bring all jobs to their records; returns one message per job that failed."""
     failures = []
     progress = Progress(workshop.missing_iterations(jobs))
@@ -225,7 +225,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             )
 
 
-def check_start(workshop: Workshop, jobs: Sequence[Job], profile: str) -> None:
+def check_start(workshop: Runner, jobs: Sequence[Job], profile: str) -> None:
     """Refuse to train a row of a recipe from random weights.
 
     Raises:
@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = find_rows(CONFIGS / args.profile, args.table, args.rows)
         jobs = make_jobs(rows, args.seeds, args.split, args.opts, args.tta)
         work, results = (b / args.profile / args.split for b in (args.work, args.results))
-        workshop = Workshop(work, results, args.num_gpus)
+        workshop = Runner(work, results, args.num_gpus)
         if args.render:
             print(*render(args, workshop.records), sep="\n")
             return 0

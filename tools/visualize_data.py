@@ -19,14 +19,14 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
 from cdgcnet import load_cfg, register_all
-from cdgcnet.datasets.check import check_datasets
-from cdgcnet.datasets.folders import register_folders
-from cdgcnet.files import replacing
-from cdgcnet.mapper import SemSegMapper
-from cdgcnet.prepare.audit import ON_CPU
-from cdgcnet.prepare.audit_page import color_labels
-from cdgcnet.trainer import Trainer
-from cdgcnet.visualize import class_colors
+from cdgcnet.data.audit.audit import ON_CPU
+from cdgcnet.data.audit.report import color_labels
+from cdgcnet.data.dataset_mapper import SemSegMapper
+from cdgcnet.data.datasets.check import check_datasets
+from cdgcnet.data.datasets.custom import register_folders
+from cdgcnet.engine.trainer import Trainer
+from cdgcnet.utils.io import atomic_write
+from cdgcnet.visualization.colors import class_colors
 
 MAX_SAMPLES = 64
 MAX_COLUMNS = 8
@@ -89,7 +89,7 @@ def draw_grid(
     Args:
         samples: dicts with "file_name", "image" (3, H, W) uint8 and "sem_seg" (H, W).
         image_format: "RGB" or "BGR".
-        metadata: gives class names and colours.
+        metadata: gives class names and colors.
         title: of the whole picture.
         path: PNG to write.
         columns: samples in a row; None: 1 for up to 3 samples, 2 for more.
@@ -108,7 +108,7 @@ def draw_grid(
     order = np.argsort(-pixels[: len(names)], kind="stable")
     occurring = [int(c) for c in order if pixels[c]]
     handles = [
-        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colors[c]), edgecolor="grey", label=names[c])
+        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colors[c]), edgecolor="gray", label=names[c])
         for c in occurring[:MAX_LEGEND]
     ]
     if len(occurring) > MAX_LEGEND:
@@ -152,8 +152,8 @@ def draw_grid(
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    with replacing(path) as beside:
-        figure.savefig(beside)
+    with atomic_write(path) as tmp_path:
+        figure.savefig(tmp_path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,7 +65,7 @@ def make(class_maps, targets, dtype, channels=8, **options):
     change = TARGETS[targets]
     scene = Scene(x, logits, None if change is None else change(coarse, m_classes), None)
     options["nodes"] = "coarse" if change is None else "dynamic"
-    # Of order one: with steep similarities rounding decides which neighbour counts.
+    # Of order one: with steep similarities rounding decides which neighbor counts.
     module = build(scene, scale=0.3, **options)
     # Nor may it decide on which side of the ReLU a number lies, which would turn gradients on and
     # off: positive features times columns of W of one sign each are far from 0, on both sides.

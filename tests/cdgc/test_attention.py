@@ -227,7 +227,7 @@ def test_lengths_must_add_up(lengths):
 def test_topk_in_blocks(monkeypatch):
     # Large segments are worked off in blocks of query rows: here 5 x 5 pairs, two rows at
     # a time.
-    from cdgc import adjacency as implementation
+    from cdgc import attention as implementation
 
     q, k, v = draw(4, 8, 3)
     monkeypatch.setattr(implementation, "_TOPK_PAIRS", 10)

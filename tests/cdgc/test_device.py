@@ -6,7 +6,13 @@ import pytest
 import torch
 from reference import build, make_scene
 
-from cdgc import CDGCModule, class_linear, cross_entropy, segment_attention, select_nodes
+from cdgc import (
+    CDGCModule,
+    class_linear,
+    cross_entropy,
+    segment_attention,
+    select_nodes,
+)
 
 X, LOGITS = torch.zeros(2, 4, 3, 5), torch.zeros(2, 3, 3, 5)
 TARGETS, VALID = torch.zeros(2, 17, 33, dtype=torch.int64), torch.ones(2, 3, 5, dtype=torch.bool)

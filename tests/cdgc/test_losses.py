@@ -10,7 +10,7 @@ from reference import ohem, relative
 from torch.nn import functional as F
 
 from cdgc import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
-from cdgc import upsampled as upsampled_module
+from cdgc import upsampled_loss as upsampled_module
 
 
 def from_probabilities(p):

@@ -70,7 +70,7 @@ OPTIONS = st.fixed_dictionaries(
         "scope": st.sampled_from(["class", "class", "class", "image"]),
         "easy_ratio": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
         "samples": st.sampled_from(SUBSETS),
-        "hard_positives": st.sampled_from(["nodes", "context"]),
+        "hard_positives": st.sampled_from(["nodes", "keys_only"]),
         "topk": st.integers(1, 6),
         "topk_weights": st.sampled_from(["softmax", "equal"]),
         "scale": st.sampled_from([1.0, 0.25, "sqrt"]),
@@ -192,7 +192,7 @@ def test_a_share_of_zero_is_no_node(gap):
     logits[:, 1] = gap
     nodes = CDGCModule(4, 3, nodes="soft").select(logits)
     assert len(nodes.pixel) == (12 if gap <= 103 else 6)
-    assert nodes.log_share.half().isfinite().all()
+    assert nodes.log_weight.half().isfinite().all()
 
 
 def test_shares_reach_the_attention_aligned_and_stored_once(monkeypatch):
@@ -553,7 +553,7 @@ def test_float32_is_near_float64():
 
 # ---------------------------------------------------------------- what a feature tells
 @pytest.mark.parametrize("edges", ["similarity", "uniform", "topk"])
-@pytest.mark.parametrize(("hard_positives", "told"), [("nodes", True), ("context", False)])
+@pytest.mark.parametrize(("hard_positives", "told"), [("nodes", True), ("keys_only", False)])
 def test_a_wrong_pixel_must_not_learn_its_label(edges, hard_positives, told):
     # Four pixels in a row, predicted 0, 0, 1, 2. Pixel 0 is wrong whether its label is 1 or 2: it
     # is then a hard positive of that class. In the graph of Eq. 4 its refined feature differs

@@ -11,7 +11,7 @@ import torch
 from reference import PARTS, Scene, build, deviation, make_scene, oracle, weights_of
 from torch import nn
 
-import cdgc.cdgc as implementation
+import cdgc.module as implementation
 from cdgc import NodeSet, select_nodes
 
 SEEN = 1e-3  # a fault must be off by this much, a million times what rounding may do
@@ -181,7 +181,7 @@ def selected(case, **changes):
 def shares_of_all(case):
     p = case.scene.logits.log_softmax(1).permute(0, 2, 3, 1).flatten(0, 2)  # (B*N, M)
     classes = torch.arange(4).repeat_interleave(case.nodes.counts.sum(1))
-    return case.reason(log_share=p[case.nodes.pixel, classes])
+    return case.reason(log_weight=p[case.nodes.pixel, classes])
 
 
 def ignored_kept(case):
@@ -236,16 +236,16 @@ FAULTS = {
     "images merged, top-k": (TOP, images_merged),
     "segment boundary off by one": (SIM, one_node_too_far),
     "soft nodes as coarse ones": (SOFT, lambda c: selected(c, nodes="coarse")),
-    "shares forgotten": (SOFT, lambda c: c.reason(log_share=None)),
-    "shares of the neighbours forgotten": (
+    "shares forgotten": (SOFT, lambda c: c.reason(log_weight=None)),
+    "shares of the neighbors forgotten": (
         SOFT,
         lambda c: c.swapped("segment_attention", lambda f: lambda *a: f(*a[:5])),
     ),
-    "shares squared": (SOFT, lambda c: c.reason(log_share=2 * c.nodes.log_share)),
+    "shares squared": (SOFT, lambda c: c.reason(log_weight=2 * c.nodes.log_weight)),
     "shares of all classes, not of two": (SOFT, shares_of_all),
     "shares in the order of the pixels": (
         SOFT,
-        lambda c: c.reason(log_share=c.nodes.log_share[c.nodes.pixel.argsort(stable=True)]),
+        lambda c: c.reason(log_weight=c.nodes.log_weight[c.nodes.pixel.argsort(stable=True)]),
     ),
     # edges (Eq. 2-3)
     "zero features for -inf": (
@@ -285,14 +285,14 @@ FAULTS = {
             "segment_topk_attention", lambda f: lambda q, k, v, n, s, *a: f(q, k, v, n, 1.0, *a)
         ),
     ),
-    "one neighbour more": (
+    "one neighbor more": (
         TOP,
         lambda c: c.swapped(
             "segment_topk_attention",
             lambda f: lambda q, k, v, n, s, t, w: f(q, k, v, n, s, t + 1, w),
         ),
     ),
-    "one neighbour fewer": (
+    "one neighbor fewer": (
         TOP,
         lambda c: c.swapped(
             "segment_topk_attention",

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import PARTS, coarse_classes, parts, targets_at_nodes, two_best, unpack
 
-from cdgc import class_map, resize_targets, select_nodes, soft_nodes, valid_nodes
+from cdgc import (
+    class_map,
+    resize_targets,
+    select_nodes,
+    soft_nodes,
+    valid_nodes,
+)
 
 # One image, 2 x 3 pixels numbered 0..5, three classes:
 #   coarse 0 0 1    target 0  1  1     C_0 = {0,1,5}  G_0 = {0,3,5}  C_1 = {2,3,(4)}  G_1 = {1,2}
@@ -322,7 +328,7 @@ def test_reads_the_pixel_of_the_node(image, align_corners):
     found = column_index(image, feature, align_corners)
     grid = [[list(range(image))] * image]
     assert found == targets_at_nodes(torch.tensor(grid), (1, feature), align_corners)[0]
-    # Whatever the formula, no other pixel's centre is nearer to the node's (ties aside).
+    # Whatever the formula, no other pixel's center is nearer to the node's (ties aside).
     for i, at in enumerate(found):
         if align_corners:
             off = abs(at - Fraction(i * (image - 1), feature - 1))
@@ -385,14 +391,14 @@ def test_soft_by_hand():
     assert nodes.counts.tolist() == [[1], [3], [2]]
     assert nodes.slots.tolist() == [[0, 1], [4, 2], [3, 5]]  # the most probable class first
     expected = torch.tensor([2 / 3, 1 / 3, 1 / 6, 5 / 8, 5 / 6, 3 / 8], dtype=torch.float64)
-    torch.testing.assert_close(nodes.log_share.exp(), expected)
+    torch.testing.assert_close(nodes.log_weight.exp(), expected)
     # Pixel 1 is ignored, pixel 2 padding.
     target = torch.tensor([[[2, 255, 0]]])
     valid = torch.tensor([[[True, True, False]]])
     nodes = soft_nodes(logits, target, valid=valid)
     assert nodes.pixel.tolist() == [0, 0]
     assert nodes.slots.tolist() == [[0, 1], [-1, -1], [-1, -1]]
-    assert len(nodes.log_share) == 2
+    assert len(nodes.log_weight) == 2
 
 
 @settings(max_examples=40)
@@ -401,7 +407,7 @@ def test_soft_equals_the_table(seed, batch, classes, width):
     logits = torch.randn(batch, classes, 2, width, generator=torch.Generator().manual_seed(seed))
     logits = logits.double().requires_grad_()
     nodes = soft_nodes(logits)
-    assert not nodes.log_share.requires_grad
+    assert not nodes.log_weight.requires_grad
     sets = unpack(nodes, classes, batch, 2 * width)
     table = two_best(logits)
     assert sets == [
@@ -410,7 +416,7 @@ def test_soft_equals_the_table(seed, batch, classes, width):
     ]
     owner = torch.arange(classes).repeat_interleave(nodes.counts.sum(1))
     torch.testing.assert_close(
-        nodes.log_share.exp(), torch.cat(table)[nodes.pixel, owner], rtol=1e-9, atol=0
+        nodes.log_weight.exp(), torch.cat(table)[nodes.pixel, owner], rtol=1e-9, atol=0
     )
     assert nodes.single == (classes == 1)
 

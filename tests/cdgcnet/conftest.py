@@ -53,7 +53,7 @@ def randomize():
                     module.weight.uniform_(0.5, 1.5, generator=generator)
                     module.bias.normal_(0, 0.1, generator=generator)
             for name, parameter in model.named_parameters():
-                if "predictor" in name or "aux_head.1" in name:  # initialised to almost zero
+                if "predictor" in name or "aux_head.1" in name:  # initialized to almost zero
                     parameter.normal_(0, 0.3, generator=generator)
         return model
 

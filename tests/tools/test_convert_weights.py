@@ -6,7 +6,7 @@ import torch
 from torchvision.models import resnet18, resnet50
 
 from cdgcnet import Trainer, load_cfg
-from cdgcnet.weights import StrictCheckpointer, convert_torchvision_resnet
+from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, convert_torchvision_resnet
 
 NETS = {18: resnet18, 50: resnet50}
 

@@ -14,10 +14,10 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from cdgcnet import Trainer, load_cfg, register_all
-from cdgcnet.datasets.cityscapes_classes import LABEL_IDS
-from cdgcnet.datasets.voc import NAMES as VOC_NAMES
-from cdgcnet.prediction_files import label_paths
-from cdgcnet.submission import pack, server_of, verify
+from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
+from cdgcnet.data.datasets.voc import NAMES as VOC_NAMES
+from cdgcnet.evaluation.submission import pack, server_of, verify
+from cdgcnet.evaluation.writers import label_paths
 
 CITYSCAPES, VOC = server_of("cityscapes"), server_of("voc")
 
@@ -148,10 +148,10 @@ def test_verification_names_what_is_wrong(cities, tmp_path, kind):
 def test_voc_verification_wants_the_folder_and_the_palette(pascal, tmp_path):
     images, _ = pascal
     with tarfile.open(tmp_path / "bad.tgz", "w:gz") as tar:
-        grey = [c for i in range(256) for c in (i, i, i)]
+        gray = [c for i in range(256) for c in (i, i, i)]
         for name, data in (
             ("results/VOC2012/Segmentation/comp6_test_cls/2008_000000.png",
-             png(np.ones((7, 5)), "P", grey)),
+             png(np.ones((7, 5)), "P", gray)),
             ("2008_000001.png", png(np.zeros((6, 6)), "P", VOC.palette)),
         ):  # fmt: skip
             info = tarfile.TarInfo(name)
@@ -159,7 +159,7 @@ def test_voc_verification_wants_the_folder_and_the_palette(pascal, tmp_path):
             tar.addfile(info, io.BytesIO(data))
     palette, elsewhere, missing = verify(VOC, images, tmp_path / "bad.tgz")
     assert palette.endswith(
-        "comp6_test_cls/2008_000000.png: has another palette than the data set's"
+        "comp6_test_cls/2008_000000.png: has another palette than the dataset's"
     )
     assert elsewhere.startswith("2008_000001.png: belongs to no image")
     assert missing.endswith("comp6_test_cls/2008_000001.png: missing")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cdgcnet import Predictor, Trainer, load_cfg
-from cdgcnet.datasets.cityscapes import COLORS
+from cdgcnet.data.datasets.cityscapes import COLORS
 
 pytestmark = pytest.mark.usefixtures("run_data")
 
@@ -77,7 +77,7 @@ def test_label_pngs_hold_the_predictors_raw_classes(call, images, run_yaml, weig
         with Image.open(out / f"{source.stem}.png") as labels:
             assert labels.mode == "P"
             np.testing.assert_array_equal(np.asarray(labels), expected)
-            # In a viewer the classes have the data set's colours.
+            # In a viewer the classes have the dataset's colors.
             rgb = np.asarray(labels.convert("RGB"))
         np.testing.assert_array_equal(rgb, np.array(COLORS, np.uint8)[expected])
         assert len(np.unique(expected)) > 1

@@ -15,7 +15,7 @@ import prepare_data
 import pytest
 from PIL import Image
 
-from cdgcnet.prepare import camvid
+from cdgcnet.data.prepare import camvid
 
 TOOL = Path(prepare_data.__file__)
 SPLITS = {"train": 3, "val": 2, "test": 1}
@@ -47,7 +47,7 @@ def segnet(tmp_path):
 
 @pytest.fixture
 def official(monkeypatch):
-    """As if the small data set were the official one."""
+    """As if the small dataset were the official one."""
     monkeypatch.setattr(camvid, "COUNTS", SPLITS)
 
 
@@ -115,7 +115,7 @@ def test_a_damaged_archive_is_said_and_matters_if_something_is_missing(segnet, t
 
 
 @pytest.mark.parametrize("command", prepare_data.COMMANDS)
-def test_nothing_to_recognise(command, tmp_path, capsys):
+def test_nothing_to_recognize(command, tmp_path, capsys):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "holiday.jpg").touch()
     root = tmp_path / "root"
@@ -140,7 +140,7 @@ def test_wrong_arguments(tmp_path, capsys):
 
 def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
     for name in ("coco_stuff", "labels"):
-        monkeypatch.delitem(sys.modules, f"cdgcnet.prepare.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"cdgcnet.data.prepare.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert run("coco-stuff-10k", "--src", tmp_path, "--root", tmp_path) == 1
     err = capsys.readouterr().err
@@ -148,10 +148,10 @@ def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
 
 
 def test_audit_is_imported_when_it_is_asked_for(monkeypatch):
-    audit = types.ModuleType("cdgcnet.prepare.audit")
+    audit = types.ModuleType("cdgcnet.data.audit.audit")
     audit.add_arguments = lambda parser: parser.add_argument("name")
     audit.main = lambda args: 7 if args.name == "camvid" else 0
-    monkeypatch.setitem(sys.modules, "cdgcnet.prepare.audit", audit)
+    monkeypatch.setitem(sys.modules, "cdgcnet.data.audit.audit", audit)
     assert run("audit", "camvid") == 7
     assert isinstance(prepare_data.parse_args(["audit", "x"]), argparse.Namespace)
 

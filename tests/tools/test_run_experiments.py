@@ -14,7 +14,10 @@ import pytest
 import run_experiments
 
 from cdgcnet import load_cfg
-from cdgcnet.experiments import estimates, jobs, launch, picture, record, rows, table, workshop
+from cdgcnet.experiments import estimates, jobs, record, rows, table
+from cdgcnet.experiments import plot as picture
+from cdgcnet.experiments import process as launch
+from cdgcnet.experiments import runner as workshop
 
 FAKE = """
 import json, os, sys, time
@@ -54,7 +57,7 @@ results = {"sem_seg": {"mIoU": score, "IoU-road": float("nan")}, "sem_seg_coarse
            "sem_seg_oracle": {"mIoU": 60.0}}
 if tta:
     results["sem_seg_TTA"] = {"mIoU": score + 1}
-if plan.get("unlabelled"):
+if plan.get("unlabeled"):
     results = {}
 (folder / "results.json").write_text(json.dumps(results).replace("NaN", "null"))
 print("the end of", row)
@@ -202,7 +205,7 @@ def test_table_4_is_one_training_and_two_evaluations(runner):
 
 def test_a_row_without_labels_is_finished_without_a_number(runner):
     # Table 6 on a test set whose labels a server keeps.
-    runner.plan(unlabelled=True)
+    runner.plan(unlabeled=True)
     runner("table1", "--rows", "baseline")
     runner("table1", "--rows", "baseline")
     assert len(runner.starts()) == len(runner.records()) == 1
@@ -536,7 +539,7 @@ def test_a_row_that_another_process_finished_is_done(runner, monkeypatch):
         outcome = original(command, folder, **options)
         with monkeypatch.context() as patch:  # the other process has just recorded it
             patch.setattr(workshop, "launch", original)
-            own = workshop.Workshop(runner.work / "tiny" / "val", runner.results / "tiny" / "val")
+            own = workshop.Runner(runner.work / "tiny" / "val", runner.results / "tiny" / "val")
             folder_rows = rows.find_rows(run_experiments.CONFIGS / "tiny", "table1", ["baseline"])
             [job] = jobs.make_jobs(folder_rows, 1, "val", [])
             own.do(job, [job])
@@ -563,7 +566,7 @@ def test_a_row_that_another_process_finished_is_done(runner, monkeypatch):
         ({"overrides": [1]}, "overrides[0] is 1, expected a text"),
         ({"scores": {"sem_seg": {"mIoU": float("nan")}}}, "scores.sem_seg.mIoU is nan"),
         ({"weights": 3}, "weights is 3, expected a text"),
-        ({"colour": 3}, "colour"),
+        ({"color": 3}, "color"),
     ],
 )
 def test_an_edited_record_is_named_with_its_value(runner, capsys, change, message):

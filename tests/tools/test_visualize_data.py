@@ -8,7 +8,8 @@ from detectron2.data import Metadata
 from PIL import Image
 
 from cdgcnet import Trainer
-from cdgcnet.files import read_image, read_labels
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_labels
 
 pytestmark = pytest.mark.usefixtures("run_data")
 
@@ -155,8 +156,8 @@ def test_pictures_titles_and_legend(figures, tmp_path, image_format):
     assert (overlay[5] == (115, 1, 2)).all()
 
 
-def test_a_set_without_colours_gets_detectron2s(figures, tmp_path):
-    metadata = Metadata(stuff_classes=[f"c{i}" for i in range(100)])  # the map has 79 colours
+def test_a_set_without_colors_gets_detectron2s(figures, tmp_path):
+    metadata = Metadata(stuff_classes=[f"c{i}" for i in range(100)])  # the map has 79 colors
     labels = np.array([[0, 1, 99]])
     visualize_data.draw_grid([make_sample(labels)], "RGB", metadata, "t", tmp_path / "g.png")
     colored = figures[0].axes[1].images[0].get_array()

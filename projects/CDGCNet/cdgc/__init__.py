@@ -3,13 +3,27 @@
 This package imports torch and nothing else; ``cdgcnet`` next door is Detectron2 around it.
 """
 
-from .adjacency import segment_attention, segment_topk_attention
-from .bilinear import resize_matrix, resize_taps
-from .cdgc import EDGES, HARD_POSITIVES, SCALES, SCOPES, TOPK_WEIGHTS, CDGCModule
-from .graph_conv import class_linear
+from .attention import segment_attention, segment_topk_attention
+from .grouped_linear import class_linear
+from .interpolation import resize_matrix, resize_taps
 from .losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
-from .nodes import NODE_MODES, SAMPLES, NodeSet, class_map, select_nodes, soft_nodes
-from .positions import resize_targets, valid_nodes
+from .module import (
+    EDGES,
+    HARD_POSITIVES,
+    SCALES,
+    SCOPES,
+    TOPK_WEIGHTS,
+    CDGCModule,
+)
+from .nodes import (
+    NODE_MODES,
+    SAMPLES,
+    NodeSet,
+    class_map,
+    select_nodes,
+    soft_nodes,
+)
+from .sampling_grid import resize_targets, valid_nodes
 
 __all__ = [
     "EDGES",

@@ -29,14 +29,14 @@ def _check_rows(lengths: Sequence[int], q: Tensor, k: Tensor, v: Tensor) -> None
             )
 
 
-def _as_mask(log_share: Tensor) -> Tensor:
+def _as_mask(log_weight: Tensor) -> Tensor:
     """(n,) as what attention adds to every row of its (n, n) similarities, stored once.
 
     In memory of its own, padded to whole blocks of 8: CUDA's fused kernels read it 16 bytes at a
     time and refuse a row that begins or ends in between.
     """
-    n = len(log_share)
-    return F.pad(log_share, (0, 8 - n % 8))[:n].expand(n, -1)
+    n = len(log_weight)
+    return F.pad(log_weight, (0, 8 - n % 8))[:n].expand(n, -1)
 
 
 def segment_attention(
@@ -45,7 +45,7 @@ def segment_attention(
     v: Tensor,
     lengths: Sequence[int],
     scale: float = 1.0,
-    log_share: Tensor | None = None,
+    log_weight: Tensor | None = None,
 ) -> Tensor:
     """A X with A = softmax over each segment of ``scale * q kᵀ`` (Eqs. 2-3).
 
@@ -54,7 +54,7 @@ def segment_attention(
         v: (K, D) node features X.
         lengths: S segment lengths that sum to K; zeros are allowed.
         scale: factor on the similarity; the paper has none (1.0).
-        log_share: (K,) added to the similarities to each node as a neighbour: a node of half a
+        log_weight: (K,) added to the similarities to each node as a neighbor: a node of half a
             share counts half. None for hard class maps.
 
     Returns:
@@ -67,13 +67,13 @@ def segment_attention(
     _check_rows(lengths, q, k, v)
     present = [n for n in lengths if n]
     shares: Iterable[Tensor | None] = itertools.repeat(None, len(present))
-    if log_share is not None:
-        if log_share.shape != q.shape[:1] or log_share.device != q.device:
+    if log_weight is not None:
+        if log_weight.shape != q.shape[:1] or log_weight.device != q.device:
             raise ValueError(
-                f"expected log_share ({len(q)},) on {q.device}, got {tuple(log_share.shape)} on "
-                f"{log_share.device}"
+                f"expected log_weight ({len(q)},) on {q.device}, got {tuple(log_weight.shape)} on "
+                f"{log_weight.device}"
             )
-        shares = map(_as_mask, log_share.to(q.dtype).split(present))
+        shares = map(_as_mask, log_weight.to(q.dtype).split(present))
     # split, not slicing: the backward of a slice allocates the full size once per segment.
     parts = (
         [
@@ -104,9 +104,9 @@ def segment_topk_attention(
 
     Args:
         q, k, v, lengths, scale: as in :func:`segment_attention`.
-        topk: neighbours per node; all of a smaller segment.
+        topk: neighbors per node; all of a smaller segment.
         weights: "softmax" over the chosen similarities, or "equal" (the paper's binary top-k
-            matrix, row-normalised), which gives q and k no gradient.
+            matrix, row-normalized), which gives q and k no gradient.
 
     Raises:
         ValueError: on an unknown ``weights``, topk < 1, or shapes, dtypes or devices that do not
@@ -129,10 +129,10 @@ def segment_topk_attention(
         best = [
             (rows @ ks.t()).topk(min(topk, n), dim=1) for rows in qs.split(max(1, _TOPK_PAIRS // n))
         ]
-        neighbours = torch.cat([b.indices for b in best])  # (n, topk)
+        neighbors = torch.cat([b.indices for b in best])  # (n, topk)
         if weights == "equal":
-            parts.append(F.embedding_bag(neighbours, vs, mode="mean"))
+            parts.append(F.embedding_bag(neighbors, vs, mode="mean"))
         else:
             share = (torch.cat([b.values for b in best]) * scale).softmax(1).to(vs.dtype)
-            parts.append(F.embedding_bag(neighbours, vs, per_sample_weights=share, mode="sum"))
+            parts.append(F.embedding_bag(neighbors, vs, per_sample_weights=share, mode="sum"))
     return torch.cat(parts) if parts else (q + k).sum(1, keepdim=True) * v

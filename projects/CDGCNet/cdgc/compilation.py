@@ -10,7 +10,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def never_compiled(method: Callable[_P, _R]) -> Callable[_P, _R]:
+def graph_break(method: Callable[_P, _R]) -> Callable[_P, _R]:
     """Keep torch.compile out of a method: one stated graph break.
 
     The lengths of the segments differ in every batch; code made for one batch's would be made

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .labels import check_labels
-from .upsampled import upsampled_nll, upsampled_weighted_nll
+from .upsampled_loss import upsampled_nll, upsampled_weighted_nll
+from .validation import check_labels
 
 
 def _pixel_weights(

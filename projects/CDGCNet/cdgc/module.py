@@ -14,9 +14,8 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from .adjacency import segment_attention, segment_topk_attention
-from .checks import check_choice, check_device, check_finite
-from .compiling import never_compiled
+from .attention import segment_attention, segment_topk_attention
+from .compilation import graph_break
 from .gather import (
     Segments,
     coarse_nodes,
@@ -26,7 +25,7 @@ from .gather import (
     pixels_to_nodes,
     rows_to_map,
 )
-from .graph_conv import class_linear
+from .grouped_linear import class_linear
 from .nodes import (
     SAMPLES,
     NodeSet,
@@ -35,13 +34,14 @@ from .nodes import (
     select_nodes,
     soft_nodes,
 )
-from .positions import resize_targets
+from .sampling_grid import resize_targets
+from .validation import check_choice, check_device, check_finite
 
 EDGES = ("similarity", "uniform", "topk")
 SCOPES = ("class", "image")
 TOPK_WEIGHTS = ("softmax", "equal")
 SCALES = ("none", "sqrt")
-HARD_POSITIVES = ("nodes", "context")
+HARD_POSITIVES = ("nodes", "keys_only")
 
 
 class CDGCModule(nn.Module):
@@ -92,7 +92,7 @@ class CDGCModule(nn.Module):
             scope: "class", or "image" for a plain GCN: one graph over all nodes (Table 1);
                 ``nodes`` then has no effect.
             easy_ratio, samples: see :func:`cdgc.select_nodes`.
-            hard_positives: "nodes" as in Eq. 4, or "context": they are neighbours of the other
+            hard_positives: "nodes" as in Eq. 4, or "keys_only": they are neighbors of the other
                 nodes of their true class but get nothing from its graph themselves, so that no
                 refined feature tells its pixel's label.
             scale: factor on the similarity, "none" (1.0, the paper's) or "sqrt" for C**-0.5.
@@ -150,7 +150,7 @@ class CDGCModule(nn.Module):
             self.phi = nn.Parameter(torch.empty(1 if shared_phi else graphs, *square))
             self.phi_prime = nn.Parameter(torch.empty_like(self.phi))
             if edges == "topk" and topk_weights == "equal":
-                # They choose the neighbours but get no gradient; distributed training would
+                # They choose the neighbors but get no gradient; distributed training would
                 # wait for one.
                 self.phi.requires_grad_(False)
                 self.phi_prime.requires_grad_(False)
@@ -162,7 +162,7 @@ class CDGCModule(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise so that similarities and activations are O(1) for features after BN-ReLU."""
+        """Initialize so that similarities and activations are O(1) for features after BN-ReLU."""
         c = self.in_channels
         if self.phi is not None and self.phi_prime is not None:
             # |x|² ≈ C/2 after BN and ReLU; entries of variance a² give φ(x)ᵀφ'(x) a standard
@@ -182,7 +182,7 @@ class CDGCModule(nn.Module):
             f"scope={self.scope}, easy_ratio={self.easy_ratio}, samples={self.samples}"
         )
 
-    @never_compiled
+    @graph_break
     def select(
         self,
         coarse_logits: Tensor,
@@ -236,7 +236,7 @@ class CDGCModule(nn.Module):
         )
 
     def _attend(
-        self, x: Tensor, lengths: list[int], classes: list[int], log_share: Tensor | None
+        self, x: Tensor, lengths: list[int], classes: list[int], log_weight: Tensor | None
     ) -> Tensor:
         """A_m X for every node, rows (K, C) -> (K, C) (Eqs. 2-3)."""
         assert self.phi is not None and self.phi_prime is not None
@@ -245,26 +245,26 @@ class CDGCModule(nn.Module):
         k = class_linear(x, self.phi_prime, groups)
         x = x.to(q.dtype)
         if self.edges == "similarity":
-            return segment_attention(q, k, x, lengths, self.scale, log_share)
+            return segment_attention(q, k, x, lengths, self.scale, log_weight)
         return segment_topk_attention(q, k, x, lengths, self.scale, self.topk, self.topk_weights)
 
     def _reason_similar(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
         """Σ_m U_m ReLU(A_m X W_m) of every pixel, (P, C) -> (P, C)."""
         classes = [sum(per_image) for per_image in counts]
         lengths = [n for per_image in counts for n in per_image]  # M*B segments
-        gathered = self._attend(pixels_to_nodes(pixels, nodes), lengths, classes, nodes.log_share)
+        gathered = self._attend(pixels_to_nodes(pixels, nodes), lengths, classes, nodes.log_weight)
         z = class_linear(gathered, self.graph_weight, classes).relu()
         rows = class_linear(z, self.merge_weight, classes)
-        if nodes.log_share is not None:
-            rows = rows * nodes.log_share.exp().to(rows.dtype)[:, None]
-        elif self.hard_positives == "context" and not nodes.single:
+        if nodes.log_weight is not None:
+            rows = rows * nodes.log_weight.exp().to(rows.dtype)[:, None]
+        elif self.hard_positives == "keys_only" and not nodes.single:
             rows = rows * coarse_nodes(nodes)[:, None]
         return nodes_to_pixels(rows, nodes)
 
     def _reason_uniform(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
         """The same where all nodes of a segment share one row: the matrices see S rows only."""
         lengths = [n for per_image in counts for n in per_image if n]
-        segments = Segments(nodes, lengths, coarse_only=self.hard_positives == "context")
+        segments = Segments(nodes, lengths, coarse_only=self.hard_positives == "keys_only")
         classes = [sum(n > 0 for n in per_image) for per_image in counts]
         # Means in full precision: autocast features may be half.
         mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)
@@ -272,7 +272,7 @@ class CDGCModule(nn.Module):
         z = class_linear(mean, self.graph_weight, classes).relu()
         return segments.to_pixels(class_linear(z, self.merge_weight, classes))
 
-    @never_compiled
+    @graph_break
     def reason(self, x: Tensor, nodes: NodeSet) -> Tensor:
         """Graph convolution over chosen nodes: x (B, C, h, w) -> X̂ (B, C, h, w) (Eq. 1).
 

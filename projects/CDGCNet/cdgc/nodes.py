@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .labels import check_integers, outside, refuse
+from .validation import check_integers, outside, refuse
 
 NODE_MODES = ("coarse", "dynamic", "soft")
 SAMPLES = ("easy_positive", "hard_positive", "hard_negative")
@@ -34,7 +34,7 @@ class NodeSet:
         easy_positive, hard_positive, hard_negative: (M, B) int64, the nodes by difficulty;
             None where no ground truth was given.
         single: no pixel has two nodes; the second column of ``slots`` then is -1 throughout.
-        log_share: (K,) logarithm of each node's share in its class; None for hard class maps,
+        log_weight: (K,) logarithm of each node's share in its class; None for hard class maps,
             where every share is 1.
     """
 
@@ -45,7 +45,7 @@ class NodeSet:
     hard_positive: Tensor | None = None
     hard_negative: Tensor | None = None
     single: bool = False
-    log_share: Tensor | None = None
+    log_weight: Tensor | None = None
 
 
 def class_map(logits: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def select_nodes(
         return NodeSet(pixel, counts, slots, single=True)
 
     def count(mask: Tensor, keys: Tensor) -> Tensor:
-        # bincount would synchronise to find its length; the length is known here.
+        # bincount would synchronize to find its length; the length is known here.
         return (
             torch.zeros(groups + 1, dtype=torch.long, device=device)
             .scatter_add_(0, torch.where(mask, keys, nowhere), torch.ones_like(keys))[:groups]
@@ -267,7 +267,7 @@ def soft_nodes(
         valid: (B, h, w) bool, False where a node is batch padding, which is never selected.
 
     Returns:
-        Nodes with ``log_share``: the two probabilities, divided by their sum.
+        Nodes with ``log_weight``: the two probabilities, divided by their sum.
 
     Raises:
         ValueError: on shapes or devices that differ, or a target that is no class.
@@ -298,5 +298,5 @@ def soft_nodes(
     if bad_target:
         assert target is not None
         refuse(target, wrong, num_classes, ignore_label, "target")
-    log_share = values.log_softmax(1).permute(0, 2, 3, 1).reshape(-1)[order]
-    return NodeSet(pixel, counts, slots, single=width == 1, log_share=log_share)
+    log_weight = values.log_softmax(1).permute(0, 2, 3, 1).reshape(-1)[order]
+    return NodeSet(pixel, counts, slots, single=width == 1, log_weight=log_weight)

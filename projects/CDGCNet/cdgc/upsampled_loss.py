@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bilinear import resize_matrix
+from .interpolation import resize_matrix
 
 # Numbers of a band: it stays in a CPU core's cache. A GPU wants fewer, larger launches.
 _BAND_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 26}

@@ -1,6 +1,7 @@
-"""Checks of options and tensors that name what is wrong."""
+"""Checks of options, tensors and integer label maps that name what is wrong."""
 
 from collections.abc import Collection
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -22,3 +23,38 @@ def check_finite(name: str, values: Tensor) -> None:
         raise ValueError(
             f"{name}: {wrong} of {values.numel()} values are NaN or infinite, expected finite ones"
         )
+
+
+def check_integers(labels: Tensor, name: str) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {labels.dtype}")
+
+
+def outside(labels: Tensor, num_classes: int, ignore_label: int | None) -> Tensor:
+    """Where labels are neither a class nor the ignore label."""
+    wrong = (labels < 0) | (labels >= num_classes)
+    return wrong if ignore_label is None else wrong & (labels != ignore_label)
+
+
+def refuse(
+    labels: Tensor, wrong: Tensor, num_classes: int, ignore_label: int | None, name: str
+) -> NoReturn:
+    value = int(labels[wrong][0])
+    if ignore_label is None:
+        raise ValueError(f"{name} value {value} is no class in [0, {num_classes})")
+    raise ValueError(
+        f"{name} value {value} is neither a class in [0, {num_classes}) nor the ignore label "
+        f"{ignore_label}"
+    )
+
+
+def check_labels(labels: Tensor, num_classes: int, ignore_label: int | None, name: str) -> None:
+    """Refuse labels that are neither a class nor the ignore label.
+
+    Raises:
+        ValueError: naming the dtype or the first wrong value.
+    """
+    check_integers(labels, name)
+    wrong = outside(labels, num_classes, ignore_label)
+    if bool(wrong.any()):  # waits for the device
+        refuse(labels, wrong, num_classes, ignore_label, name)

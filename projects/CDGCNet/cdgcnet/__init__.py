@@ -4,17 +4,17 @@ Importing registers the backbone builder, the head and the meta-architecture; it
 set: call :func:`register_all` for that.
 """
 
-from .backbone import build_dilated_resnet_backbone
-from .config import add_cdgcnet_config, load_cfg
-from .config_check import check_cfg
-from .datasets import register_all, register_folders
-from .evaluation import CDGCEvaluator
-from .head import CDGCNetHead
-from .mapper import SemSegMapper
-from .predictor import Predictor
-from .segmentor import CDGCSegmentor
-from .trainer import Trainer
-from .tta import SemanticSegmentorWithTTA
+from cdgcnet.config.defaults import add_cdgcnet_config, load_cfg
+from cdgcnet.config.validation import check_cfg
+from cdgcnet.data.dataset_mapper import SemSegMapper
+from cdgcnet.data.datasets import register_all, register_folders
+from cdgcnet.engine.predictor import Predictor
+from cdgcnet.engine.trainer import Trainer
+from cdgcnet.evaluation.evaluator import CDGCEvaluator
+from cdgcnet.modeling.backbone import build_dilated_resnet_backbone
+from cdgcnet.modeling.cdgc_head import CDGCNetHead
+from cdgcnet.modeling.meta_arch import CDGCSegmentor
+from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
 __all__ = [
     "CDGCEvaluator",

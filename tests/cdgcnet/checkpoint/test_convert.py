@@ -13,13 +13,13 @@ from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from cdgcnet import build_dilated_resnet_backbone, load_cfg
+from cdgcnet.checkpoint.completeness import check_complete
+from cdgcnet.checkpoint.convert import convert_file
+from cdgcnet.checkpoint.deepening import deepen_resnet50_to_101
+from cdgcnet.checkpoint.formats import convert_names
+from cdgcnet.checkpoint.provenance import Provenance
+from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, read_provenance
 from cdgcnet.experiments.record import name_weights
-from cdgcnet.weight_formats.completeness import check_complete
-from cdgcnet.weight_formats.convert import convert_file
-from cdgcnet.weight_formats.growth import grow_to_101
-from cdgcnet.weight_formats.names import convert_names
-from cdgcnet.weight_formats.provenance import Provenance
-from cdgcnet.weights import StrictCheckpointer, read_provenance
 
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -235,7 +235,7 @@ def test_grown_blocks_pass_on_in_training_and_learn(convert):
     state, _ = convert_state(Theirs(50).state("torchvision"))
     cfg = config(101)
     grown = build_dilated_resnet_backbone(cfg, ShapeSpec(channels=3))
-    grown.load_state_dict(grow_to_101(state))
+    grown.load_state_dict(deepen_resnet50_to_101(state))
     stage = grown.train().res4
     x = torch.rand(2, 1024, 3, 5)
     y = x

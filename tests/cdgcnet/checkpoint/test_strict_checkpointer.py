@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from cdgcnet import build_dilated_resnet_backbone
-from cdgcnet.weights import (
+from cdgcnet.checkpoint.strict_checkpointer import (
     StrictCheckpointer,
     check_weights_path,
     convert_torchvision_resnet,

@@ -1,4 +1,4 @@
-"""Every YAML under configs/: it resolves, its data sets exist, it builds; each network trains."""
+"""Every YAML under configs/: it resolves, its datasets exist, it builds; each network trains."""
 
 import hashlib
 from pathlib import Path
@@ -9,10 +9,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from cdgcnet import load_cfg, register_all
-from cdgcnet.config_check import adapt_cfg
-from cdgcnet.datasets.check import check_datasets
+from cdgcnet.config.validation import adapt_cfg
+from cdgcnet.data.datasets.check import check_datasets
 
-ROOT = Path(__file__).resolve().parents[2] / "configs"
+ROOT = Path(__file__).resolve().parents[3] / "configs"
 # The rows of configs/experiments are the same small files in every profile, and all are loaded in
 # test_experiment_configs.py; here those of two profiles.
 FILES = sorted(
@@ -80,7 +80,7 @@ def test_builds_at_full_size(path):
     last = head.refined_predictor if head.refines else head.coarse_predictor
     assert last[-1].out_channels == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     assert head.refines == cfg.MODEL.CDGC.ENABLED
-    with_graph = cfg.MODEL.CDGC.ENABLED and cfg.MODEL.CDGC.REFINER == "graph"
+    with_graph = cfg.MODEL.CDGC.ENABLED and cfg.MODEL.CDGC.CONTEXT_MODULE == "graph"
     assert (head.graph is not None) == with_graph
     assert head.stride == 8
 

@@ -6,7 +6,7 @@ import pytest
 from detectron2.config import get_cfg
 
 from cdgcnet import add_cdgcnet_config, check_cfg, load_cfg
-from cdgcnet.config_check import adapt_cfg
+from cdgcnet.config.validation import adapt_cfg
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ DEFAULTS = {
     "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": [12, 24, 36],
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255,
     "MODEL.CDGC.ENABLED": True,
-    "MODEL.CDGC.REFINER": "graph",
+    "MODEL.CDGC.CONTEXT_MODULE": "graph",
     "MODEL.CDGC.CHANNELS": 256,
     "MODEL.CDGC.NODES": "dynamic",
     "MODEL.CDGC.HARD_POSITIVES": "nodes",
@@ -58,8 +58,8 @@ DEFAULTS = {
     "MODEL.CDGC.LOSS.COARSE_WEIGHT": 0.6,
     "MODEL.CDGC.LOSS.REFINED_WEIGHT": 0.7,
     "MODEL.CDGC.LOSS.AUX_WEIGHT": 0.4,
-    "MODEL.CDGC.LOSS.PLAIN_WEIGHT": 1.0,
-    "MODEL.CDGC.LOSS.PLAIN": "ce",
+    "MODEL.CDGC.LOSS.BASELINE_WEIGHT": 1.0,
+    "MODEL.CDGC.LOSS.BASELINE": "ce",
     "MODEL.CDGC.LOSS.OHEM_THRESH": 0.7,
     "MODEL.CDGC.LOSS.OHEM_MIN_KEPT": 100_000,
     "MODEL.CDGC.LOSS.CLASS_WEIGHTS": [],
@@ -99,8 +99,12 @@ def test_defaults_pass(cfg):
 NAN = float("nan")
 WRONG = [
     # key, wrong value, what the message must say besides the key and the value
-    ("MODEL.CDGC.REFINER", "ccnet", ["graph", "non_local", "danet", "ocr", "psp", "pixelwise"]),
-    ("MODEL.CDGC.LOSS.PLAIN", "focal", ["ce", "ohem"]),
+    (
+        "MODEL.CDGC.CONTEXT_MODULE",
+        "ccnet",
+        ["graph", "non_local", "danet", "ocr", "psp", "pixelwise"],
+    ),
+    ("MODEL.CDGC.LOSS.BASELINE", "focal", ["ce", "ohem"]),
     ("MODEL.CDGC.CONTEXT", "psp", ["aspp", "none"]),
     ("MODEL.CDGC.NODES", "dynamc", ["dynamic", "coarse", "soft"]),
     ("MODEL.CDGC.EDGES", "cosine", ["similarity", "uniform", "topk"]),
@@ -121,7 +125,7 @@ WRONG = [
     ("MODEL.CDGC.LOSS.COARSE_WEIGHT", -0.6, ["[0.0, "]),
     ("MODEL.CDGC.LOSS.REFINED_WEIGHT", -1.0, ["[0.0, "]),
     ("MODEL.CDGC.LOSS.AUX_WEIGHT", NAN, ["[0.0, "]),
-    ("MODEL.CDGC.LOSS.PLAIN_WEIGHT", "1", ["[0.0, "]),
+    ("MODEL.CDGC.LOSS.BASELINE_WEIGHT", "1", ["[0.0, "]),
     ("MODEL.CDGC.LOSS.OHEM_THRESH", 0.0, ["above 0"]),
     ("MODEL.CDGC.LOSS.OHEM_THRESH", 1.5, ["[0.0, 1.0]"]),
     ("MODEL.CDGC.LOSS.OHEM_MIN_KEPT", -1.0, ["count", "share"]),
@@ -145,7 +149,7 @@ WRONG = [
     ("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0.0, ["(0, 1]"]),
     ("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 1.2, ["(0, 1]"]),
     ("INPUT.FORMAT", "YUV-BT.601", ["RGB", "BGR"]),
-    ("MODEL.CDGC.HARD_POSITIVES", "queries", ["nodes", "context"]),
+    ("MODEL.CDGC.HARD_POSITIVES", "queries", ["nodes", "keys_only"]),
     ("TEST.AUG.SCALES", [], ["ratios"]),
     ("TEST.AUG.SCALES", [1.0, 0.0], ["ratios"]),
     ("TEST.AUG.SCALES", ["1.0"], ["ratios"]),
@@ -264,7 +268,7 @@ NORMS = ("MODEL.RESNETS.NORM", "MODEL.SEM_SEG_HEAD.NORM", "MODEL.CDGC.NORM")
 @pytest.fixture
 def log(caplog):
     # Detectron2's setup_logger, which other tests may have called, stops propagation.
-    logger = logging.getLogger("cdgcnet.config_check")
+    logger = logging.getLogger("cdgcnet.config.validation")
     logger.addHandler(caplog.handler)
     level = logger.level
     logger.setLevel(logging.INFO)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdgcnet import load_cfg
-from cdgcnet.augmentation import (
+from cdgcnet.data.augmentation import (
     PaddedCrop,
     PadTransform,
     ScaledCrop,
@@ -15,10 +15,10 @@ from cdgcnet.augmentation import (
     build_test_augmentations,
     build_train_augmentations,
 )
-from cdgcnet.loader import seeded
+from cdgcnet.data.train_loader import seeded
 
 IGNORE = 255
-# One colour per label; the padding colour is that of the ignore label, so that one table serves.
+# One color per label; the padding color is that of the ignore label, so that one table serves.
 PAD_COLOR = (124.0, 116.0, 104.0)
 COLORS = np.random.default_rng(0).integers(0, 256, (256, 3)).astype(np.uint8)
 COLORS[IGNORE] = PAD_COLOR
@@ -60,7 +60,7 @@ def test_crop_pad_and_flip_keep_image_and_labels_aligned(h, w, crop_h, crop_w, s
 
 
 def interior(labels: np.ndarray) -> np.ndarray:
-    """Pixels whose 3 x 3 neighbourhood is one label (borders left out)."""
+    """Pixels whose 3 x 3 neighborhood is one label (borders left out)."""
     windows = np.lib.stride_tricks.sliding_window_view(labels, (3, 3))
     inside = np.zeros(labels.shape, bool)
     inside[1:-1, 1:-1] = (windows == labels[1:-1, 1:-1, None, None]).all(axis=(2, 3))
@@ -126,7 +126,7 @@ def test_crop_size_is_exact(size, shape):
     assert (out == IGNORE).sum() == size[0] * size[1] - kept
 
 
-def test_padding_is_at_the_right_and_bottom_in_the_mean_colour():
+def test_padding_is_at_the_right_and_bottom_in_the_mean_color():
     labels = np.ones((2, 3), np.uint8)
     image = np.full((2, 3, 3), 7, np.uint8)
     pad = PadTransform(1, 2, [123.675, 116.28, 103.53], IGNORE)
@@ -236,7 +236,7 @@ def test_a_tiny_image_keeps_at_least_one_pixel():
 
 
 def shares(labels: np.ndarray) -> float:
-    """Largest share of one category among labelled pixels."""
+    """Largest share of one category among labeled pixels."""
     counts = np.bincount(labels[labels != IGNORE].ravel(), minlength=1)
     return counts.max() / max(counts.sum(), 1)
 
@@ -257,7 +257,7 @@ def test_single_category_limit_is_kept_where_it_can_be():
 
 
 def test_ignored_pixels_do_not_count_for_the_limit():
-    # 12 of 16 pixels ignored, 2 + 2 labelled: each category covers half of what is labelled.
+    # 12 of 16 pixels ignored, 2 + 2 labeled: each category covers half of what is labeled.
     labels = np.full((4, 4), IGNORE, np.uint8)
     labels[0] = [0, 0, 1, 1]
     step = crop((4, 4), max_category_area=0.5)
@@ -298,7 +298,7 @@ def test_flip_happens_half_the_time():
     assert abs(flipped - 500) < 5 * np.sqrt(1000 / 4)  # five standard deviations
 
 
-def test_colour_jitter_leaves_labels_and_dtype_alone():
+def test_color_jitter_leaves_labels_and_dtype_alone():
     cfg = config("INPUT.COLOR_JITTER", "True", "INPUT.CROP.SIZE", "[8, 8]")
     labels = blocks(8, 8, 0)
     steps = [a for a in build_train_augmentations(cfg) if "Random" in type(a).__name__]

@@ -10,18 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cdgcnet.augmentation import ScaleJitter
-from cdgcnet.files import (
-    ImageFile,
-    check_labels,
-    read_checked_labels,
-    read_image,
-    read_labels,
-)
-from cdgcnet.loader import seeded
-from cdgcnet.mapper import SemSegMapper
+from cdgcnet.data.augmentation import ScaleJitter
+from cdgcnet.data.dataset_mapper import SemSegMapper
+from cdgcnet.data.image_io import ImageFile, read_image
+from cdgcnet.data.label_io import check_labels, read_checked_labels, read_labels
+from cdgcnet.data.train_loader import seeded
 
-# VOC's own palette starts 000000 800000 008000 808000 …: grey values 0 38 75 113 …
+# VOC's own palette starts 000000 800000 008000 808000 …: gray values 0 38 75 113 …
 VOC_PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0] + [200] * (252 * 3)
 VOC_VALUES = np.array([[0, 1], [8, 15], [255, 0]], np.uint8)
 
@@ -63,7 +58,7 @@ def sample(tmp_path):
 def test_palette_png_gives_raw_indices(tmp_path):
     path = save_palette(tmp_path / "voc.png", VOC_VALUES)
     np.testing.assert_array_equal(read_labels(path), VOC_VALUES)
-    # The trap: a conversion to grey makes other numbers of the same file.
+    # The trap: a conversion to gray makes other numbers of the same file.
     with Image.open(path) as image:
         assert np.asarray(image.convert("L"))[0, 1] == 38
 
@@ -99,16 +94,16 @@ def test_negative_label_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK"])
-def test_colour_label_is_refused(tmp_path, mode):
-    path = tmp_path / ("colour.tif" if mode == "CMYK" else "colour.png")
+def test_color_label_is_refused(tmp_path, mode):
+    path = tmp_path / ("color.tif" if mode == "CMYK" else "color.png")
     Image.new(mode, (3, 2)).save(path)
     with pytest.raises(ValueError, match=f"{path.name}: .*{mode}$"):
         read_labels(path)
 
 
 def test_out_of_range_label_names_file_value_and_hint(tmp_path):
-    path = tmp_path / "grey.png"
-    # VOC's palette turned into grey: the very mistake the hint is for.
+    path = tmp_path / "gray.png"
+    # VOC's palette turned into gray: the very mistake the hint is for.
     Image.fromarray(np.array([[0, 38], [75, 255]], np.uint8)).save(path)
     with pytest.raises(ValueError) as caught:
         read_checked_labels(path, 21, 255, (2, 2))
@@ -229,13 +224,13 @@ def test_exif_orientation_is_applied(tmp_path):
     assert image[:14].max() < 30 and image[18:].min() > 225
 
 
-def test_grey_image_gets_three_equal_channels(tmp_path):
-    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    image = read_image(tmp_path / "grey.png")
+def test_gray_image_gets_three_equal_channels(tmp_path):
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    image = read_image(tmp_path / "gray.png")
     assert image.shape == (3, 4, 3) and image.dtype == np.uint8
     for channel in range(3):
-        np.testing.assert_array_equal(image[:, :, channel], grey)
+        np.testing.assert_array_equal(image[:, :, channel], gray)
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "L", "1"])

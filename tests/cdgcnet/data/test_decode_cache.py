@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from cdgcnet import cache as cache_module
-from cdgcnet.cache import ArrayCache
+from cdgcnet.data import decode_cache as cache_module
+from cdgcnet.data.decode_cache import ArrayCache
 
 
 @pytest.fixture

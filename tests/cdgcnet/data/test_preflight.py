@@ -1,4 +1,4 @@
-"""A broken data set stops a run before its first iteration."""
+"""A broken dataset stops a run before its first iteration."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from cdgcnet.data_check import check_data, image_size
-from cdgcnet.run import setup
+from cdgcnet.data.preflight import check_data, image_size
+from cdgcnet.engine.defaults import setup
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_wrong_value_names_file_value_and_way_out(pair):
     with pytest.raises(ValueError) as caught:
         check(pair, pair, classes=2)
     message = str(caught.value)
-    assert "data set mine: 2 of 2 images" in message
+    assert "dataset mine: 2 of 2 images" in message
     assert f"{pair['sem_seg_file_name']}: label value 2" in message
     assert "prepare_data.py audit mine" in message
 

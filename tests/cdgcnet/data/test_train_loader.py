@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdgcnet.loader import TrainLoader, sample_order, seeded, stream_seed
+from cdgcnet.data.train_loader import TrainLoader, sample_order, seeded, stream_seed
 
 DICTS = [{"id": i} for i in range(7)]
 
@@ -63,7 +63,7 @@ def test_epochs_and_seeds_differ():
     assert order[:20] != list(itertools.islice(sample_order(20, 1), 20))
 
 
-def test_stream_seeds_of_neighbours_differ_and_depend_on_the_order_of_parts():
+def test_stream_seeds_of_neighbors_differ_and_depend_on_the_order_of_parts():
     assert len({stream_seed(a, b) for a in range(30) for b in range(30)}) == 900
     assert stream_seed(1, 2) == stream_seed(1, 2) != stream_seed(2, 1)
 

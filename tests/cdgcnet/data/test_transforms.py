@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cdgcnet.resize import ResizeCropTransform, _aligned, _nearest
+from cdgcnet.data.transforms import ResizeCropTransform, _aligned, _nearest
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ from detectron2.engine import default_argument_parser
 
 from cdgcnet import Trainer, load_cfg
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("run_data", "clean_logging")
 
 
@@ -79,11 +79,11 @@ MISTAKES = {
     "unknown key": (["MODEL.CDGC.NOODLES", "coarse"], ["NOODLES"]),
     "unknown section": (["MODEL.CDCG.NODES", "coarse"], ["CDCG"]),
     "key without a value": (["MODEL.CDGC.NODES"], ["MODEL.CDGC.NODES"]),
-    "unknown data set": (
+    "unknown dataset": (
         ["DATASETS.TRAIN", "('cdgc_cityscape_train',)"],
         ["DATASETS.TRAIN", "cdgc_cityscape_train", "cdgc_cityscapes_train"],
     ),
-    "no data set": (["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN", "empty"]),
+    "no dataset": (["DATASETS.TRAIN", "()"], ["DATASETS.TRAIN", "empty"]),
     "class count": (
         ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "11"],
         ["NUM_CLASSES is 11", "cdgc_cityscapes", "19 classes"],
@@ -246,7 +246,7 @@ def test_resume_with_another_list_is_refused(start, folder, earlier):
 def test_sets_of_as_many_other_classes_are_refused(start, folder):
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from cdgcnet.datasets import catalog, cityscapes
+    from cdgcnet.data.datasets import catalog, cityscapes
 
     names = [*cityscapes.NAMES[:-1], "unicycle"]
     catalog.register("other_val", list, classes=names, colors=cityscapes.COLORS)

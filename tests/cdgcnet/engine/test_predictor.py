@@ -113,7 +113,7 @@ def test_metadata(tiny_cfg, weights, tmp_path):
         np.zeros((9, 9, 4), np.uint8),
         np.zeros((3, 9, 9), np.uint8),
     ],
-    ids=["None", "grey", "alpha", "channels first"],
+    ids=["None", "gray", "alpha", "channels first"],
 )
 def test_malformed_image(tiny_cfg, weights, image):
     # cv2.imread returns None for a file that it cannot read.

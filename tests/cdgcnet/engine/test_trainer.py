@@ -12,8 +12,8 @@ from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
 from cdgcnet import Trainer
-from cdgcnet.run import run
-from cdgcnet.trainer import BestModel
+from cdgcnet.engine.defaults import run
+from cdgcnet.engine.trainer import BestModel
 
 pytestmark = pytest.mark.usefixtures("run_data", "clean_logging")
 
@@ -121,7 +121,7 @@ def metrics_lines(folder: Path) -> dict[int, dict]:
         pytest.param(("DATALOADER.NUM_WORKERS", "2"), id="two workers"),
         pytest.param(("MODEL.CDGC.ENABLED", "False"), id="no graph"),
         pytest.param(("SOLVER.HEAD_LR_FACTOR", "3.0", "SOLVER.WARMUP_ITERS", "3"), id="warm-up"),
-        pytest.param(("INPUT.COLOR_JITTER", "True"), id="colour"),
+        pytest.param(("INPUT.COLOR_JITTER", "True"), id="color"),
         pytest.param(("SOLVER.OPTIMIZER", "ADAMW"), id="AdamW"),
     ],
 )
@@ -274,7 +274,7 @@ def test_total_loss_is_the_sum_of_its_parts(run_cfg, tmp_path):
 def test_no_node_shares_without_a_graph(run_cfg, tmp_path):
     cfg = configured(run_cfg, tmp_path / "run", "MODEL.CDGC.ENABLED", "False")
     _, recorder = train(cfg)
-    assert set(recorder.losses[0]) == {"loss_plain", "loss_aux", "total_loss"}
+    assert set(recorder.losses[0]) == {"loss_baseline", "loss_aux", "total_loss"}
     assert not any(
         k.startswith("nodes/") for line in metrics_lines(tmp_path / "run").values() for k in line
     )
@@ -429,7 +429,7 @@ def test_label_out_of_range_stops_training_with_the_file(run_cfg, run_root, tmp_
 
 
 def test_small_batch_warns_and_prints_the_scaled_rate(run_cfg, caplog):
-    from cdgcnet.config_check import adapt_cfg
+    from cdgcnet.config.validation import adapt_cfg
 
     run_cfg.merge_from_list(["SOLVER.RECIPE_IMS_PER_BATCH", "8"])
     with caplog.at_level(logging.WARNING, logger="cdgcnet"):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cdgcnet.boundary import boundary_counts, boundary_pixels, boundary_radius
-from cdgcnet.metrics import boundary_metrics
+from cdgcnet.evaluation.boundary_iou import boundary_counts, boundary_pixels, boundary_radius
+from cdgcnet.evaluation.metrics import boundary_metrics
 
 M = 3
 

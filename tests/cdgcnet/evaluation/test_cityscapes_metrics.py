@@ -8,9 +8,9 @@ import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from cdgcnet.cityscapes_scores import count_instances, instance_metrics, read_instances
-from cdgcnet.datasets.cityscapes_classes import LABEL_IDS, NAMES
-from cdgcnet.evaluation import CDGCEvaluator
+from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS, NAMES
+from cdgcnet.evaluation.cityscapes_metrics import count_instances, instance_metrics, read_instances
+from cdgcnet.evaluation.evaluator import CDGCEvaluator
 
 SIZE = (24, 40)
 CAR = NAMES.index("car")

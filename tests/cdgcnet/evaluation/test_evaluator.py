@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from cdgcnet.counting import confusion_matrix
-from cdgcnet.evaluation import CDGCEvaluator, evaluate
-from cdgcnet.metrics import segmentation_metrics
-from cdgcnet.report import format_table, write_results
+from cdgcnet.evaluation.confusion import confusion_matrix
+from cdgcnet.evaluation.evaluator import CDGCEvaluator, evaluate
+from cdgcnet.evaluation.metrics import segmentation_metrics
+from cdgcnet.evaluation.report import format_table, write_results
 
 SET = "cdgc_test_evaluation"
 

@@ -13,10 +13,10 @@ from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
 from cdgcnet import Trainer
-from cdgcnet import evaluation_run as module
-from cdgcnet.evaluation_run import check_test_set, choose_images, evaluate_and_write
-from cdgcnet.metrics import graph_metrics, node_metrics, segmentation_metrics
-from cdgcnet.refiners import REFINERS
+from cdgcnet.evaluation import testing as module
+from cdgcnet.evaluation.metrics import graph_metrics, node_metrics, segmentation_metrics
+from cdgcnet.evaluation.testing import check_test_set, choose_images, evaluate_and_write
+from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 
 SET = "cdgc_cityscapes_val"
 
@@ -85,7 +85,7 @@ def test_chosen_images_are_named_once_with_all_reasons():
     scores = {
         "a": {"mIoU": 90.0, "fixed": 7, "broken": 0},
         "b": {"mIoU": 10.0, "fixed": 0, "broken": 5},
-        "c": {"mIoU": nan, "fixed": 0, "broken": 0},  # nothing labelled
+        "c": {"mIoU": nan, "fixed": 0, "broken": 0},  # nothing labeled
         "d": {"mIoU": 20.0, "fixed": 3, "broken": 1},
     }
     assert choose_images(scores, 2) == {
@@ -99,9 +99,9 @@ def test_chosen_images_are_named_once_with_all_reasons():
 # ---------------------------------------------------------------- refiners in the graph's place
 
 
-@pytest.mark.parametrize("refiner", REFINERS)
+@pytest.mark.parametrize("refiner", CONTEXT_MODULES)
 def test_a_refiner_without_nodes_is_reported(run_data, run_cfg, refiner, caplog):
-    run_cfg.MODEL.CDGC.REFINER = refiner
+    run_cfg.MODEL.CDGC.CONTEXT_MODULE = refiner
     torch.manual_seed(0)
     with caplog.at_level("INFO"):
         results = evaluate(run_cfg, Trainer.build_model(run_cfg).eval())
@@ -202,7 +202,7 @@ class Killed(BaseException):
 
 def interrupted(cfg, model, monkeypatch, after: int) -> None:
     """Evaluate and be killed when ``after`` images are finished."""
-    append = module.Journal.append
+    append = module.PartialResults.append
     done = []
 
     def kill(self, record):
@@ -212,7 +212,7 @@ def interrupted(cfg, model, monkeypatch, after: int) -> None:
         done.append(record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Journal, "append", kill)
+        patch.setattr(module.PartialResults, "append", kill)
         with pytest.raises(Killed):
             evaluate(cfg, model)
 
@@ -296,7 +296,7 @@ def test_a_broken_line_is_named(run_data, run_cfg, model, monkeypatch):
 # ---------------------------------------------------------------- sets and files that are wrong
 
 
-def copied(run_data, tmp_path, labelled=True) -> list[dict]:
+def copied(run_data, tmp_path, labeled=True) -> list[dict]:
     """The validation images in a folder of the test's own."""
     dicts = []
     for x in DatasetCatalog.get(SET):
@@ -304,14 +304,14 @@ def copied(run_data, tmp_path, labelled=True) -> list[dict]:
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(Path(x["file_name"]).read_bytes())
         entry = {"file_name": str(copy)}
-        if labelled:
+        if labeled:
             entry["sem_seg_file_name"] = x["sem_seg_file_name"]
         dicts.append(entry)
     return dicts
 
 
 def test_a_set_without_labels_gives_label_maps(run_data, run_cfg, model, own_set, tmp_path):
-    dicts = copied(run_data, tmp_path, labelled=False)
+    dicts = copied(run_data, tmp_path, labeled=False)
     name = own_set(dicts)
     with pytest.raises(ValueError, match=rf"{name} has no labels.*TEST\.SAVE_LABELS"):
         evaluate(run_cfg, model, name)

@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from cdgcnet.experiments.cost import _attention_flops, network_cost, noted_cost
+from cdgcnet.experiments.model_cost import _attention_flops, network_cost, noted_cost
 
 IMAGE = np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)
 

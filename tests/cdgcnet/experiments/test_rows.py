@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cdgcnet.experiments.rows import GROUPS, config_hash, find_rows, read_row, row_config
+from cdgcnet.experiments.rows import (
+    GROUPS,
+    config_hash,
+    find_rows,
+    read_row,
+    row_config,
+)
 
-ROOT = Path(__file__).resolve().parents[2] / "configs" / "experiments"
+ROOT = Path(__file__).resolve().parents[3] / "configs" / "experiments"
 PROFILES = ("camvid", "camvid_cpu", "paper", "tiny")
 
 # Tables 1 to 6 of the paper, typed from it; a row of a second reading has the value again.

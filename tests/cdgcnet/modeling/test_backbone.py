@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from detectron2.projects.deeplab import build_resnet_deeplab_backbone
 
 from cdgcnet import build_dilated_resnet_backbone
-from cdgcnet.weights import convert_torchvision_resnet
+from cdgcnet.checkpoint.strict_checkpointer import convert_torchvision_resnet
 
 RGB = ShapeSpec(channels=3)
 # output stride -> (RES4_DILATION, RES5_DILATION)

@@ -13,9 +13,9 @@ from torch import nn
 
 from cdgc import CDGCModule, OhemCrossEntropyLoss, select_nodes
 from cdgcnet import CDGCNetHead
-from cdgcnet.graph import log_node_shares
-from cdgcnet.head import HeadOutput
-from cdgcnet.refiners import REFINERS, Pixelwise
+from cdgcnet.modeling.cdgc_head import HeadOutput
+from cdgcnet.modeling.context_modules import CONTEXT_MODULES, Pixelwise
+from cdgcnet.modeling.graph import log_node_shares
 
 SHAPES = {"res4": ShapeSpec(channels=4, stride=8), "res5": ShapeSpec(channels=6, stride=8)}
 LN2 = log(2)
@@ -88,10 +88,10 @@ def test_ignored_pixels_are_no_part_of_the_mean():
 
 
 def test_plain_loss_without_graph():
-    head = make_head(graph=None, plain_weight=0.5)
+    head = make_head(graph=None, baseline_weight=0.5)
     found = head.losses(HeadOutput(OUTPUT.coarse, aux=OUTPUT.aux), TARGETS)
     assert {k: v.item() for k, v in found.items()} == pytest.approx(
-        {"loss_plain": 0.5 * 1.5 * LN2, "loss_aux": 0.4 * LN2}
+        {"loss_baseline": 0.5 * 1.5 * LN2, "loss_aux": 0.4 * LN2}
     )
 
 
@@ -99,18 +99,18 @@ def test_plain_ohem_by_hand():
     # p(true) is 1/2 and 1/4. Below 0.4 lies the second pixel alone: ln 4 = 2 ln 2.
     head = make_head(
         graph=None,
-        plain_loss="ohem",
+        baseline_loss="ohem",
         refined_criterion=OhemCrossEntropyLoss(thresh=0.4, min_kept=1),
     )
     found = head.losses(HeadOutput(OUTPUT.coarse, aux=OUTPUT.aux), TARGETS)
     assert {k: v.item() for k, v in found.items()} == pytest.approx(
-        {"loss_plain": 2 * LN2, "loss_aux": 0.4 * LN2}
+        {"loss_baseline": 2 * LN2, "loss_aux": 0.4 * LN2}
     )
 
 
 def test_plain_ohem_leaves_the_losses_of_a_graph_alone():
     plain, ohem = (
-        make_head(plain_loss=name, refined_criterion=OhemCrossEntropyLoss(min_kept=1))
+        make_head(baseline_loss=name, refined_criterion=OhemCrossEntropyLoss(min_kept=1))
         for name in ("ce", "ohem")
     )
     assert plain.losses(OUTPUT, TARGETS) == ohem.losses(OUTPUT, TARGETS)
@@ -130,7 +130,7 @@ def test_logits_are_resized_to_the_target(align_corners, weight):
     logits[0, 0, 0, 1] = a
     head = make_head(graph=None, aux_weight=0.0, align_corners=align_corners)
     targets = torch.tensor([[[255, 0, 255, 255]]])
-    found = head.losses(HeadOutput(logits), targets)["loss_plain"].item()
+    found = head.losses(HeadOutput(logits), targets)["loss_baseline"].item()
     assert found == pytest.approx(log(1 + torch.tensor(-weight * a).exp().item()), rel=1e-5)
 
 
@@ -188,11 +188,11 @@ OPTIONS += [
     )
 ]
 OPTIONS += [
-    {"MODEL.CDGC.REFINER": refiner, "MODEL.CDGC.FUSION": fusion}
-    for refiner, fusion in itertools.product(REFINERS, ("concat", "sum"))
+    {"MODEL.CDGC.CONTEXT_MODULE": refiner, "MODEL.CDGC.FUSION": fusion}
+    for refiner, fusion in itertools.product(CONTEXT_MODULES, ("concat", "sum"))
 ]
 OPTIONS += [
-    {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.PLAIN": "ohem"},
+    {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.BASELINE": "ohem"},
     {"MODEL.CDGC.SHARED_PHI": False},
     {"MODEL.CDGC.SCALE": "sqrt"},
     {"MODEL.CDGC.EASY_RATIO": 0.0},
@@ -225,7 +225,7 @@ def step(cfg, batch):
 def test_every_parameter_has_a_gradient(tiny_cfg, make_batch, options, meta):
     cfg = tiny_cfg({**options, "MODEL.META_ARCHITECTURE": meta})
     model, losses = step(cfg, make_batch((41, 33), (41, 33)))
-    expected = {"loss_coarse", "loss_refined"} if cfg.MODEL.CDGC.ENABLED else {"loss_plain"}
+    expected = {"loss_coarse", "loss_refined"} if cfg.MODEL.CDGC.ENABLED else {"loss_baseline"}
     if cfg.MODEL.CDGC.LOSS.AUX_WEIGHT:
         expected |= {"loss_aux"}
     assert set(losses) == expected
@@ -243,7 +243,7 @@ def test_every_parameter_has_a_gradient(tiny_cfg, make_batch, options, meta):
 
 
 def test_equal_weights_give_phi_no_gradient(tiny_cfg, make_batch):
-    # "equal" is the paper's binary matrix: who is a neighbour, not how near. Only φ goes without.
+    # "equal" is the paper's binary matrix: who is a neighbor, not how near. Only φ goes without.
     options = {"MODEL.CDGC.EDGES": "topk", "MODEL.CDGC.TOPK_WEIGHTS": "equal"}
     model, _ = step(tiny_cfg(options), make_batch((33, 33), (33, 33)))
     # They ask for none either, or distributed training would wait for it.
@@ -259,8 +259,8 @@ def test_equal_weights_give_phi_no_gradient(tiny_cfg, make_batch):
     [
         {},
         {"MODEL.CDGC.ENABLED": False},
-        {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.PLAIN": "ohem"},
-        {"MODEL.CDGC.REFINER": "ocr"},
+        {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.BASELINE": "ohem"},
+        {"MODEL.CDGC.CONTEXT_MODULE": "ocr"},
         {"MODEL.CDGC.EDGES": "uniform"},
         {"MODEL.CDGC.EDGES": "topk"},
         {"MODEL.CDGC.NODES": "coarse"},
@@ -354,9 +354,9 @@ def test_oracle_of_soft_nodes_is_hard():
     assert not torch.allclose(found.refined, expected.refined)
 
 
-@pytest.mark.parametrize("refiner", ["graph", *REFINERS])
+@pytest.mark.parametrize("refiner", ["graph", *CONTEXT_MODULES])
 def test_refiner_from_the_config(tiny_cfg, refiner):
-    head = build_model(tiny_cfg({"MODEL.CDGC.REFINER": refiner})).sem_seg_head
+    head = build_model(tiny_cfg({"MODEL.CDGC.CONTEXT_MODULE": refiner})).sem_seg_head
     assert (head.graph is None) == (refiner != "graph")
     assert (head.refiner is None) == (refiner == "graph")
     places = {name.split(".")[0] for name in head.state_dict()}
@@ -374,7 +374,7 @@ def test_the_control_counts_the_configured_graph(tiny_cfg):
         ({"MODEL.CDGC.SHARED_PHI": False}, 10 * 8),
         ({"MODEL.CDGC.EDGES": "uniform"}, 5 * 8),
     ):
-        cfg = tiny_cfg({"MODEL.CDGC.REFINER": "pixelwise", **options})
+        cfg = tiny_cfg({"MODEL.CDGC.CONTEXT_MODULE": "pixelwise", **options})
         block = build_model(cfg).sem_seg_head.refiner
         assert isinstance(block, Pixelwise) and block.layers[0].out_channels == hidden
 
@@ -419,7 +419,7 @@ def test_training_needs_targets():
     [
         ({"fusion": "product"}, "fusion.*concat.*sum.*product"),
         ({"context": "psp"}, "context.*aspp.*none.*psp"),
-        ({"plain_loss": "focal"}, "plain_loss.*ce.*ohem.*focal"),
+        ({"baseline_loss": "focal"}, "baseline_loss.*ce.*ohem.*focal"),
         ({"refiner": nn.Identity()}, "refiner.*graph's place.*Identity"),
     ],
 )
@@ -457,7 +457,7 @@ REACHES = [
     ("MODEL.CDGC.TOPK_WEIGHTS", "equal", "graph.topk_weights"),
     ("MODEL.CDGC.ALIGN_CORNERS", False, "graph.align_corners"),
     ("MODEL.CDGC.CHECK_FINITE", True, "graph.check_finite"),
-    ("MODEL.CDGC.LOSS.PLAIN", "ohem", "plain_loss"),
+    ("MODEL.CDGC.LOSS.BASELINE", "ohem", "baseline_loss"),
     ("MODEL.CDGC.ALIGN_CORNERS", False, "align_corners"),
     ("MODEL.CDGC.FUSION", "sum", "fusion"),
     ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "ignore_value"),
@@ -469,7 +469,7 @@ REACHES = [
     ("MODEL.CDGC.LOSS.COARSE_WEIGHT", 0.1, "coarse_weight"),
     ("MODEL.CDGC.LOSS.REFINED_WEIGHT", 0.1, "refined_weight"),
     ("MODEL.CDGC.LOSS.AUX_WEIGHT", 0.1, "aux_weight"),
-    ("MODEL.CDGC.LOSS.PLAIN_WEIGHT", 0.1, "plain_weight"),
+    ("MODEL.CDGC.LOSS.BASELINE_WEIGHT", 0.1, "baseline_weight"),
 ]
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from cdgc import CDGCModule
-from cdgcnet.refiners import (
-    REFINERS,
+from cdgcnet.modeling.context_modules import (
+    CONTEXT_MODULES,
     ChannelAttention,
     DualAttention,
     NonLocal,
@@ -17,7 +17,7 @@ from cdgcnet.refiners import (
     PositionAttention,
     PyramidPooling,
     attend,
-    build_refiner,
+    build_context_module,
 )
 
 C, M, H, W = 8, 3, 3, 4
@@ -258,9 +258,9 @@ def test_no_pixel_of_the_control_sees_another(inputs, prepared):
 
 # ---------------------------------------------------------------- all of them
 @pytest.mark.parametrize("norm", ["BN", "GN", ""])
-@pytest.mark.parametrize("name", REFINERS)
+@pytest.mark.parametrize("name", CONTEXT_MODULES)
 def test_shapes_and_gradients(generator, name, norm):
-    block = build_refiner(name, 128, norm=norm, parameters=10**5)
+    block = build_context_module(name, 128, norm=norm, parameters=10**5)
     x = torch.randn(2, 128, 5, 7, generator=generator, requires_grad=True)
     found = block(x, torch.randn(2, M, 5, 7, generator=generator))
     assert found.shape == x.shape
@@ -275,7 +275,7 @@ def test_shapes_and_gradients(generator, name, norm):
 def test_pixels_have_no_place(inputs, prepared, name):
     # Permuting pixels permutes the result: these blocks know no positions.
     x, coarse = inputs
-    block = prepared(build_refiner(name, C, norm="BN", parameters=500))
+    block = prepared(build_context_module(name, C, norm="BN", parameters=500))
     with torch.no_grad():
         torch.testing.assert_close(
             block(x.flip(2, 3), coarse.flip(2, 3)), block(x, coarse).flip(2, 3)
@@ -284,4 +284,4 @@ def test_pixels_have_no_place(inputs, prepared, name):
 
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"refiner.*non_local.*pixelwise.*'graph'"):
-        build_refiner("graph", C, norm="BN", parameters=1)
+        build_context_module("graph", C, norm="BN", parameters=1)

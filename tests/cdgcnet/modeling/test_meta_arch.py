@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
-from cdgc.positions import node_positions
-from cdgcnet import CDGCSegmentor, postprocess
+from cdgc.sampling_grid import node_positions
+from cdgcnet import CDGCSegmentor
+from cdgcnet.modeling import postprocessing as postprocess
 
 STOCK = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor"}
 # The layout of the stock model, so that both round alike.
@@ -178,9 +179,9 @@ def test_batch_padding_is_never_a_node(
 
 
 def test_padding_has_no_loss(tiny_cfg, make_batch):
-    # Losses are means over labelled pixels, so ignored padding that is drawn into the image by
-    # hand (in the mean colour, as batch padding is) changes nothing. Mean and spread are chosen
-    # such that the mean colour is a byte.
+    # Losses are means over labeled pixels, so ignored padding that is drawn into the image by
+    # hand (in the mean color, as batch padding is) changes nothing. Mean and spread are chosen
+    # such that the mean color is a byte.
     changes = {"MODEL.PIXEL_MEAN": [128.0] * 3, "MODEL.PIXEL_STD": [64.0] * 3}
     batch = make_batch((33, 65), (65, 40))
     by_hand = []
@@ -213,7 +214,7 @@ def test_labels_come_with_coarse_labels_and_counts(pair, make_batch, align_corne
         assert result["labels"].dtype == result["coarse_labels"].dtype == torch.uint8
         assert result["labels"].shape == result["coarse_labels"].shape == size
         assert result["node_counts"].shape == (5,) and result["node_counts"].sum() == n
-        # By hand: normalise, backbone, head; C_m counted over the coarse argmax.
+        # By hand: normalize, backbone, head; C_m counted over the coarse argmax.
         image = (x["image"] - native.pixel_mean) / native.pixel_std
         with torch.no_grad():
             output = native.sem_seg_head.layers(native.backbone(image[None]))

@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cdgcnet import postprocess
-from cdgcnet.postprocess import Sizes, check_fits, full_size_logits, label_map, score_bands
+from cdgcnet.modeling import postprocessing as postprocess
+from cdgcnet.modeling.postprocessing import (
+    ResizeGeometry,
+    check_fits,
+    full_size_logits,
+    label_map,
+    score_bands,
+)
 
 ROW = torch.tensor([[[0.0, 1.0]]])  # one class, 1 x 2 nodes
 
@@ -22,7 +28,7 @@ ROW = torch.tensor([[[0.0, 1.0]]])  # one class, 1 x 2 nodes
     ],
 )
 def test_resize_by_hand(align_corners, expected):
-    found = full_size_logits(ROW, Sizes((1, 4), (1, 4), (1, 4)), align_corners)
+    found = full_size_logits(ROW, ResizeGeometry((1, 4), (1, 4), (1, 4)), align_corners)
     assert found.shape == (1, 1, 4)
     assert found[0, 0].tolist() == pytest.approx(expected)
 
@@ -30,7 +36,7 @@ def test_resize_by_hand(align_corners, expected):
 def test_padding_is_cut_off_before_the_second_resize():
     # Padded to 4 columns, of which the image has 3: 0, 1/3, 2/3. From there to 6 columns without
     # aligned corners, column j at j/2 - 1/4: 0, .25, .75, 1.25, 1.75, 2 (thirds).
-    found = full_size_logits(ROW, Sizes((1, 4), (1, 3), (1, 6)), True)
+    found = full_size_logits(ROW, ResizeGeometry((1, 4), (1, 3), (1, 6)), True)
     expected = [0, 0.25 / 3, 0.75 / 3, 1.25 / 3, 1.75 / 3, 2 / 3]
     assert found[0, 0].tolist() == pytest.approx(expected)
 
@@ -38,18 +44,20 @@ def test_padding_is_cut_off_before_the_second_resize():
 def test_labels_by_hand():
     # Class 0 holds 0.5 everywhere, class 1 the ramp above: 0, 1/4, 3/4, 1 is above from column 2.
     logits = torch.cat([torch.full((1, 1, 2), 0.5), ROW])
-    labels = label_map(logits, Sizes((1, 4), (1, 4), (1, 4)), align_corners=False)
+    labels = label_map(logits, ResizeGeometry((1, 4), (1, 4), (1, 4)), align_corners=False)
     assert labels.dtype == torch.uint8 and labels.tolist() == [[0, 0, 1, 1]]
 
 
 def test_last_of_256_classes():
     logits = torch.zeros(256, 1, 1)
     logits[255] = 1
-    assert label_map(logits, Sizes((3, 3), (3, 3), (2, 2)), True).tolist() == [[255] * 2] * 2
+    assert (
+        label_map(logits, ResizeGeometry((3, 3), (3, 3), (2, 2)), True).tolist() == [[255] * 2] * 2
+    )
 
 
 def test_half_precision_logits_are_resized_in_float():
-    sizes = Sizes((3, 5), (3, 5), (4, 4))
+    sizes = ResizeGeometry((3, 5), (3, 5), (4, 4))
     assert full_size_logits(ROW.half(), sizes, True).dtype == torch.float32
     assert label_map(ROW.half(), sizes, True).shape == (4, 4)
 
@@ -67,7 +75,7 @@ def cases(draw):
         output = draw(st.integers(1, 90)), draw(st.integers(1, 90))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     logits = torch.randn(classes, h, w, generator=generator)
-    return logits, Sizes(padded, image, output), draw(st.booleans())
+    return logits, ResizeGeometry(padded, image, output), draw(st.booleans())
 
 
 def assert_same_labels(found, logits):
@@ -137,7 +145,7 @@ def test_pixels_between_unequal_nodes_are_few(monkeypatch, width):
         postprocess, "_between", lambda s, p, r, c: seen.append(len(p)) or between(s, p, r, c)
     )
     size = (24, 8 * width)
-    found = label_map(logits, Sizes(size, size, size), False)
+    found = label_map(logits, ResizeGeometry(size, size, size), False)
     # Column x lies at (x + 0.5) / (2 * width) - 0.5; between 1 and 2 for 3 width <= x + 0.5 < 5
     # width: 2 * width columns of 24 rows each.
     assert seen == [24 * 2 * width]
@@ -149,14 +157,14 @@ def test_pixels_between_unequal_nodes_are_few(monkeypatch, width):
 def test_a_large_map_has_few_ties(align_corners, output):
     # The promise of the README: at most 5 pixels of 2 million.
     logits = torch.randn(5, 97, 97, generator=torch.Generator().manual_seed(0))
-    sizes = Sizes((769, 769), (769, 769), output)
+    sizes = ResizeGeometry((769, 769), (769, 769), output)
     expected = full_size_logits(logits, sizes, align_corners).argmax(dim=0)
     wrong = int((label_map(logits, sizes, align_corners) != expected).sum())
     assert wrong <= 5 * max(1, output[0] * output[1] / 2e6)
 
 
 def test_label_map_never_holds_all_logits():
-    # 5 x 2048 x 2048 floats would be 80 MiB. Noise: hardly two neighbouring nodes agree.
+    # 5 x 2048 x 2048 floats would be 80 MiB. Noise: hardly two neighboring nodes agree.
     logits = torch.rand(5, 4, 256)
     largest = 0
 
@@ -169,7 +177,7 @@ def test_label_map_never_holds_all_logits():
             return out
 
     with Watch():
-        label_map(logits, Sizes((32, 2048), (32, 2048), (2048, 2048)), True)
+        label_map(logits, ResizeGeometry((32, 2048), (32, 2048), (2048, 2048)), True)
     # A band, or the matrix of an axis; 20 M numbers are the whole.
     assert 0 < largest <= 1 << 20
 
@@ -195,7 +203,7 @@ def test_the_resized_input_counts_too(monkeypatch):
     # INPUT.MIN_SIZE_TEST may blow a small image up: logits exist at that size first.
     monkeypatch.setattr(postprocess, "_memory_bytes", lambda device: 10_000)
     with pytest.raises(MemoryError, match="INPUT"):
-        full_size_logits(torch.zeros(5, 2, 2), Sizes((100, 100), (100, 100), (4, 4)), True)
+        full_size_logits(torch.zeros(5, 2, 2), ResizeGeometry((100, 100), (100, 100), (4, 4)), True)
 
 
 def test_real_memory_is_known():

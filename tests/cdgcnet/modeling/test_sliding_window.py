@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdgcnet.window import Slide, starts
+from cdgcnet.modeling.sliding_window import SlidingWindow, starts
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_starts(length, crop, stride, expected):
 
 def test_counts_by_hand():
     # Rows 0-3 and 1-4 of 5 pixels 4 high, stride 2; columns 0-2 in one window.
-    slide = Slide((4, 4), (2, 2))
+    slide = SlidingWindow((4, 4), (2, 2))
     assert slide.counts((5, 3)).tolist() == [[c] * 3 for c in (1, 2, 2, 2, 1)]
     assert list(slide.windows((5, 3))) == [
         (slice(0, 4), slice(0, 3)),
@@ -37,7 +37,7 @@ def test_counts_by_hand():
 def slides(draw):
     crop = draw(st.integers(1, 20)), draw(st.integers(1, 20))
     stride = tuple(draw(st.integers(1, c)) for c in crop)
-    return Slide(crop, stride), (draw(st.integers(1, 60)), draw(st.integers(1, 60)))
+    return SlidingWindow(crop, stride), (draw(st.integers(1, 60)), draw(st.integers(1, 60)))
 
 
 @given(slides())

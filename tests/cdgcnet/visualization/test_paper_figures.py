@@ -1,4 +1,4 @@
-"""tools/make_figures.py and cdgcnet.figures: what is shown is what the network has."""
+"""The paper's figures show what the network computes."""
 
 import make_figures
 import numpy as np
@@ -8,11 +8,12 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from cdgcnet import Predictor, Trainer
-from cdgcnet.figures import Observer
-from cdgcnet.figures.boxes import densest_boxes, group_boxes
-from cdgcnet.figures.features import class_affinity
-from cdgcnet.figures.observe import Observation, hardest_class, sampled_nodes
-from cdgcnet.files import read_image, read_labels
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_labels
+from cdgcnet.visualization.paper_figures import Observer
+from cdgcnet.visualization.paper_figures.boxes import densest_boxes, group_boxes
+from cdgcnet.visualization.paper_figures.features import class_affinity
+from cdgcnet.visualization.paper_figures.observe import Observation, hardest_class, sampled_nodes
 
 pytestmark = pytest.mark.usefixtures("run_data")
 

@@ -7,7 +7,7 @@
 | v1c | three 3x3, 32-32-64 | OpenMMLab |
 | detectron2 | either | Detectron2, R-52 and R-103 of its DeepLab among them |
 
-Reading order: ``files`` (their contents, and nothing run), ``names`` (theirs to ours),
-``completeness`` (a whole ResNet?), ``growth`` (ResNet-50 to -101), ``provenance`` (what a config
+Reading order: ``reading`` (their contents, and nothing run), ``formats`` (theirs to ours),
+``completeness`` (a whole ResNet?), ``deepening`` (ResNet-50 to -101), ``provenance`` (what a config
 must repeat), ``convert`` (all of it). The command is ``tools/convert_weights.py``.
 """

@@ -8,8 +8,8 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
-from ..backbone import BLOCKS, build_dilated_resnet_backbone
-from ..config import add_cdgcnet_config
+from cdgcnet.config.defaults import add_cdgcnet_config
+from cdgcnet.modeling.backbone import BLOCKS, build_dilated_resnet_backbone
 
 
 def depth_of(state: Mapping[str, Tensor]) -> int:

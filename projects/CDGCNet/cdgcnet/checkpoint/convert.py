@@ -5,11 +5,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .completeness import check_complete
-from .files import name_of, read_file
-from .growth import grow_to_101
-from .names import convert_names, recognise, unwrap
-from .provenance import RGB_MEAN, RGB_STD, Provenance
+from cdgcnet.checkpoint.completeness import check_complete
+from cdgcnet.checkpoint.deepening import deepen_resnet50_to_101
+from cdgcnet.checkpoint.formats import convert_names, recognize, unwrap
+from cdgcnet.checkpoint.provenance import RGB_MEAN, RGB_STD, Provenance
+from cdgcnet.checkpoint.reading import name_of, read_file
 
 
 def check_pixels(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -57,7 +57,7 @@ def convert_file(
     loaded = read_file(path)
     try:
         state = unwrap(loaded)
-        file_format = recognise(state)
+        file_format = recognize(state)
         if file_format is None and any(k.startswith("sem_seg_head.") for k in state):
             raise ValueError("a checkpoint of a segmentor; MODEL.WEIGHTS takes it as it is")
         if file_format is None:
@@ -74,7 +74,7 @@ def convert_file(
         if stride_in_1x1 and depth < 50:
             raise ValueError(f"--stride-in-1x1: a ResNet-{depth} has no 1x1 convolutions in a row")
         if grow:
-            converted = grow_to_101(converted)
+            converted = deepen_resnet50_to_101(converted)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     turn = -1 if channel_order == "BGR" else 1

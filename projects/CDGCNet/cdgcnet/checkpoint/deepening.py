@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .completeness import check_complete
+from cdgcnet.checkpoint.completeness import check_complete
 
 
-def grow_to_101(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def deepen_resnet50_to_101(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """ResNet-50 -> ResNet-101 that computes the same: 17 more blocks at the end of res4.
 
     Their last norm has weight and bias zero, so a block is relu(x + 0) = x for the x >= 0 that it

@@ -55,7 +55,7 @@ def unwrap(loaded: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def recognise(state: Mapping[str, Any]) -> str | None:
+def recognize(state: Mapping[str, Any]) -> str | None:
     """The format of a backbone's state dict by its keys; None for another thing."""
     blocks = any(k.startswith("layer1.") for k in state)
     if blocks and "stem.0.weight" in state:

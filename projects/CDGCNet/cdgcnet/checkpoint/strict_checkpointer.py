@@ -12,8 +12,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
-from .weight_formats.names import convert_names, recognise, unwrap
-from .weight_formats.provenance import Provenance
+from cdgcnet.checkpoint.formats import convert_names, recognize, unwrap
+from cdgcnet.checkpoint.provenance import Provenance
 
 # The last layer of an ImageNet classifier, as MSRA, Detectron2 and torchvision name it.
 _CLASSIFIER = re.compile(r"(^|\.)(fc\d*|linear|classifier|head)\.")
@@ -21,7 +21,7 @@ _CLASSIFIER = re.compile(r"(^|\.)(fc\d*|linear|classifier|head)\.")
 
 def is_torchvision_resnet(state: dict[str, Any]) -> bool:
     """Whether keys are those of torchvision's ResNets."""
-    return recognise(state) == "torchvision"
+    return recognize(state) == "torchvision"
 
 
 def convert_torchvision_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def check_weights_path(path: str) -> None:
 class StrictCheckpointer(DetectionCheckpointer):
     """A checkpointer that reads torchvision backbones too and refuses weights that do not fit.
 
-    A file without head parameters may initialise the backbone alone, if ``allow_backbone_only``.
+    A file without head parameters may initialize the backbone alone, if ``allow_backbone_only``.
     """
 
     allow_backbone_only = True
@@ -77,7 +77,7 @@ class StrictCheckpointer(DetectionCheckpointer):
             raise ValueError(f"{filename}: expected a state dict, found {found}")
         if isinstance(loaded["model"].get("state_dict"), dict):  # as OpenMMLab wraps it
             loaded["model"] = unwrap(loaded["model"])
-        file_format = recognise(loaded["model"])
+        file_format = recognize(loaded["model"])
         if file_format not in (None, "detectron2"):
             state = convert_names(loaded["model"], file_format)
             loaded["model"] = {f"backbone.{key}": value for key, value in state.items()}

@@ -7,8 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from cdgc import SAMPLES
-
-from .config_check import check_cfg
+from cdgcnet.config.validation import check_cfg
 
 
 def add_cdgcnet_config(cfg: CfgNode) -> None:
@@ -46,7 +45,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.ENABLED = True
     # What refines: "graph", or in its place "non_local", "danet", "ocr", "psp" (other papers') or
     # "pixelwise" (1x1 convolutions with as many parameters, the control).
-    cfg.MODEL.CDGC.REFINER = "graph"
+    cfg.MODEL.CDGC.CONTEXT_MODULE = "graph"
     cfg.MODEL.CDGC.CONTEXT = "aspp"  # or "none" (Table 2)
     cfg.MODEL.CDGC.CHANNELS = 256  # C, of X and of the refined features
     # Training nodes: Eq. 4, or "coarse" (Table 3 "sim"). "soft", an extension: the two most
@@ -59,7 +58,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # their own from the true class's graph, which would tell their label.
     cfg.MODEL.CDGC.HARD_POSITIVES = "nodes"
     cfg.MODEL.CDGC.EDGES = "similarity"  # Eqs. 2-3, or "uniform", "topk"
-    cfg.MODEL.CDGC.TOPK = 64  # neighbours, for EDGES "topk"
+    cfg.MODEL.CDGC.TOPK = 64  # neighbors, for EDGES "topk"
     cfg.MODEL.CDGC.TOPK_WEIGHTS = "softmax"  # or "equal", the paper's binary matrix
     cfg.MODEL.CDGC.SCALE = "none"  # factor on the similarity; "sqrt" is C**-0.5
     cfg.MODEL.CDGC.SHARED_PHI = True  # one phi, phi' for all classes
@@ -78,8 +77,8 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.LOSS.COARSE_WEIGHT = 0.6  # alpha of Eq. 5
     cfg.MODEL.CDGC.LOSS.REFINED_WEIGHT = 0.7  # beta
     cfg.MODEL.CDGC.LOSS.AUX_WEIGHT = 0.4  # gamma; 0 builds no auxiliary head
-    cfg.MODEL.CDGC.LOSS.PLAIN_WEIGHT = 1.0  # of the only prediction when ENABLED is False
-    cfg.MODEL.CDGC.LOSS.PLAIN = "ce"  # that prediction's loss, or "ohem"
+    cfg.MODEL.CDGC.LOSS.BASELINE_WEIGHT = 1.0  # of the only prediction when ENABLED is False
+    cfg.MODEL.CDGC.LOSS.BASELINE = "ce"  # that prediction's loss, or "ohem"
     cfg.MODEL.CDGC.LOSS.OHEM_THRESH = 0.7
     # Pixels kept per GPU batch; below 1 a share of the batch's pixels (0.085 at the paper's crop).
     cfg.MODEL.CDGC.LOSS.OHEM_MIN_KEPT = 100000.0
@@ -98,7 +97,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # A folder for decoded training images (the mapper fills it, 4 bytes per pixel); "" for none.
     cfg.INPUT.CACHE = ""
 
-    # Own data sets, each a mapping; docs/own_data.md.
+    # Own datasets, each a mapping; docs/own_data.md.
     cfg.DATASETS.FOLDERS = []
     # Before a run starts: read all labels and image headers, "all": images too, or "none".
     cfg.DATASETS.CHECK = "labels"

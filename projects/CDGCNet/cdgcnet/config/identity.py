@@ -65,17 +65,17 @@ def _weights(model: nn.Module) -> Iterable[bytes]:
 def evaluation_fingerprint(
     cfg: CfgNode, model: nn.Module, dataset_name: str, dicts: Sequence[dict]
 ) -> dict[str, Any]:
-    """Data set, images, weights and config keys of an evaluation.
+    """Dataset, images, weights and config keys of an evaluation.
 
     Args:
         cfg: of the evaluation.
         model: with its weights.
         dataset_name: for messages and comparison.
-        dicts: of the data set.
+        dicts: of the dataset.
     """
     listed = (repr(sorted(d.items())).encode() for d in dicts)
     values = {
-        "data set": dataset_name,
+        "dataset": dataset_name,
         "images": f"{len(dicts)}, {_digest(listed)}",
         "weights": _digest(_weights(model)),
     }

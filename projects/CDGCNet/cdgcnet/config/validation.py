@@ -10,10 +10,17 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 
-from cdgc import EDGES, HARD_POSITIVES, NODE_MODES, SAMPLES, SCALES, SCOPES, TOPK_WEIGHTS
-
-from .data_check import LEVELS
-from .refiners import REFINERS
+from cdgc import (
+    EDGES,
+    HARD_POSITIVES,
+    NODE_MODES,
+    SAMPLES,
+    SCALES,
+    SCOPES,
+    TOPK_WEIGHTS,
+)
+from cdgcnet.data.preflight import LEVELS
+from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 
 DEPTHS = (18, 34, 50, 101, 152)
 # What Detectron2's get_norm knows; "" is none.
@@ -45,8 +52,8 @@ def check_cfg(cfg: CfgNode) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _check(number and low <= value <= high, key, value, f"a number within [{low}, {high}]")
 
-    one_of("MODEL.CDGC.REFINER", cdgc.REFINER, ("graph", *REFINERS))
-    one_of("MODEL.CDGC.LOSS.PLAIN", loss.PLAIN, ("ce", "ohem"))
+    one_of("MODEL.CDGC.CONTEXT_MODULE", cdgc.CONTEXT_MODULE, ("graph", *CONTEXT_MODULES))
+    one_of("MODEL.CDGC.LOSS.BASELINE", loss.BASELINE, ("ce", "ohem"))
     one_of("MODEL.CDGC.CONTEXT", cdgc.CONTEXT, ("aspp", "none"))
     one_of("MODEL.CDGC.NODES", cdgc.NODES, NODE_MODES)
     one_of("MODEL.CDGC.EDGES", cdgc.EDGES, EDGES)
@@ -74,7 +81,7 @@ def check_cfg(cfg: CfgNode) -> None:
     within("MODEL.CDGC.DROPOUT", cdgc.DROPOUT, 0.0, 0.999)
     for key in ("CHANNELS", "AUX_CHANNELS", "TOPK"):
         positive(f"MODEL.CDGC.{key}", cdgc[key])
-    for key in ("COARSE_WEIGHT", "REFINED_WEIGHT", "AUX_WEIGHT", "PLAIN_WEIGHT"):
+    for key in ("COARSE_WEIGHT", "REFINED_WEIGHT", "AUX_WEIGHT", "BASELINE_WEIGHT"):
         within(f"MODEL.CDGC.LOSS.{key}", loss[key], 0.0, 1e6)
     positive("MODEL.CDGC.LOSS.OHEM_THRESH", loss.OHEM_THRESH)
     within("MODEL.CDGC.LOSS.OHEM_THRESH", loss.OHEM_THRESH, 0.0, 1.0)

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, Transform, TransformList
 
-from .resize import ResizeCropTransform
+from cdgcnet.data.transforms import ResizeCropTransform
 
 # Ratios are multiples of 1/64: fine enough for no one to notice, and the sizes keep a common
 # divisor with the source's, which makes cropping before resizing pay.
@@ -51,7 +51,7 @@ class ScaleJitter(T.Augmentation):
 
 
 class PadTransform(Transform):
-    """Pad at the right and bottom: images with a colour, labels with the ignore label."""
+    """Pad at the right and bottom: images with a color, labels with the ignore label."""
 
     def __init__(self, bottom: int, right: int, color: Sequence[float], ignore_label: int):
         super().__init__()
@@ -83,7 +83,7 @@ class PaddedCrop(T.Augmentation):
     """A random crop of exactly the given size; smaller images are padded.
 
     With ``max_category_area`` below 1 up to ten crops are drawn until no single category covers
-    more than that share of the labelled pixels.
+    more than that share of the labeled pixels.
     """
 
     input_args = ("image", "sem_seg")

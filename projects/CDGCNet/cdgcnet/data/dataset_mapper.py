@@ -7,9 +7,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
-from .augmentation import ScaledCrop, build_test_augmentations, build_train_augmentations
-from .cache import ArrayCache
-from .files import ImageFile, read_checked_labels, read_image
+from cdgcnet.data.augmentation import (
+    ScaledCrop,
+    build_test_augmentations,
+    build_train_augmentations,
+)
+from cdgcnet.data.decode_cache import ArrayCache
+from cdgcnet.data.image_io import ImageFile, read_image
+from cdgcnet.data.label_io import read_checked_labels
 
 
 class SemSegMapper:

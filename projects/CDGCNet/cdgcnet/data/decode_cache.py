@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import replacing
+from cdgcnet.utils.io import atomic_write
 
 
 @lru_cache(maxsize=16)
@@ -26,7 +26,7 @@ class ArrayCache:
     def __init__(self, folder: str | Path):
         """
         Args:
-            folder: made on first use; about 4 bytes per pixel of the data set (an image takes 3,
+            folder: made on first use; about 4 bytes per pixel of the dataset (an image takes 3,
                 its labels 1).
         """
         self.folder = Path(folder).expanduser()
@@ -58,8 +58,8 @@ class ArrayCache:
                 ) from error
         array = decode()
         try:
-            with replacing(entry) as beside:
-                np.save(beside, array)
+            with atomic_write(entry) as tmp_path:
+                np.save(tmp_path, array)
         except OSError as error:
             # The cache saves time, nothing else: training goes on without this entry.
             _warn_once(f"INPUT.CACHE: going on without storing more images: {error}")

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from .cityscapes_scores import read_instances
-from .files import read_checked_labels
-from .mapper import SemSegMapper
+from cdgcnet.data.dataset_mapper import SemSegMapper
+from cdgcnet.data.label_io import read_checked_labels
+from cdgcnet.evaluation.cityscapes_metrics import read_instances
 
 
 def read_ground_truth(

@@ -1,4 +1,4 @@
-"""Look at a data set before a run starts: no broken file shall be found hours later."""
+"""Look at a dataset before a run starts: no broken file shall be found hours later."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,8 @@ from functools import partial
 from PIL import Image
 from tqdm import tqdm
 
-from .files import read_checked_labels, read_image
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_checked_labels
 
 LEVELS = ("none", "labels", "all")
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -49,10 +50,10 @@ def _problem(entry: dict, num_classes: int, ignore_label: int, decode: bool) -> 
 def check_data(
     name: str, dicts: Sequence[dict], num_classes: int, ignore_label: int, level: str
 ) -> None:
-    """Read every label and the header of every image of a data set.
+    """Read every label and the header of every image of a dataset.
 
     Args:
-        name: of the data set.
+        name: of the dataset.
         dicts: Detectron2 dicts.
         num_classes, ignore_label: what the labels may hold.
         level: "labels"; "all" decodes the images too; "none" does nothing.
@@ -73,7 +74,7 @@ def check_data(
         problems = [problem for problem in found if problem]
     if problems:
         raise ValueError(
-            f"data set {name}: {len(problems)} of {len(dicts)} images cannot be used:\n  "
+            f"dataset {name}: {len(problems)} of {len(dicts)} images cannot be used:\n  "
             + "\n  ".join(problems[:5])
             + ("\n  …" if len(problems) > 5 else "")
             + f"\nAll of them, and more: python tools/prepare_data.py audit {name} (own data: with "

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def stream_seed(*parts: int) -> int:
-    """A 32-bit seed that mixes its parts; neighbours give unrelated streams."""
+    """A 32-bit seed that mixes its parts; neighbors give unrelated streams."""
     return int(np.random.SeedSequence(list(parts)).generate_state(1)[0])
 
 

@@ -13,16 +13,17 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from .config import add_cdgcnet_config, load_cfg
-from .config_check import adapt_cfg
-from .data_check import check_data
-from .datasets import register_all, register_folders
-from .datasets.check import check_datasets
-from .evaluation_run import TTA_SUFFIX, check_test_set, evaluation_folder
-from .fingerprint import flat_config
-from .report import COLUMNS, format_table, keep_previous, write_results
-from .trainer import Trainer
-from .weights import StrictCheckpointer, check_weights_path
+from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
+from cdgcnet.config.defaults import add_cdgcnet_config, load_cfg
+from cdgcnet.config.identity import flat_config
+from cdgcnet.config.validation import adapt_cfg
+from cdgcnet.data.datasets import register_all, register_folders
+from cdgcnet.data.datasets.check import check_datasets
+from cdgcnet.data.preflight import check_data
+from cdgcnet.engine.trainer import Trainer
+from cdgcnet.evaluation.report import COLUMNS, format_table, write_results
+from cdgcnet.evaluation.testing import TTA_SUFFIX, check_test_set, evaluation_folder
+from cdgcnet.utils.io import backup_existing
 
 # A resumed run may differ from its start in these keys; all others define the run.
 _FREE_KEYS = (
@@ -167,7 +168,7 @@ def predict_test_set(cfg: CfgNode) -> Path:
     """Write the label maps of DATASETS.TEST, one set, with TTA if TEST.AUG.ENABLED.
 
     Returns:
-        The folder that :func:`cdgcnet.prediction_files.label_paths` starts from.
+        The folder that :func:`cdgcnet.evaluation.writers.label_paths` starts from.
     """
     model = load_for_evaluation(cfg)
     if cfg.TEST.AUG.ENABLED:
@@ -215,7 +216,7 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
             continue  # a set without labels
         logger.info(f"Final IoU in percent on {name}:\n{format_table(scores, COLUMNS)}")
     path = Path(cfg.OUTPUT_DIR) / "results.json"
-    keep_previous(path)
+    backup_existing(path)
     write_results(path, results)
     logger.info(f"Results: {path}")
     return results

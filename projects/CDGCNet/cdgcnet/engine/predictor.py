@@ -6,10 +6,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from .augmentation import build_test_augmentations
-from .segmentor import CDGCSegmentor
-from .tta import SemanticSegmentorWithTTA
-from .weights import StrictCheckpointer, check_weights_path
+from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
+from cdgcnet.data.augmentation import build_test_augmentations
+from cdgcnet.modeling.meta_arch import CDGCSegmentor
+from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
 
 class Predictor:

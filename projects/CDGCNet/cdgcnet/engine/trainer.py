@@ -16,12 +16,12 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from torch import nn
 
-from .evaluation_run import TTA_SUFFIX, evaluate_and_write
-from .ground_truth import build_evaluation_mapper
-from .loader import TrainLoader, stream_seed
-from .mapper import SemSegMapper
-from .tta import SemanticSegmentorWithTTA
-from .weights import StrictCheckpointer
+from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
+from cdgcnet.data.dataset_mapper import SemSegMapper
+from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
+from cdgcnet.data.train_loader import TrainLoader, stream_seed
+from cdgcnet.evaluation.testing import TTA_SUFFIX, evaluate_and_write
+from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
 
 class BestModel(HookBase):
@@ -52,10 +52,10 @@ class BestModel(HookBase):
         if value is None or iteration != self.trainer.storage.iter or not value > self.best:
             return
         self.best = float(value)
-        beside = self.path.with_suffix(".pth.part")
+        tmp_path = self.path.with_suffix(".pth.part")
         state = {"model": self.model.state_dict(), "iteration": iteration, "mIoU": self.best}
-        torch.save(state, beside)
-        beside.replace(self.path)
+        torch.save(state, tmp_path)
+        tmp_path.replace(self.path)
         logging.getLogger(__name__).info(f"Best mIoU so far {self.best:.2f}: {self.path}")
 
     def after_step(self) -> None:
@@ -182,7 +182,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> OrderedDict:
-        """Metrics by task, or by data set and task if DATASETS.TEST names several."""
+        """Metrics by task, or by dataset and task if DATASETS.TEST names several."""
         return cls._evaluate(cfg, model)
 
     @classmethod

@@ -8,7 +8,7 @@ import math
 import cv2
 import numpy as np
 
-from .counting import histogram
+from cdgcnet.evaluation.confusion import histogram
 
 
 def boundary_radius(size: tuple[int, int], ratio: float) -> int:
@@ -29,7 +29,7 @@ def boundary_pixels(labels: np.ndarray, radius: int) -> np.ndarray:
     Returns:
         (H, W) uint8, not 0 at the boundary.
     """
-    # Another value is near if, one step less away, neighbours differ.
+    # Another value is near if, one step less away, neighbors differ.
     near = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     if radius > 1:
         near = cv2.dilate(near, np.ones((2 * radius - 1, 2 * radius - 1), np.uint8))

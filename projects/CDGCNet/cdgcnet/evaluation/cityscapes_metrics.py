@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .datasets.cityscapes_classes import CATEGORIES, LABEL_IDS, NAMES
+from cdgcnet.data.datasets.cityscapes_classes import CATEGORIES, LABEL_IDS, NAMES
 
 # Mean pixels of an instance in the training set: the benchmark's constants.
 AVERAGE_SIZE = {

@@ -60,7 +60,7 @@ def confusion_matrix(
     valid = np.count_nonzero(labels != ignore_label)
     if counts.sum() != valid:
         raise ValueError(
-            f"{valid - counts.sum()} of {valid} pixels are labelled or predicted as something else "
+            f"{valid - counts.sum()} of {valid} pixels are labeled or predicted as something else "
             f"than a class (0 to {num_classes - 1})"
         )
     return counts

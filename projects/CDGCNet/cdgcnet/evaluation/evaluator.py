@@ -15,13 +15,22 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from .cityscapes_scores import category_metrics, count_instances, instance_metrics
-from .datasets.cityscapes_classes import NAMES as CITYSCAPES_NAMES
-from .ground_truth import read_ground_truth
-from .image_record import ImageRecord, count_image, to_sparse, total
-from .metrics import boundary_metrics, graph_metrics, node_metrics, segmentation_metrics
-from .segmentor import LABEL_KEYS, CDGCSegmentor
-from .tta import SemanticSegmentorWithTTA
+from cdgcnet.data.datasets.cityscapes_classes import NAMES as CITYSCAPES_NAMES
+from cdgcnet.data.evaluation_mapper import read_ground_truth
+from cdgcnet.evaluation.cityscapes_metrics import (
+    category_metrics,
+    count_instances,
+    instance_metrics,
+)
+from cdgcnet.evaluation.image_result import ImageRecord, count_image, to_sparse, total
+from cdgcnet.evaluation.metrics import (
+    boundary_metrics,
+    graph_metrics,
+    node_metrics,
+    segmentation_metrics,
+)
+from cdgcnet.modeling.meta_arch import LABEL_KEYS, CDGCSegmentor
+from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
 # Prediction -> its task in the results.
 TASKS = {"refined": "sem_seg", "coarse": "sem_seg_coarse", "oracle": "sem_seg_oracle"}
@@ -73,7 +82,7 @@ class CDGCEvaluator(DatasetEvaluator):
         ignore_label: int = 255,
         *,
         boundary_ratio: float = 0.0,
-        labelled: bool = True,
+        labeled: bool = True,
         earlier: Sequence[ImageRecord] = (),
         finish: Callable[[ImageRecord, dict[str, np.ndarray]], None] | None = None,
     ):
@@ -83,7 +92,7 @@ class CDGCEvaluator(DatasetEvaluator):
             num_classes: M of the model.
             ignore_label: left out of every score.
             boundary_ratio: width of the boundary as a share of the diagonal; 0: no boundary IoU.
-            labelled: False for a set without ground truth, which has no scores.
+            labeled: False for a set without ground truth, which has no scores.
             earlier: images of an interrupted evaluation, on the main process.
             finish: called with each image's record and label maps.
         """
@@ -97,7 +106,7 @@ class CDGCEvaluator(DatasetEvaluator):
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.boundary_ratio = boundary_ratio
-        self.labelled = labelled
+        self.labeled = labeled
         self.earlier = earlier
         self.finish = finish
         self.reset()
@@ -114,7 +123,7 @@ class CDGCEvaluator(DatasetEvaluator):
                 continue
             predictions = predictions_of(output, self.num_classes)
             record = ImageRecord(x["file_name"])
-            if self.labelled:
+            if self.labeled:
                 self._count(record, x, predictions)
             if "node_counts" in output:
                 record.counts["nodes"] = to_sparse(output["node_counts"].cpu().numpy())
@@ -208,7 +217,7 @@ class CDGCEvaluator(DatasetEvaluator):
 class LabelOutput(nn.Module):
     """Any segmentor, for Detectron2's evaluation loop: ours answers with label maps.
 
-    Inputs without an image, from :class:`cdgcnet.ground_truth.EvaluationMapper`, get no output.
+    Inputs without an image, from ``EvaluationMapper``, get no output.
     """
 
     def __init__(self, model: nn.Module, oracle: bool = False):
@@ -246,7 +255,7 @@ def run_evaluator(
     return inference_on_dataset(wrapped, loader, evaluator) or OrderedDict()
 
 
-def refuse_unusable(evaluator: CDGCEvaluator) -> None:
+def raise_on_failed_images(evaluator: CDGCEvaluator) -> None:
     """End an evaluation in which images could not be read, on all processes.
 
     Raises:
@@ -255,7 +264,7 @@ def refuse_unusable(evaluator: CDGCEvaluator) -> None:
     unusable = comm.all_gather(evaluator.unusable if comm.is_main_process() else None)[0]
     if unusable:
         raise ValueError(
-            f"data set {evaluator.dataset_name}: {len(unusable)} images could not be evaluated:\n  "
+            f"dataset {evaluator.dataset_name}: {len(unusable)} images could not be evaluated:\n  "
             + "\n  ".join(message for _, message in unusable[:5])
             + ("\n  …" if len(unusable) > 5 else "")
         )
@@ -272,5 +281,5 @@ def evaluate(cfg: CfgNode, model: nn.Module, loader: Iterable, dataset_name: str
         dataset_name, head.NUM_CLASSES, head.IGNORE_VALUE, boundary_ratio=cfg.TEST.BOUNDARY_RATIO
     )
     results = run_evaluator(cfg, model, loader, evaluator)
-    refuse_unusable(evaluator)
+    raise_on_failed_images(evaluator)
     return results

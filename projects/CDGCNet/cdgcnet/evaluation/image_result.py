@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .boundary import boundary_counts, boundary_radius
-from .counting import confusion_matrix, graph_effect
-from .files import replacing
-from .metrics import segmentation_metrics
+from cdgcnet.evaluation.boundary_iou import boundary_counts, boundary_radius
+from cdgcnet.evaluation.confusion import confusion_matrix, graph_effect
+from cdgcnet.evaluation.metrics import segmentation_metrics
+from cdgcnet.utils.io import atomic_write
 
 PREDICTIONS = ("refined", "coarse", "oracle")
 
@@ -51,7 +51,7 @@ class ImageRecord:
         file_name: of the image.
         counts: "refined", "coarse", "oracle" (confusion), "fixed", "broken" (M, M);
             "boundary_refined", … (3, M); "nodes" (M,); as far as there are any.
-        instances: "refined", …: rows of :func:`cdgcnet.cityscapes_scores.count_instances`.
+        instances: "refined", …: rows of ``cityscapes_metrics.count_instances``.
         rle: entries of Detectron2's ``sem_seg_predictions.json``.
     """
 
@@ -130,7 +130,7 @@ def write_csv(path: Path, scores: dict[str, dict[str, float]]) -> None:
         scores: file name -> :func:`image_scores`, not empty.
     """
     columns = list(dict.fromkeys(key for row in scores.values() for key in row))
-    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as tmp_path, tmp_path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file_name", *columns])
         for name, row in scores.items():

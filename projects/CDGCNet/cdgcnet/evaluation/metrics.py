@@ -55,7 +55,7 @@ def boundary_metrics(counts: np.ndarray, names: Sequence[str]) -> dict[str, floa
     """Boundary IoU in percent.
 
     Args:
-        counts: (3, M), see :func:`cdgcnet.boundary.boundary_counts`.
+        counts: (3, M), see :func:`cdgcnet.evaluation.boundary_iou.boundary_counts`.
         names: of the classes.
 
     Returns:
@@ -74,7 +74,7 @@ def graph_metrics(
 
     Args:
         confusion: (M, M) of the refined prediction.
-        fixed, broken: (M, M), see :func:`cdgcnet.counting.graph_effect`.
+        fixed, broken: (M, M), see :func:`cdgcnet.evaluation.confusion.graph_effect`.
         names: of the classes.
 
     Returns:

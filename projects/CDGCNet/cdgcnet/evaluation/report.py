@@ -1,7 +1,6 @@
 """Results as tables for the log and as JSON."""
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from .files import replacing
+from cdgcnet.utils.io import atomic_write
 
 # Task -> title of its column.
 COLUMNS = {
@@ -83,16 +82,6 @@ def format_graph_table(results: dict[str, dict[str, float]]) -> str:
     return _table(rows, ["", *columns])
 
 
-def keep_previous(path: Path) -> None:
-    """Move an existing file or folder aside: a result is never overwritten."""
-    if path.exists():
-        number = 1
-        while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(kept)
-        logging.getLogger(__name__).info(f"Earlier results kept as {kept}")
-
-
 def write_results(path: Path, results: dict) -> None:
     """Write metrics as JSON (NaN becomes null), first beside, then renamed."""
 
@@ -101,5 +90,5 @@ def write_results(path: Path, results: dict) -> None:
             return {k: clean(v) for k, v in value.items()}
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(clean(results), indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text(json.dumps(clean(results), indent=2) + "\n", encoding="utf-8")

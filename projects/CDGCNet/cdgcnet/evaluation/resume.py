@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-from .files import replacing
-from .fingerprint import differences
-from .image_record import ImageRecord
+from cdgcnet.config.identity import differences
+from cdgcnet.evaluation.image_result import ImageRecord
+from cdgcnet.utils.io import atomic_write
 
 
-def read_journal(folder: Path, fingerprint: dict[str, Any]) -> list[ImageRecord]:
+def read_partial_results(folder: Path, fingerprint: dict[str, Any]) -> list[ImageRecord]:
     """The images that an interrupted evaluation has finished.
 
     Args:
@@ -43,7 +43,7 @@ def read_journal(folder: Path, fingerprint: dict[str, Any]) -> list[ImageRecord]
     return records
 
 
-class Journal:
+class PartialResults:
     """Appends finished images, one line each, to a file of this process and start alone."""
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any], rank: int):
@@ -54,8 +54,8 @@ class Journal:
             rank: of this process.
         """
         if rank == 0:
-            with replacing(folder / "fingerprint.json") as beside:
-                beside.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
+            with atomic_write(folder / "fingerprint.json") as tmp_path:
+                tmp_path.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
         number = 0
         while (path := folder / f"{number:03}.{rank}.jsonl").exists():

@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .datasets import cityscapes_classes, voc
-from .files import read_labels, replacing
-from .visualize import palette_of
+from cdgcnet.data.datasets import cityscapes_classes, voc
+from cdgcnet.data.label_io import read_labels
+from cdgcnet.utils.io import atomic_write
+from cdgcnet.visualization.colors import palette_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Server:
         suffixes: of a package.
         values: train id -> value in the package's PNGs.
         mode: Pillow's name of the PNGs' pixel format.
-        palette: of the PNGs, 256 RGB colours in a row; None without one.
+        palette: of the PNGs, 256 RGB colors in a row; None without one.
         entry: image file -> name in the package.
     """
 
@@ -131,22 +132,22 @@ def pack(server: Server, images: Sequence[str], label_maps: Sequence[Path], pack
             f"{len(missing)} of {len(label_maps)} label maps are missing, the first is {missing[0]}"
         )
     pairs = list(zip(images, label_maps, strict=True))
-    with replacing(package) as beside:
+    with atomic_write(package) as tmp_path:
         entries = (
             (server.entry(Path(image)), _png(server, labels, _size(image)))
             for image, labels in tqdm(pairs, desc="packing", unit="image")
         )
         if server.suffixes == (".zip",):
-            with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:  # PNGs are deflated
+            with zipfile.ZipFile(tmp_path, "w", zipfile.ZIP_STORED) as archive:  # PNGs are deflated
                 for name, data in entries:
                     archive.writestr(name, data)
         else:
-            with tarfile.open(beside, "w:gz") as tar:
+            with tarfile.open(tmp_path, "w:gz") as tar:
                 for name, data in entries:
                     info = tarfile.TarInfo(name)
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-        reasons = verify(server, images, beside)
+        reasons = verify(server, images, tmp_path)
         if reasons:
             raise ValueError(
                 f"{package}: refused before it got its name:\n  " + "\n  ".join(reasons)
@@ -201,7 +202,7 @@ def _wrong(server: Server, data: bytes, size: tuple[int, int]) -> str | None:
         return f"holds the values {unknown[:8]}; expected {list(server.values)}"
     colors = 3 * (max(values) + 1)
     if server.palette is not None and (palette or [])[:colors] != server.palette[:colors]:
-        return "has another palette than the data set's"
+        return "has another palette than the dataset's"
     return None
 
 

@@ -21,16 +21,23 @@ from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import nn
 
-from .evaluation import CDGCEvaluator, LabelOutput, predictions_of, refuse_unusable, run_evaluator
-from .files import read_image, replacing
-from .fingerprint import evaluation_fingerprint
-from .ground_truth import build_evaluation_mapper
-from .image_record import PREDICTIONS, ImageRecord, image_scores, write_csv
-from .journal import Journal, read_journal
-from .prediction_files import label_paths, rle_entries, write_label_png
-from .report import COLUMNS, format_graph_table, format_table, keep_previous
+from cdgcnet.config.identity import evaluation_fingerprint
+from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
+from cdgcnet.data.image_io import read_image
+from cdgcnet.evaluation.evaluator import (
+    CDGCEvaluator,
+    LabelOutput,
+    predictions_of,
+    raise_on_failed_images,
+    run_evaluator,
+)
+from cdgcnet.evaluation.image_result import PREDICTIONS, ImageRecord, image_scores, write_csv
+from cdgcnet.evaluation.report import COLUMNS, format_graph_table, format_table
+from cdgcnet.evaluation.resume import PartialResults, read_partial_results
+from cdgcnet.evaluation.writers import label_paths, rle_entries, write_label_png
+from cdgcnet.utils.io import atomic_write, backup_existing
 
-# Name of a count -> title, label of the columns and colours of its picture.
+# Name of a count -> title, label of the columns and colors of its picture.
 _MATRICES = {
     "refined": ("Confusion, refined", "predicted", "Blues"),
     "coarse": ("Confusion, coarse", "predicted", "Blues"),
@@ -56,13 +63,13 @@ def check_test_set(cfg: CfgNode, name: str, dicts: Sequence[dict]) -> bool:
     """
     if not dicts:
         raise ValueError(f"DATASETS.TEST {name} has no images; expected one or more")
-    unlabelled = [d["file_name"] for d in dicts if "sem_seg_file_name" not in d]
-    if unlabelled and len(unlabelled) < len(dicts):
+    unlabeled = [d["file_name"] for d in dicts if "sem_seg_file_name" not in d]
+    if unlabeled and len(unlabeled) < len(dicts):
         raise ValueError(
-            f"DATASETS.TEST {name}: {len(unlabelled)} of {len(dicts)} images have no labels, the "
-            f"first is {unlabelled[0]}; add the labels or take the images out of the set"
+            f"DATASETS.TEST {name}: {len(unlabeled)} of {len(dicts)} images have no labels, the "
+            f"first is {unlabeled[0]}; add the labels or take the images out of the set"
         )
-    if unlabelled and not (cfg.TEST.SAVE_LABELS or cfg.TEST.SAVE_RLE):
+    if unlabeled and not (cfg.TEST.SAVE_LABELS or cfg.TEST.SAVE_RLE):
         raise ValueError(
             f"DATASETS.TEST {name} has no labels, so there is nothing to score. Set "
             "TEST.SAVE_LABELS True to write label maps, or make a package for a test server with "
@@ -72,7 +79,7 @@ def check_test_set(cfg: CfgNode, name: str, dicts: Sequence[dict]) -> bool:
         raise ValueError(
             f"TEST.RESUME is True, but {name} lists an image more than once; set it to False"
         )
-    return not unlabelled
+    return not unlabeled
 
 
 def _resume(
@@ -81,8 +88,8 @@ def _resume(
     """The images that are finished already; moves anything else in the folder's place aside."""
     finished = folder / "finished"
     if cfg.TEST.RESUME and finished.is_dir():
-        return read_journal(finished, fingerprint())
-    keep_previous(folder)
+        return read_partial_results(finished, fingerprint())
+    backup_existing(folder)
     return []
 
 
@@ -116,7 +123,7 @@ def evaluate_and_write(
     """
     logger = logging.getLogger(__name__)
     dicts = DatasetCatalog.get(dataset_name)
-    labelled = check_test_set(cfg, dataset_name, dicts)
+    labeled = check_test_set(cfg, dataset_name, dicts)
     metadata = MetadataCatalog.get(dataset_name)
     folder = evaluation_folder(cfg, dataset_name, suffix)
     paths = {}
@@ -146,7 +153,7 @@ def evaluate_and_write(
         logger.info(f"TEST.RESUME: {len(done)} of {len(dicts)} images are finished")
     journal = None
     if cfg.TEST.RESUME:
-        journal = Journal(folder / "finished", fingerprint, comm.get_rank())
+        journal = PartialResults(folder / "finished", fingerprint, comm.get_rank())
 
     def finish(record: ImageRecord, predictions: dict[str, np.ndarray]) -> None:
         if cfg.TEST.SAVE_LABELS:
@@ -162,7 +169,7 @@ def evaluate_and_write(
         head.NUM_CLASSES,
         head.IGNORE_VALUE,
         boundary_ratio=cfg.TEST.BOUNDARY_RATIO,
-        labelled=labelled,
+        labeled=labeled,
         earlier=earlier,
         finish=finish,
     )
@@ -183,7 +190,7 @@ def evaluate_and_write(
             _draw_matrices(folder, evaluator)
             _draw_images(cfg, model, folder / "pictures", dicts, chosen, metadata)
         logger.info(f"Files of the evaluation: {folder}")
-    refuse_unusable(evaluator)
+    raise_on_failed_images(evaluator)
     if journal is not None and comm.is_main_process():
         shutil.rmtree(folder / "finished")  # complete: there is nothing to go on with
     return results
@@ -216,12 +223,12 @@ def _write_files(
     for name in _MATRICES:
         matrix = evaluator.total(name)
         if matrix is not None:
-            with replacing(folder / f"{_matrix_file(name)}.npy") as beside:
-                np.save(beside, matrix)
+            with atomic_write(folder / f"{_matrix_file(name)}.npy") as tmp_path:
+                np.save(tmp_path, matrix)
     if cfg.TEST.SAVE_RLE:
         entries = [entry for record in evaluator.records for entry in record.rle]
-        with replacing(folder / "sem_seg_predictions.json") as beside:
-            beside.write_text(json.dumps(entries), encoding="utf-8")
+        with atomic_write(folder / "sem_seg_predictions.json") as tmp_path:
+            tmp_path.write_text(json.dumps(entries), encoding="utf-8")
     scores = {
         r.file_name: image_scores(r, evaluator.names)
         for r in evaluator.records
@@ -258,7 +265,7 @@ def choose_images(scores: dict[str, dict[str, float]], count: int) -> dict[str, 
 
 
 def _draw_matrices(folder: Path, evaluator: CDGCEvaluator) -> None:
-    from .evaluation_pictures import write_heat_map  # loads matplotlib
+    from cdgcnet.visualization.evaluation_images import write_heat_map
 
     whole = evaluator.total("refined")
     if whole is None:
@@ -281,7 +288,7 @@ def _draw_images(
     metadata: Metadata,
 ) -> None:
     """Predict the chosen images once more and draw them."""
-    from .evaluation_pictures import write_image
+    from cdgcnet.visualization.evaluation_images import write_image
 
     head = cfg.MODEL.SEM_SEG_HEAD
     mapper = build_evaluation_mapper(cfg)

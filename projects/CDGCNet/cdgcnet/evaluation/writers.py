@@ -8,8 +8,8 @@ import numpy as np
 from detectron2.data import Metadata
 from pycocotools import mask as mask_util
 
-from .files import replacing
-from .visualize import class_colors, label_image
+from cdgcnet.utils.io import atomic_write
+from cdgcnet.visualization.colors import class_colors, label_image
 
 
 def label_paths(folder: Path, file_names: Sequence[str]) -> dict[str, Path]:
@@ -33,8 +33,8 @@ def label_paths(folder: Path, file_names: Sequence[str]) -> dict[str, Path]:
 
 def write_label_png(path: Path, labels: np.ndarray, metadata: Metadata) -> None:
     """A palette PNG whose pixel values are the classes (H, W)."""
-    with replacing(path) as beside:
-        label_image(labels, class_colors(metadata)).save(beside)
+    with atomic_write(path) as tmp_path:
+        label_image(labels, class_colors(metadata)).save(tmp_path)
 
 
 def rle_entries(labels: np.ndarray, file_name: str, metadata: Metadata) -> list[dict]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
-from .rows import Row, config_hash, row_config, row_text
+from cdgcnet.experiments.rows import Row, config_hash, row_config, row_text
 
 DEV = ("DATASETS.TRAIN", '("cdgc_camvid_fit",)', "DATASETS.TEST", '("cdgc_camvid_dev",)')
 TTA = ("TEST.AUG.ENABLED", "True")

@@ -1,6 +1,6 @@
 """What a network costs: parameters, multiply-adds, and what its run noted of time and memory.
 
-    python -m cdgcnet.experiments.cost FOLDER
+    python -m cdgcnet.experiments.model_cost FOLDER
 
 prints the network's costs of the run in FOLDER as JSON. A process of its own, because the memory
 that it takes would count as that of the trainings started after it.
@@ -22,9 +22,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 
-from ..config import add_cdgcnet_config
-from ..datasets import register_all, register_folders
-from ..files import read_image
+from cdgcnet.config.defaults import add_cdgcnet_config
+from cdgcnet.data.datasets import register_all, register_folders
+from cdgcnet.data.image_io import read_image
 
 
 def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:

@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..files import replacing
-from .table import Line
+from cdgcnet.experiments.table import Line
+from cdgcnet.utils.io import atomic_write
 
 _SPAN = 2.0  # percent of mIoU, the least that a picture's axis shows
 _GREY, _BLUE, _RED = "0.35", "#1f6fb4", "#b4431f"
@@ -82,5 +82,5 @@ def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Seque
         measured.text(
             0.5, 0.5, "not measured", transform=measured.transAxes, ha="center", color="0.5"
         )
-    with replacing(path) as beside:
-        figure.savefig(beside)
+    with atomic_write(path) as tmp_path:
+        figure.savefig(tmp_path)

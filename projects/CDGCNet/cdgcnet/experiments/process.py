@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .circumstances import ROOT, UNKNOWN, circumstances
+from cdgcnet.experiments.run_metadata import ROOT, UNKNOWN, circumstances
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30
@@ -134,9 +134,9 @@ def read_launches(folder: Path) -> list[dict[str, Any]]:
 
 def write_launches(folder: Path, launches: Sequence[dict[str, Any]]) -> None:
     path = folder / LAUNCHES
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(launches, indent=1), encoding="utf-8")
-    beside.replace(path)
+    tmp_path = path.with_suffix(".part")
+    tmp_path.write_text(json.dumps(launches, indent=1), encoding="utf-8")
+    tmp_path.replace(path)
 
 
 def launch(

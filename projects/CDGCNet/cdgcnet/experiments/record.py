@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
-from ..weight_formats.files import name_of
-from ..weights import read_provenance
+from cdgcnet.checkpoint.reading import name_of
+from cdgcnet.checkpoint.strict_checkpointer import read_provenance
+from cdgcnet.utils.io import atomic_write
 
 _KINDS: dict[type | tuple[type, ...], str] = {
     str: "a text",
@@ -137,8 +137,8 @@ def save_record(folder: Path, record: Record) -> Path:
     path = record_path(folder, record.hash, record.seed)
     if path.exists():
         raise FileExistsError(f"{path} exists; a finished row is never replaced")
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from ..config import add_cdgcnet_config, load_cfg
-from ..fingerprint import flat_config
+from cdgcnet.config.defaults import add_cdgcnet_config, load_cfg
+from cdgcnet.config.identity import flat_config
 
 GROUPS = ("table1", "table2", "table3", "table4", "table5", "table6", "control", "peer", "ext")
 _HEADER = re.compile(r"# (?P<table>[^,]+), (?P<label>.+); paper: (?P<paper>-|\d+(\.\d+)?)")

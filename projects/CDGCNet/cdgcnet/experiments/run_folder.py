@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cost import read_metrics
-from .record import name_weights, select_scores
-from .rows import config_hash, flat_text
+from cdgcnet.experiments.model_cost import read_metrics
+from cdgcnet.experiments.record import name_weights, select_scores
+from cdgcnet.experiments.rows import config_hash, flat_text
 
 
 @dataclass

@@ -70,7 +70,7 @@ def circumstances(command: Sequence[str]) -> dict[str, str]:
     }
 
 
-def circumstances_from_log(folder: Path) -> dict[str, str]:
+def run_metadata_from_log(folder: Path) -> dict[str, str]:
     """The same of a run that was started by hand, as far as its ``log.txt`` tells.
 
     The commit is that of a ``commit.txt`` beside it, where there is one.

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
-from .circumstances import circumstances_from_log
-from .cost import noted_cost
-from .jobs import Job
-from .launch import combined, holding, launch, read_launches, tail, train_command
-from .record import (
+from cdgcnet.experiments.jobs import Job
+from cdgcnet.experiments.model_cost import noted_cost
+from cdgcnet.experiments.process import (
+    combined,
+    holding,
+    launch,
+    read_launches,
+    tail,
+    train_command,
+)
+from cdgcnet.experiments.record import (
     Record,
     load_record,
     load_records,
@@ -22,7 +27,7 @@ from .record import (
     save_record,
     weights_identity,
 )
-from .work_folder import (
+from cdgcnet.experiments.run_folder import (
     Found,
     find_measurement,
     find_trainings,
@@ -32,6 +37,8 @@ from .work_folder import (
     starting_weights,
     stored_config,
 )
+from cdgcnet.experiments.run_metadata import run_metadata_from_log
+from cdgcnet.utils.io import atomic_write
 
 
 def _told(overrides: Sequence[str]) -> list[str]:
@@ -44,7 +51,7 @@ def _told(overrides: Sequence[str]) -> list[str]:
 
 
 @dataclass
-class Workshop:
+class Runner:
     """The work folders and the records of one profile and split.
 
     Attributes:
@@ -260,7 +267,7 @@ class Workshop:
     def _circumstances(self, folder: Path, evaluated: Path) -> dict[str, str]:
         launches = read_launches(folder)
         if not launches:
-            return circumstances_from_log(folder)
+            return run_metadata_from_log(folder)
         return combined([*launches, *(read_launches(evaluated) if evaluated != folder else [])])
 
     def _cost(self, folder: Path) -> dict[str, Any]:
@@ -268,7 +275,14 @@ class Workshop:
         path = folder / "cost.json"
         if not path.is_file():
             done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-m", "cdgcnet.experiments.cost", str(folder)],
+                [
+                    sys.executable,
+                    "-W",
+                    "ignore",
+                    "-m",
+                    "cdgcnet.experiments.model_cost",
+                    str(folder),
+                ],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -277,6 +291,6 @@ class Workshop:
                 last = done.stderr.strip().splitlines()[-1:] or ["no output"]
                 self.say(f"{folder.name}: parameters and GFLOPs not counted: {last[0]}")
                 return noted_cost(folder)
-            with replacing(path) as beside:
-                beside.write_text(done.stdout.strip().splitlines()[-1], encoding="utf-8")
+            with atomic_write(path) as tmp_path:
+                tmp_path.write_text(done.stdout.strip().splitlines()[-1], encoding="utf-8")
         return {**json.loads(path.read_text(encoding="utf-8")), **noted_cost(folder)}

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from ..files import replacing
-from .estimates import Estimate, estimate, paired_difference, verdict
-from .record import Record
-from .rows import Row
+from cdgcnet.experiments.estimates import Estimate, estimate, paired_difference, verdict
+from cdgcnet.experiments.record import Record
+from cdgcnet.experiments.rows import Row
+from cdgcnet.utils.io import atomic_write
 
 HEADER = (
     "row",
@@ -240,8 +240,8 @@ def write_markdown(
     text += footnotes([*lines, *controls])
     if picture:
         text += ["", f"![{title}]({picture})"]
-    with replacing(path) as beside:
-        beside.write_text("\n".join(text) + "\n", encoding="utf-8")
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def matching(controls: Sequence[Line], line: Line) -> list[Line]:

@@ -6,7 +6,7 @@ Shape shorthand: B images, C channels (CHANNELS), M classes, h x w feature map a
     res5 -> ASPP or nothing -> reduce -> X -> coarse classifier -> P      alpha * CE
     X, P (and targets in training) -> CDGC -> X̂;  [X; X̂] or X + X̂ -> R    beta * OHEM
 
-Another refiner (:mod:`cdgcnet.refiners`) may stand where the graph stands; all else stays.
+Another module of :mod:`cdgcnet.modeling.context_modules` can replace the graph.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,9 @@ from cdgc import (
     cross_entropy,
     resize_targets,
 )
-
-from .graph import build_graph, log_node_shares
-from .layers import conv_norm_relu
-from .refiners import build_refiner
+from cdgcnet.modeling.context_modules import build_context_module
+from cdgcnet.modeling.graph import build_graph, log_node_shares
+from cdgcnet.modeling.layers import conv_norm_relu
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ class CDGCNetHead(nn.Module):
         coarse_weight: float = 0.6,
         refined_weight: float = 0.7,
         aux_weight: float = 0.4,
-        plain_weight: float = 1.0,
-        plain_loss: str = "ce",
+        baseline_weight: float = 1.0,
+        baseline_loss: str = "ce",
     ):
         """
         Args:
@@ -118,8 +117,8 @@ class CDGCNetHead(nn.Module):
             class_weights: M factors for all losses, or empty.
             coarse_weight, refined_weight, aux_weight: alpha, beta, gamma of Eq. 5; no auxiliary
                 head is built for aux_weight 0.
-            plain_weight: of the only prediction's loss in the basic network.
-            plain_loss: that loss, "ce", or "ohem" for the refined criterion.
+            baseline_weight: of the only prediction's loss in the basic network.
+            baseline_loss: that loss, "ce", or "ohem" for the refined criterion.
 
         Raises:
             ValueError: on a value outside those named, or a graph and a refiner.
@@ -129,8 +128,8 @@ class CDGCNetHead(nn.Module):
             raise ValueError(f"fusion must be 'concat' or 'sum', got {fusion!r}")
         if context not in ("aspp", "none"):
             raise ValueError(f"context must be 'aspp' or 'none', got {context!r}")
-        if plain_loss not in ("ce", "ohem"):
-            raise ValueError(f"plain_loss must be 'ce' or 'ohem', got {plain_loss!r}")
+        if baseline_loss not in ("ce", "ohem"):
+            raise ValueError(f"baseline_loss must be 'ce' or 'ohem', got {baseline_loss!r}")
         if graph is not None and refiner is not None:
             raise ValueError(
                 f"a refiner stands in the graph's place, got both: {type(refiner).__name__} and a "
@@ -148,8 +147,8 @@ class CDGCNetHead(nn.Module):
         self.coarse_weight = coarse_weight
         self.refined_weight = refined_weight
         self.aux_weight = aux_weight
-        self.plain_weight = plain_weight
-        self.plain_loss = plain_loss
+        self.baseline_weight = baseline_weight
+        self.baseline_loss = baseline_loss
         weights = torch.tensor(class_weights, dtype=torch.float) if len(class_weights) else None
         # Not part of a checkpoint: a model trained with weights predicts without them.
         self.register_buffer("class_weights", weights, persistent=False)
@@ -178,7 +177,7 @@ class CDGCNetHead(nn.Module):
             self.refined_predictor = _classifier(
                 channels if fuse_conv else fused, num_classes, dropout
             )
-        if self.refines or plain_loss == "ohem":
+        if self.refines or baseline_loss == "ohem":
             self.refined_criterion = refined_criterion or OhemCrossEntropyLoss(
                 ignore_label=ignore_value, class_weights=weights, align_corners=align_corners
             )
@@ -193,13 +192,13 @@ class CDGCNetHead(nn.Module):
         """Arguments from ``cfg.MODEL.SEM_SEG_HEAD`` and ``cfg.MODEL.CDGC``."""
         head, cdgc, loss = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.CDGC, cfg.MODEL.CDGC.LOSS
         graph = refiner = None
-        if cdgc.ENABLED and cdgc.REFINER == "graph":
+        if cdgc.ENABLED and cdgc.CONTEXT_MODULE == "graph":
             graph = build_graph(cfg)
         elif cdgc.ENABLED:
             with torch.device("meta"):  # only to be counted
                 parameters = sum(p.numel() for p in build_graph(cfg).parameters())
-            refiner = build_refiner(
-                cdgc.REFINER, cdgc.CHANNELS, norm=cdgc.NORM, parameters=parameters
+            refiner = build_context_module(
+                cdgc.CONTEXT_MODULE, cdgc.CHANNELS, norm=cdgc.NORM, parameters=parameters
             )
         weights = None
         if len(loss.CLASS_WEIGHTS):
@@ -231,8 +230,8 @@ class CDGCNetHead(nn.Module):
             "coarse_weight": loss.COARSE_WEIGHT,
             "refined_weight": loss.REFINED_WEIGHT,
             "aux_weight": loss.AUX_WEIGHT,
-            "plain_weight": loss.PLAIN_WEIGHT,
-            "plain_loss": loss.PLAIN,
+            "baseline_weight": loss.BASELINE_WEIGHT,
+            "baseline_loss": loss.BASELINE,
         }
 
     def layers(
@@ -298,9 +297,9 @@ class CDGCNetHead(nn.Module):
 
         losses = {}
         if output.coarse is None:
-            ohem = self.plain_loss == "ohem"
+            ohem = self.baseline_loss == "ohem"
             plain = self.refined_criterion(output.refined, targets) if ohem else ce(output.refined)
-            losses["loss_plain"] = self.plain_weight * plain
+            losses["loss_baseline"] = self.baseline_weight * plain
         else:
             losses["loss_coarse"] = self.coarse_weight * ce(output.coarse)
             refined = self.refined_criterion(output.refined, targets)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import conv_norm_relu
+from cdgcnet.modeling.layers import conv_norm_relu
 
-REFINERS = ("non_local", "danet", "ocr", "psp", "pixelwise")
+CONTEXT_MODULES = ("non_local", "danet", "ocr", "psp", "pixelwise")
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -190,8 +190,8 @@ class Pixelwise(nn.Module):
         return self.layers(x)
 
 
-def build_refiner(name: str, channels: int, *, norm: str, parameters: int) -> nn.Module:
-    """One of :data:`REFINERS`.
+def build_context_module(name: str, channels: int, *, norm: str, parameters: int) -> nn.Module:
+    """One of :data:`CONTEXT_MODULES`.
 
     Args:
         name: which.
@@ -212,4 +212,4 @@ def build_refiner(name: str, channels: int, *, norm: str, parameters: int) -> nn
         return PyramidPooling(channels, norm=norm)
     if name == "pixelwise":
         return Pixelwise(channels, parameters=parameters, norm=norm)
-    raise ValueError(f"refiner must be one of {REFINERS}, got {name!r}")
+    raise ValueError(f"refiner must be one of {CONTEXT_MODULES}, got {name!r}")

@@ -17,12 +17,11 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from cdgc import resize_targets, valid_nodes
-
-from .graph import log_node_shares
-from .head import CDGCNetHead
-from .postprocess import Sizes, full_size_logits, label_map
-from .probabilities import Place, ProbabilitySum
-from .window import Slide
+from cdgcnet.modeling.cdgc_head import CDGCNetHead
+from cdgcnet.modeling.graph import log_node_shares
+from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, label_map
+from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
+from cdgcnet.modeling.sliding_window import SlidingWindow
 
 OUTPUTS = ("sem_seg", "labels")
 # Prediction -> key of its label map in an output.
@@ -45,7 +44,7 @@ class Prediction:
 
     scores: dict[str, Tensor]
     logits: bool
-    sizes: Sizes
+    sizes: ResizeGeometry
     node_counts: Tensor | None
 
 
@@ -65,10 +64,10 @@ class CDGCSegmentor(nn.Module):
         sem_seg_head: CDGCNetHead,
         pixel_mean: list[float],
         pixel_std: list[float],
-        slide: Slide | None = None,
+        slide: SlidingWindow | None = None,
         precision: str = "fp32",
         channels_last: bool = False,
-        accumulate: Place | None = None,
+        accumulate: AccumulatorOptions | None = None,
     ):
         """
         Args:
@@ -94,7 +93,7 @@ class CDGCSegmentor(nn.Module):
         self.slide = slide
         self.precision = precision
         self.channels_last = channels_last
-        self.accumulate = accumulate or Place()
+        self.accumulate = accumulate or AccumulatorOptions()
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
@@ -106,10 +105,10 @@ class CDGCSegmentor(nn.Module):
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "slide": Slide.from_config(cfg),
+            "slide": SlidingWindow.from_config(cfg),
             "precision": cfg.TEST.PRECISION,
             "channels_last": cfg.MODEL.CHANNELS_LAST,
-            "accumulate": Place.from_config(cfg),
+            "accumulate": AccumulatorOptions.from_config(cfg),
         }
 
     @property
@@ -248,19 +247,19 @@ class CDGCSegmentor(nn.Module):
             Prediction(
                 {name: scores[row].float() for name, scores in kept.items() if scores is not None},
                 True,
-                Sizes((tensor.shape[2], tensor.shape[3]), size, size),
+                ResizeGeometry((tensor.shape[2], tensor.shape[3]), size, size),
                 None if counts is None else counts[:, row],
             )
             for row in range(len(tensor))
         ]
 
     def _windows(
-        self, images: ImageList, labels: Tensor | None, diagnose: bool, slide: Slide
+        self, images: ImageList, labels: Tensor | None, diagnose: bool, slide: SlidingWindow
     ) -> list[Prediction]:
         """Predict images of one size window by window; labels (B, H, W)."""
         size = images.image_sizes[0]
         align_corners = self.sem_seg_head.align_corners
-        sums: list[dict[str, ProbabilitySum]] = [{} for _ in images.image_sizes]
+        sums: list[dict[str, ProbabilityAccumulator]] = [{} for _ in images.image_sizes]
         nodes: list[Tensor | None] = [None] * len(sums)
         for rows, columns in slide.windows(size):
             window = ImageList.from_tensors(
@@ -270,7 +269,7 @@ class CDGCSegmentor(nn.Module):
             for i, prediction in enumerate(self._whole(window, part, diagnose)):
                 for name, scores in prediction.scores.items():
                     if name not in sums[i]:
-                        sums[i][name] = ProbabilitySum(
+                        sums[i][name] = ProbabilityAccumulator(
                             len(scores), size, self.device, self.accumulate
                         )
                     corner = (rows.start, columns.start)
@@ -282,7 +281,7 @@ class CDGCSegmentor(nn.Module):
             Prediction(
                 {name: s.mean(held.to(s.total.device)) for name, s in by_name.items()},
                 False,
-                Sizes(size, size, size),
+                ResizeGeometry(size, size, size),
                 count,
             )
             for by_name, count in zip(sums, nodes, strict=True)
@@ -295,7 +294,7 @@ class CDGCSegmentor(nn.Module):
             if self.slide is None:
                 return {"sem_seg": full_size_logits(scores["refined"], sizes, align_corners)}
             classes = len(scores["refined"])
-            total = ProbabilitySum(classes, sizes.output, self.device, self.accumulate)
+            total = ProbabilityAccumulator(classes, sizes.output, self.device, self.accumulate)
             total.add(scores["refined"], sizes, align_corners, logits=prediction.logits)
             return {"sem_seg": total.total}
         result = {

@@ -23,7 +23,7 @@ _BAND_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 26}
 _GATHERED_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
-class Sizes(NamedTuple):
+class ResizeGeometry(NamedTuple):
     """(height, width) along the way from the network to the user."""
 
     padded: tuple[int, int]  # the network's input, with batch padding
@@ -63,7 +63,7 @@ def check_fits(
         )
 
 
-def full_size_logits(logits: Tensor, sizes: Sizes, align_corners: bool) -> Tensor:
+def full_size_logits(logits: Tensor, sizes: ResizeGeometry, align_corners: bool) -> Tensor:
     """Logits (M, h, w) -> (M, H, W) at ``sizes.output``."""
     largest = max(sizes.padded, sizes.output, key=math.prod)
     check_fits(logits.shape[0], largest, logits.device)
@@ -75,7 +75,7 @@ def full_size_logits(logits: Tensor, sizes: Sizes, align_corners: bool) -> Tenso
     return out[0]
 
 
-def _axis_matrix(scores: Tensor, sizes: Sizes, axis: int, align_corners: bool) -> Tensor:
+def _axis_matrix(scores: Tensor, sizes: ResizeGeometry, axis: int, align_corners: bool) -> Tensor:
     """The way of one axis (0: height) from scores to output: (H, h) or (W, w)."""
     padded, image, output = (size[axis] for size in sizes)
     matrix = resize_matrix(scores.shape[1 + axis], padded, align_corners, scores)[:image]
@@ -85,7 +85,7 @@ def _axis_matrix(scores: Tensor, sizes: Sizes, axis: int, align_corners: bool) -
     return torch.lerp(matrix[low], matrix[high], weight[:, None])
 
 
-def _widen(scores: Tensor, sizes: Sizes, align_corners: bool) -> Tensor:
+def _widen(scores: Tensor, sizes: ResizeGeometry, align_corners: bool) -> Tensor:
     """The horizontal half of the way: (M, h, w) -> (M, h, W)."""
     height = scores.shape[1]
 
@@ -101,7 +101,7 @@ def _widen(scores: Tensor, sizes: Sizes, align_corners: bool) -> Tensor:
 
 
 def score_bands(
-    scores: Tensor, sizes: Sizes, align_corners: bool, flip: bool = False
+    scores: Tensor, sizes: ResizeGeometry, align_corners: bool, flip: bool = False
 ) -> Iterator[tuple[slice, Tensor]]:
     """Full-size scores, a band of rows at a time.
 
@@ -172,7 +172,7 @@ def _true_places(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than PyTorch
 
 
-def label_map(scores: Tensor, sizes: Sizes, align_corners: bool) -> Tensor:
+def label_map(scores: Tensor, sizes: ResizeGeometry, align_corners: bool) -> Tensor:
     """The class of each output pixel, without ever holding (M, H, W) scores.
 
     Where all nodes that a pixel is made of have the same best class, that is its class: a mean
@@ -203,7 +203,7 @@ def label_map(scores: Tensor, sizes: Sizes, align_corners: bool) -> Tensor:
     if 2 * len(pixel) < labels.numel():
         labels.view(-1)[pixel] = _between(scores, pixel, rows, columns)
         return labels
-    # Hardly two neighbours agree: gathering their nodes would cost more than all bands.
+    # Hardly two neighbors agree: gathering their nodes would cost more than all bands.
     for band, full in score_bands(scores, sizes, align_corners):
         labels[band] = full.max(dim=0).indices.to(torch.uint8)
     return labels

@@ -9,12 +9,12 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from .postprocess import Sizes, check_fits, score_bands
+from cdgcnet.modeling.postprocessing import ResizeGeometry, check_fits, score_bands
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-class Place(NamedTuple):
+class AccumulatorOptions(NamedTuple):
     """Where probabilities are summed up.
 
     Attributes:
@@ -26,17 +26,19 @@ class Place(NamedTuple):
     dtype: torch.dtype = torch.float32
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> "Place":
+    def from_config(cls, cfg: CfgNode) -> "AccumulatorOptions":
         """TEST.ACCUMULATE.{DEVICE, DTYPE}."""
         keys = cfg.TEST.ACCUMULATE
         device = None if keys.DEVICE == "model" else torch.device(keys.DEVICE)
         return cls(device, _DTYPES[keys.DTYPE])
 
 
-class ProbabilitySum:
+class ProbabilityAccumulator:
     """Adds up softmax probabilities in bands of rows: full-size logits never exist as a whole."""
 
-    def __init__(self, classes: int, size: tuple[int, int], device: torch.device, place: Place):
+    def __init__(
+        self, classes: int, size: tuple[int, int], device: torch.device, place: AccumulatorOptions
+    ):
         """
         Args:
             classes, size: M and (H, W).
@@ -53,7 +55,7 @@ class ProbabilitySum:
     def add(
         self,
         scores: Tensor,
-        sizes: Sizes,
+        sizes: ResizeGeometry,
         align_corners: bool,
         *,
         logits: bool = True,

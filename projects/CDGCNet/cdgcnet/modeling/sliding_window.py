@@ -15,14 +15,14 @@ def starts(length: int, crop: int, stride: int) -> list[int]:
     return [max(0, min(i * stride, length - crop)) for i in range(steps + 1)]
 
 
-class Slide(NamedTuple):
+class SlidingWindow(NamedTuple):
     """Size and step of the windows, (height, width) each."""
 
     crop: tuple[int, int]
     stride: tuple[int, int]
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> "Slide | None":
+    def from_config(cls, cfg: CfgNode) -> "SlidingWindow | None":
         """TEST.SLIDE.{CROP, STRIDE}; None if it is not enabled."""
         slide = cfg.TEST.SLIDE
         return cls(tuple(slide.CROP), tuple(slide.STRIDE)) if slide.ENABLED else None

@@ -12,11 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch import Tensor, nn
 
-from .augmentation import build_test_augmentations
-from .files import read_image
-from .postprocess import Sizes
-from .probabilities import Place, ProbabilitySum
-from .segmentor import OUTPUTS, CDGCSegmentor, Prediction
+from cdgcnet.data.augmentation import build_test_augmentations
+from cdgcnet.data.image_io import read_image
+from cdgcnet.modeling.meta_arch import OUTPUTS, CDGCSegmentor, Prediction
+from cdgcnet.modeling.postprocessing import ResizeGeometry
+from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
 
 
 class SemanticSegmentorWithTTA(nn.Module):
@@ -41,7 +41,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         self.flip = cfg.TEST.AUG.FLIP
         self.image_format = cfg.INPUT.FORMAT
         self.resize = build_test_augmentations(cfg)[0]
-        self.accumulate = Place.from_config(cfg)
+        self.accumulate = AccumulatorOptions.from_config(cfg)
         # Detectron2's evaluation loop restores this mode, and with it the wrapped model's.
         self.training = self.model.training
 
@@ -92,7 +92,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         return [{"sem_seg": total.mean(count)} for total, count in map(self._sum, batched_inputs)]
 
     @torch.no_grad()
-    def _sum(self, x: dict) -> tuple[ProbabilitySum, int]:
+    def _sum(self, x: dict) -> tuple[ProbabilityAccumulator, int]:
         """Probabilities summed over the views of one image, and the number of views."""
         image = self._original(x)
         size = (x.get("height") or image.shape[0], x.get("width") or image.shape[1])
@@ -104,7 +104,9 @@ class SemanticSegmentorWithTTA(nn.Module):
             for flipped, prediction in enumerate(self._predict(batch, size)):
                 scores = prediction.scores["refined"]
                 if total is None:
-                    total = ProbabilitySum(len(scores), size, scores.device, self.accumulate)
+                    total = ProbabilityAccumulator(
+                        len(scores), size, scores.device, self.accumulate
+                    )
                 total.add(
                     scores,
                     prediction.sizes,
@@ -124,4 +126,6 @@ class SemanticSegmentorWithTTA(nn.Module):
             yield from self.model.predict(batch)
             return
         for output in self.model(batch):
-            yield Prediction({"refined": output["sem_seg"]}, True, Sizes(size, size, size), None)
+            yield Prediction(
+                {"refined": output["sem_seg"]}, True, ResizeGeometry(size, size, size), None
+            )

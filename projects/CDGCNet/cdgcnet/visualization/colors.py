@@ -10,25 +10,25 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 IGNORE_COLOR = (0, 0, 0)
-# What a refinement changed. Blue and vermilion, which colour-blind readers tell apart.
+# What a refinement changed. Blue and vermilion, which color-blind readers tell apart.
 FIXED, BROKEN = (0, 114, 178), (213, 94, 0)
 
 
 def class_colors(metadata: Metadata) -> list[tuple[int, int, int]]:
-    """One RGB colour per class: the data set's own, or Detectron2's map where it has none."""
+    """One RGB color per class: the dataset's own, or Detectron2's map where it has none."""
     count = len(metadata.stuff_classes)
     colors = metadata.get("stuff_colors") or np.resize(colormap(rgb=True), (count, 3))
     return [(int(r), int(g), int(b)) for r, g, b in colors]
 
 
 def unit_color(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    """A colour of 0 to 255 as matplotlib takes it."""
+    """A color of 0 to 255 as matplotlib takes it."""
     red, green, blue = color
     return red / 255, green / 255, blue / 255
 
 
 def palette_of(colors: Sequence[Sequence[int]]) -> list[int]:
-    """A 256-colour PNG palette; values that are no class are black."""
+    """A 256-color PNG palette; values that are no class are black."""
     palette = [channel for color in colors for channel in color]
     return palette + list(IGNORE_COLOR) * (256 - len(colors))
 
@@ -41,7 +41,7 @@ def label_image(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Im
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> Image.Image:
-    """Class colours and names over an RGB image (H, W, 3), by Detectron2's visualizer."""
+    """Class colors and names over an RGB image (H, W, 3), by Detectron2's visualizer."""
     drawn = Visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5)
     return Image.fromarray(drawn.get_image())
 
@@ -57,7 +57,7 @@ def comparison_sheet(
     Args:
         rows: one sequence per image; label maps hold class ids or the ignore label.
         titles: one per column.
-        metadata: gives class names and colours; the legend lists the classes that occur.
+        metadata: gives class names and colors; the legend lists the classes that occur.
         path: PNG to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -12,8 +12,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .files import replacing
-from .visualize import BROKEN, FIXED, class_colors, label_image, unit_color
+from cdgcnet.utils.io import atomic_write
+from cdgcnet.visualization.colors import (
+    BROKEN,
+    FIXED,
+    class_colors,
+    label_image,
+    unit_color,
+)
 
 IGNORED = (225, 225, 225)  # black is a class of VOC
 WRONG = (240, 228, 66)
@@ -23,8 +29,8 @@ _WITH_NUMBERS = 30
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)  # no global pyplot state, no window system
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=130)
+    with atomic_write(path) as tmp_path:
+        figure.savefig(tmp_path, dpi=130)
 
 
 def write_heat_map(
@@ -43,7 +49,7 @@ def write_heat_map(
         names: of the classes.
         title: above the picture.
         predicted: label of the columns.
-        colors: name of a matplotlib colour map.
+        colors: name of a matplotlib color map.
     """
     count = len(names)
     numbers = count <= _WITH_NUMBERS
@@ -82,11 +88,11 @@ def change_picture(
     refined: np.ndarray,
     ignore_label: int,
 ) -> np.ndarray:
-    """The image in grey with fixed pixels blue, broken ones orange, wrong before and after yellow.
+    """The image in gray with fixed pixels blue, broken ones orange, wrong before and after yellow.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        truth: (H, W); ignored pixels stay grey.
+        truth: (H, W); ignored pixels stay gray.
         coarse: None if there is no graph: all that is wrong is yellow.
         refined: (H, W).
         ignore_label: of the ground truth.
@@ -94,8 +100,8 @@ def change_picture(
     Returns:
         (H, W, 3) uint8.
     """
-    grey = 110 + 0.55 * image.mean(axis=2, keepdims=True)
-    picture = np.repeat(grey, 3, axis=2).clip(0, 255).astype(np.uint8)
+    gray = 110 + 0.55 * image.mean(axis=2, keepdims=True)
+    picture = np.repeat(gray, 3, axis=2).clip(0, 255).astype(np.uint8)
     counted = truth != ignore_label
     wrong = counted & (refined != truth)
     if coarse is None:
@@ -124,7 +130,7 @@ def write_image(
         image: (H, W, 3) uint8 RGB.
         truth: (H, W).
         predictions: "refined" and perhaps "coarse", "oracle": (H, W).
-        metadata: class names and colours.
+        metadata: class names and colors.
         ignore_label: of the ground truth.
         title: above the picture.
     """

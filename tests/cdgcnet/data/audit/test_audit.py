@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdgcnet import register_all
-from cdgcnet.datasets.catalog import register
-from cdgcnet.prepare import findings
-from cdgcnet.prepare.audit import audit
-from cdgcnet.prepare.audit_checks import Rules, digest_of, grey_values, inspect
-from cdgcnet.prepare.audit_page import choose, color_labels, page
+from cdgcnet.data.audit import issues as findings
+from cdgcnet.data.audit.audit import audit
+from cdgcnet.data.audit.checks import Rules, digest_of, gray_values, inspect
+from cdgcnet.data.audit.report import choose, color_labels, page
+from cdgcnet.data.datasets.catalog import register
 
 COLORS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 NAMES = ["sky", "road", "tree"]
@@ -132,7 +132,7 @@ def test_frequencies_are_those_of_bincount(tmp_path_factory, num_classes, seed, 
             "sem_seg_file_name": str(path),
             "sem_seg_lut": lut.tobytes() if mapped else None,
         },
-        Rules(num_classes, 255, frozenset(), labelled=True),
+        Rules(num_classes, 255, frozenset(), labeled=True),
     )
     expected = np.bincount(labels.ravel(), minlength=256)
     np.testing.assert_array_equal(sample.counts, expected[:num_classes])
@@ -148,7 +148,7 @@ def test_the_spread_of_ignored_pixels(toy, call):
     assert line in call(toy.name).out and line in page(audit(toy.name))
 
 
-def test_a_set_of_detectron2_without_colours(toy):
+def test_a_set_of_detectron2_without_colors(toy):
     metadata = MetadataCatalog.get(toy.name)
     del metadata.stuff_colors
     report = audit(toy.name)
@@ -160,7 +160,7 @@ def test_a_split_without_labels_has_its_images_checked(toy, call):
         del d["sem_seg_file_name"]
     done = call(toy.name)
     assert done.code == 0 and "4 images without labels" in done.out
-    assert "never occurs" not in done.out and "% of labelled" not in done.out
+    assert "never occurs" not in done.out and "% of labeled" not in done.out
     with open(toy.image(2), "wb") as file:
         file.write(b"broken")
     assert call(toy.name).code == 1
@@ -211,7 +211,7 @@ def drop_label(toy):
 
 def color_label(toy):
     toy.save(toy.label(1), np.zeros((4, 6, 3)))
-    return toy.label(1), "colour image as label"
+    return toy.label(1), "color image as label"
 
 
 def shrink_label(toy):
@@ -225,16 +225,16 @@ def foreign_value(toy):
     return toy.label(1), "3, 7 in 12 pixels (50.0 %); expected 0 to 2 or 255"
 
 
-def grey_palette(toy):
+def gray_palette(toy):
     # 200 red has the brightness 0.299 * 200 = 59.8, green 117.4, blue 22.8.
     toy.save(toy.label(1), [[60, 60, 117, 117, 23, 0]] * 4)
-    return toy.label(1), "palette PNG saved as grey"
+    return toy.label(1), "palette PNG saved as gray"
 
 
-def grey_voc_palette(toy):
+def gray_voc_palette(toy):
     # VOC's aeroplane (128, 0, 0) has the brightness 38, its void border (224, 224, 192) 220.
     toy.save(toy.label(1), [[0, 0, 38, 38, 220, 220]] * 4)
-    return toy.label(1), "palette PNG saved as grey"
+    return toy.label(1), "palette PNG saved as gray"
 
 
 ERRORS = (
@@ -247,8 +247,8 @@ ERRORS = (
     color_label,
     shrink_label,
     foreign_value,
-    grey_palette,
-    grey_voc_palette,
+    gray_palette,
+    gray_voc_palette,
 )
 
 
@@ -278,7 +278,7 @@ def test_no_damaged_byte_ends_the_audit(toy, palette):
     label = Path(toy.label(1))
     toy.save(label, [[0, 0, 1, 1, 2, 255]] * 4, palette=palette)
     data = label.read_bytes()
-    rules = Rules(3, 255, frozenset(), labelled=True)
+    rules = Rules(3, 255, frozenset(), labeled=True)
     found = set()
     for i in range(len(data)):
         label.write_bytes(data[:i] + bytes([data[i] ^ 0xFF]) + data[i + 1 :])
@@ -286,15 +286,15 @@ def test_no_damaged_byte_ends_the_audit(toy, palette):
     assert findings.LABEL in found
 
 
-def test_grey_needs_a_greyscale_file_and_all_values(toy):
-    toy.save(toy.label(0), [[60, 60, 117, 117, 23, 9]] * 4)  # 9 is the grey of no colour
+def test_gray_needs_a_grayscale_file_and_all_values(toy):
+    toy.save(toy.label(0), [[60, 60, 117, 117, 23, 9]] * 4)  # 9 is the gray of no color
     toy.save(toy.label(1), [[60, 60, 117, 117, 23, 0]] * 4, palette=list(range(256)) * 3)
     assert kinds(audit(toy.name)) == [findings.VALUE, findings.VALUE]
 
 
-def test_grey_values_are_pillows():
+def test_gray_values_are_pillows():
     # (299 R + 587 G + 114 B) / 1000: 38.27 for VOC's aeroplane, 75.1 for its bicycle.
-    assert grey_values([(128, 0, 0), (0, 128, 0), (0, 0, 0)]) == {38, 75, 0}
+    assert gray_values([(128, 0, 0), (0, 128, 0), (0, 0, 0)]) == {38, 75, 0}
 
 
 def test_the_table_of_the_dict_is_applied(toy):
@@ -377,7 +377,7 @@ def test_only_files_of_equal_size_are_read_in_the_other_set(toy, tmp_path, monke
     copy(toy.image(0), val.image(3))
     read = []
     monkeypatch.setattr(
-        "cdgcnet.prepare.audit.digest_of", lambda d: read.append(d["file_name"]) or digest_of(d)
+        "cdgcnet.data.audit.audit.digest_of", lambda d: read.append(d["file_name"]) or digest_of(d)
     )
     assert kinds(audit(toy.name)) == [findings.SHARED]
     assert read == [val.image(3)]
@@ -427,11 +427,11 @@ def test_palettes_that_differ(toy):
     assert kinds(report) == [findings.PALETTE]
     assert report.problems[0].subject == toy.label(2)
     assert report.problems[0].details == (
-        "id 1 has the colour (9, 9, 9), but (0, 200, 0) in 3 of 4 files"
+        "id 1 has the color (9, 9, 9), but (0, 200, 0) in 3 of 4 files"
     )
 
 
-def test_colours_of_ids_that_do_not_occur_or_are_ignored_may_differ(toy):
+def test_colors_of_ids_that_do_not_occur_or_are_ignored_may_differ(toy):
     palette = [v for color in COLORS for v in color] + [0] * 759
     other = list(palette)
     other[30:33] = 9, 9, 9  # of id 10, which no pixel has
@@ -551,7 +551,7 @@ def test_a_picture_is_the_image_beside_its_overlay(toy):
 def test_a_page_lists_no_more_files_than_can_be_read(toy, monkeypatch):
     for i in range(4):
         toy.save(toy.label(i), np.full((4, 6), 9))
-    monkeypatch.setattr("cdgcnet.prepare.audit_page._LISTED", 3)
+    monkeypatch.setattr("cdgcnet.data.audit.report._LISTED", 3)
     text = page(audit(toy.name))
     assert toy.label(2) in text and toy.label(3) not in text and "<li>… and 1 more</li>" in text
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdgcnet import load_cfg
-from cdgcnet.datasets.catalog import color_map
-from cdgcnet.datasets.class_list import MAX_CLASSES, parse_classes
-from cdgcnet.datasets.folders import KEY, label_lut, register_folders
-from cdgcnet.files import check_labels, read_checked_labels
+from cdgcnet.data.datasets.catalog import color_map
+from cdgcnet.data.datasets.class_list import MAX_CLASSES, parse_classes
+from cdgcnet.data.datasets.custom import KEY, label_lut, register_folders
+from cdgcnet.data.label_io import check_labels, read_checked_labels
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 CLASSES = ["background", "street lamp", "car"]
 
 
@@ -157,17 +157,17 @@ def test_the_entries_survive_a_dumped_config(root, tmp_path):
     assert load_cfg(str(path)).DATASETS.FOLDERS == cfg.DATASETS.FOLDERS
 
 
-# ---------------------------------------------------------------- classes and colours
+# ---------------------------------------------------------------- classes and colors
 
 
-def test_class_lines_with_and_without_colours():
+def test_class_lines_with_and_without_colors():
     names, colors = parse_classes(["street lamp  250 170 30", "car", "lane 2 1 2 3", "size 10 20"])
-    # Only the last three of four or more words are a colour.
+    # Only the last three of four or more words are a color.
     assert names == ["street lamp", "car", "lane 2", "size 10 20"]
     assert colors == [(250, 170, 30), color_map(3)[2], (1, 2, 3), color_map(5)[4]]
 
 
-def test_default_colours_differ_and_none_is_black():
+def test_default_colors_differ_and_none_is_black():
     _, colors = parse_classes([f"class{i}" for i in range(MAX_CLASSES)])
     assert len({*colors, (0, 0, 0)}) == MAX_CLASSES + 1
 
@@ -178,9 +178,9 @@ def test_default_colours_differ_and_none_is_black():
         ([], "0 classes"),
         ([f"c{i}" for i in range(255)], "255 classes; expected 1 to 254"),
         (["car", "tree", "car"], "classes 1 and 3 are both 'car'"),
-        (["car", "0 0 142"], "class 2, '0 0 142', is a colour without a name"),
-        (["car 0 0 256"], "class 1, 'car 0 0 256': expected a colour"),
-        (["car 0 -1 0"], "class 1, 'car 0 -1 0': expected a colour"),
+        (["car", "0 0 142"], "class 2, '0 0 142', is a color without a name"),
+        (["car 0 0 256"], "class 1, 'car 0 0 256': expected a color"),
+        (["car 0 -1 0"], "class 1, 'car 0 -1 0': expected a color"),
     ],
 )
 def test_bad_class_lists_are_named(root, lines, words):
@@ -363,8 +363,7 @@ def test_bad_split_is_named(root, text, error, words):
 def guide(tmp_path, monkeypatch):
     """The guide's tree and files as printed in docs/own_data.md; returns its my.yaml."""
     text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
-    yaml = re.search(r"<!-- tests/cdgcnet/test_folders.py runs this -->\n```yaml\n(.+?)```", text,
-                     re.S)  # fmt: skip
+    yaml = re.search(r"<!-- tests/\S+/test_custom.py runs this -->\n```yaml\n(.+?)```", text, re.S)
     classes = re.search(r"`my/classes.txt`, .+?```\n(.+?)```", text, re.S)
     assert yaml and classes, "docs/own_data.md lost its examples"
     data = tmp_path / "data"
@@ -401,7 +400,7 @@ TINY = {
 
 @pytest.mark.usefixtures("clean_logging")
 def test_the_guide_trains_and_evaluates(guide):
-    from cdgcnet.run import run, setup
+    from cdgcnet.engine.defaults import run, setup
 
     overrides = [str(x) for pair in TINY.items() for x in pair]
     args = argparse.Namespace(config_file=guide, opts=overrides, eval_only=False, resume=False)
@@ -412,7 +411,7 @@ def test_the_guide_trains_and_evaluates(guide):
 
 
 def test_the_guide_names_every_key():
-    from cdgcnet.datasets.folders import OPTIONAL, REQUIRED
+    from cdgcnet.data.datasets.custom import OPTIONAL, REQUIRED
 
     text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([A-Z_]+)` \|", text, re.M)) == {*REQUIRED, *OPTIONAL}

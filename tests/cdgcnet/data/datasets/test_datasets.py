@@ -14,9 +14,9 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from cdgcnet import register_all
-from cdgcnet.datasets import camvid, cityscapes, datasets_root
-from cdgcnet.datasets.cityscapes_labels import make_train_ids
-from cdgcnet.files import read_labels
+from cdgcnet.data.datasets import camvid, cityscapes, datasets_root
+from cdgcnet.data.datasets.cityscapes_labels import make_train_ids
+from cdgcnet.data.label_io import read_labels
 
 SPLITS = {
     "camvid": ("train", "val", "test"),
@@ -45,7 +45,7 @@ NAMES = [f"cdgc_{name}_{split}" for name, splits in SPLITS.items() for split in 
 
 @pytest.fixture(autouse=True)
 def restore_registrations():
-    """Other tests find the data sets where the environment says."""
+    """Other tests find the datasets where the environment says."""
     yield
     register_all()
 
@@ -86,7 +86,7 @@ def write_camvid(root: Path, lines: str | None = None) -> Path:
 
 def test_importing_registers_no_data_set():
     code = (
-        "import cdgcnet, cdgcnet.datasets\n"
+        "import cdgcnet, cdgcnet.data.datasets\n"
         "from detectron2.data import DatasetCatalog as D\n"
         "print(sum(n.startswith('cdgc_') for n in D.list()))\n"
         "cdgcnet.register_all()\n"
@@ -181,7 +181,7 @@ def test_detectron2s_visualizer_understands_the_metadata(name):
     drawn = Visualizer(np.zeros((60, 80, 3), np.uint8), metadata).draw_sem_seg(labels, alpha=1.0)
     picture = drawn.get_image()
     assert picture.shape == (60, 80, 3)
-    # A corner far from text and edges has the class's own colour.
+    # A corner far from text and edges has the class's own color.
     np.testing.assert_allclose(picture[57, 3], metadata.stuff_colors[0], atol=2)
     np.testing.assert_allclose(picture[57, 77], metadata.stuff_colors[1], atol=2)
     assert picture[2, 2].max() == 0

@@ -13,8 +13,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from cdgcnet.prepare.jobs import Runner
-from cdgcnet.prepare.sources import find
+from cdgcnet.data.prepare.archives import find
+from cdgcnet.data.prepare.conversion import Runner
 
 HEIGHT, WIDTH = 4, 6
 

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from cdgcnet.prepare import sources
-from cdgcnet.prepare.sources import find
+from cdgcnet.data.prepare import archives as sources
+from cdgcnet.data.prepare.archives import find
 
 WANTED = (r"pics/(?P<name>\w+)\.png", r"(?P<name>train)\.txt")
 

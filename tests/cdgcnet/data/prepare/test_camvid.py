@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cdgcnet.prepare import camvid
-from cdgcnet.prepare.counts import count
+from cdgcnet.data.prepare import camvid
+from cdgcnet.data.prepare.completeness import count
 
 NAMES = {"train": ["0001TP_006690", "0001TP_006720"], "val": ["0016E5_07959"], "test": ["Seq05"]}
-ROW = [0, 3, 8, 10, 11, 11]  # 11 is SegNet's "unlabelled"
+ROW = [0, 3, 8, 10, 11, 11]  # 11 is SegNet's "unlabeled"
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_segnet_beside_another_list_is_not_mixed(prepare, own, segnet):
         prepare(camvid, segnet)
 
 
-@pytest.mark.parametrize("kind", ["value", "size", "image", "no image", "colour"])
+@pytest.mark.parametrize("kind", ["value", "size", "image", "no image", "color"])
 def test_damaged_segnet_files(prepare, segnet, png, image, tmp_path, kind):
     label = segnet / "CamVid" / "trainannot" / "0001TP_006720.png"
     photo = segnet / "CamVid" / "train" / "0001TP_006720.png"
@@ -110,7 +110,7 @@ def test_damaged_segnet_files(prepare, segnet, png, image, tmp_path, kind):
         "value": "label value 12 is not a label of SegNet's CamVid",
         "size": "labels are 4 x 6, but the image",
         "image": "not a readable image",
-        "colour": "colour image",
+        "color": "color image",
     }
     if kind == "no image":
         assert runner.failures == []
@@ -132,7 +132,7 @@ def test_damaged_own_files(prepare, own, png):
     assert any("1 images are missing" in p and "0001TP_006690.jpg" in p for p in problems)
 
 
-def test_nothing_to_recognise(prepare, tmp_path, image):
+def test_nothing_to_recognize(prepare, tmp_path, image):
     image(tmp_path / "src" / "train" / "a.png")
     (tmp_path / "src" / "train.txt").write_text("a\nb\n")  # a list, but not ours
     (tmp_path / "src" / "val.txt").write_bytes(b"\xff\xfe")  # not even text

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdgcnet.prepare import cityscapes
-from cdgcnet.prepare.counts import count
+from cdgcnet.data.prepare import cityscapes
+from cdgcnet.data.prepare.completeness import count
 
 FRAMES = {"train": ("aachen_000000_000019", "ulm_000001_000019"), "val": ("lindau_000000_000019",)}
 # Label ids of road, sidewalk, ego vehicle, person, license plate's car, bicycle …
@@ -148,7 +148,7 @@ def test_official_counts_per_city_add_up():
 
 
 @pytest.mark.parametrize("gone", ["images", "labels"])
-def test_nothing_to_recognise(prepare, download, gone):
+def test_nothing_to_recognize(prepare, download, gone):
     for file in download.rglob("*"):
         if file.is_file() and ("leftImg8bit" in file.name) == (gone == "images"):
             file.unlink()

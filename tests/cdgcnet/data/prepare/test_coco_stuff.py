@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdgcnet.prepare import coco_stuff
-from cdgcnet.prepare.counts import count
+from cdgcnet.data.prepare import coco_stuff
+from cdgcnet.data.prepare.completeness import count
 
 NAMES = {
     "train": ["COCO_train2014_000000000077", "COCO_train2014_000000000113"],
@@ -154,7 +154,7 @@ def test_annotations_that_are_all_damaged(prepare, download):
 
 
 @pytest.mark.parametrize("gone", ["imageLists/test.txt", "annotations"])
-def test_nothing_to_recognise(prepare, download, gone):
+def test_nothing_to_recognize(prepare, download, gone):
     src = download("1.1")
     here = src / "dataset" / gone
     here.rename(src / "away")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cdgcnet import files
-from cdgcnet.prepare import jobs
-from cdgcnet.prepare.jobs import Job, Runner, place, remove_leftovers
-from cdgcnet.prepare.sources import File, find
+from cdgcnet.data import image_io as files
+from cdgcnet.data.prepare import conversion as jobs
+from cdgcnet.data.prepare.archives import File, find
+from cdgcnet.data.prepare.conversion import Job, Runner, place, remove_leftovers
 
 
 def source(folder: Path, name: str, text: str = "text") -> File:
@@ -173,7 +173,7 @@ def importable(tmp_path, monkeypatch):
     (tmp_path / "job_functions.py").write_text(
         "import os\n"
         "from pathlib import Path\n"
-        "from cdgcnet.files import replacing\n"
+        "from cdgcnet.data.image_io import replacing\n"
         "def upper(content, target):\n"
         "    text = content.read_text() if isinstance(content, Path) else content.decode()\n"
         "    if text.isdigit():\n"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cdgcnet.prepare.labels import (
+from cdgcnet.data.prepare.label_formats import (
     is_hdf5,
     map_labels,
     read_mat,
@@ -90,10 +90,10 @@ def test_palette_pngs_hold_the_raw_labels(tmp_path, image, read):
         np.testing.assert_array_equal(read_png(content), labels)
 
 
-def test_colour_masks_are_refused_also_from_an_archive(tmp_path, image):
+def test_color_masks_are_refused_also_from_an_archive(tmp_path, image):
     path = image(tmp_path / "a.png")
     for content in (path, path.read_bytes()):
-        with pytest.raises(ValueError, match="colour image"):
+        with pytest.raises(ValueError, match="color image"):
             read_png(content)
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdgcnet.datasets import pascal_context as classes
-from cdgcnet.prepare import pascal_context
-from cdgcnet.prepare.counts import count
-from cdgcnet.prepare.sources import File
+from cdgcnet.data.datasets import pascal_context as classes
+from cdgcnet.data.prepare import pascal_context
+from cdgcnet.data.prepare.archives import File
+from cdgcnet.data.prepare.completeness import count
 
 SPLITS = {"train": ["2008_000002", "2008_000003"], "val": ["2008_000007"]}
 # Official numbers of some of the 459 categories.
@@ -165,7 +165,7 @@ def test_59_names_are_not_459(labels_txt):
         ("ImageSets", "VOC 2010's lists not found"),
     ],
 )
-def test_nothing_to_recognise(prepare, context, devkit, tmp_path, gone, expected):
+def test_nothing_to_recognize(prepare, context, devkit, tmp_path, gone, expected):
     (next(tmp_path.rglob(gone))).rename(tmp_path / "away")
     with pytest.raises(ValueError, match=expected):
         prepare(pascal_context, context, devkit)

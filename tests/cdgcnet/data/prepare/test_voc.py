@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdgcnet.prepare import voc
-from cdgcnet.prepare.counts import count
-from cdgcnet.prepare.lists import read_list
+from cdgcnet.data.prepare import voc
+from cdgcnet.data.prepare.completeness import count
+from cdgcnet.data.prepare.split_lists import read_list
 
 # Six images. SBD's two lists overlap with all of VOC's, as in reality.
 A, B, C, D, E, F = (f"2008_00000{i}" for i in range(1, 7))
@@ -198,7 +198,7 @@ def test_damaged_sbd_files(prepare, devkit, sbd, sbd_mat, mat, tmp_path, damage,
     assert sorted(p.stem for p in made.iterdir()) == [A, B, C, D, F]
 
 
-@pytest.mark.parametrize("kind", ["value", "colour"])
+@pytest.mark.parametrize("kind", ["value", "color"])
 def test_damaged_official_masks(prepare, devkit, sbd, png, image, tmp_path, kind):
     file = next(devkit.rglob(f"SegmentationClass/{C}.png"))
     if kind == "value":
@@ -207,7 +207,7 @@ def test_damaged_official_masks(prepare, devkit, sbd, png, image, tmp_path, kind
         image(file)
     _, runner = prepare(voc, devkit, sbd)
     assert len(runner.failures) == 1 and f"{C}.png" in runner.failures[0]
-    assert ("value 21 is not a VOC label" if kind == "value" else "colour") in runner.failures[0]
+    assert ("value 21 is not a VOC label" if kind == "value" else "color") in runner.failures[0]
     assert not list((tmp_path / "root").rglob(f"SegmentationClassAug/{C}.png"))
 
 
@@ -219,7 +219,7 @@ def test_a_truncated_sbd_archive_gives_what_it_has(prepare, devkit, sbd, tmp_pat
     assert len(list((tmp_path / "root").rglob("SegmentationClassAug/*.png"))) >= 4
 
 
-def test_nothing_to_recognise(prepare, sbd):
+def test_nothing_to_recognize(prepare, sbd):
     with pytest.raises(ValueError, match="PASCAL VOC 2012 not found") as caught:
         prepare(voc, sbd)
     assert "VOCtrainval_11-May-2012.tar" in str(caught.value)

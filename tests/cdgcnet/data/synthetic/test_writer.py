@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "projects/CDGCNet/cdgcnet/datasets"
+FOLDER = Path(__file__).resolve().parents[4] / "projects/CDGCNet/cdgcnet/data/synthetic"
 TARGETS = {7, 8, 11, 17, 20, 21, 22, 23, 24, 25, 26, 33}
-IGNORED = {0, 1}  # unlabelled borders, ego vehicle
+IGNORED = {0, 1}  # unlabeled borders, ego vehicle
 SMALL = {"num_train": 2, "num_val": 1, "height": 64, "width": 96}
 # id -> train id, typed over from cityscapesscripts.helpers.labels
 OFFICIAL = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11,

@@ -1,4 +1,4 @@
-"""Are the files of a data set sound? Every image and label decoded once, and compared.
+"""Are the files of a dataset sound? Every image and label decoded once, and compared.
 
 Reading order: ``findings`` (what a problem is), ``audit_checks`` (what is looked for), this file,
 ``audit_page`` (the report with pictures).
@@ -14,25 +14,25 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from ..config import load_cfg
-from ..datasets import register_all, voc
-from ..datasets.catalog import EVALUATOR_TYPE
-from ..datasets.folders import register_folders
-from ..visualize import class_colors
-from . import findings
-from .audit_checks import (
+from cdgcnet.config.defaults import load_cfg
+from cdgcnet.data.audit import issues as findings
+from cdgcnet.data.audit.checks import (
     Rules,
     digest_of,
     find_absent,
     find_odd_palettes,
     find_shared,
     find_twins,
-    grey_values,
+    gray_values,
     inspect,
     size_of,
 )
-from .audit_page import check_page, write_page
-from .findings import Problem, Report, format_report
+from cdgcnet.data.audit.issues import Problem, Report, format_report
+from cdgcnet.data.audit.report import check_page, write_page
+from cdgcnet.data.datasets import register_all, voc
+from cdgcnet.data.datasets.catalog import EVALUATOR_TYPE
+from cdgcnet.data.datasets.custom import register_folders
+from cdgcnet.visualization.colors import class_colors
 
 # To look at data no device is needed: the config of a GPU training will do anywhere.
 ON_CPU = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
@@ -66,8 +66,8 @@ def audit(name: str, against: Sequence[str] | None = None, workers: int = 1) -> 
         num_classes=len(classes),
         ignore_label=metadata.get("ignore_label", 255),
         # VOC's void border is bright in its palette, and belongs to no class.
-        greys=grey_values([*colors, *voc.COLORS, (224, 224, 192), (0, 0, 0), (255, 255, 255)]),
-        labelled=any("sem_seg_file_name" in d for d in dicts),
+        grays=gray_values([*colors, *voc.COLORS, (224, 224, 192), (0, 0, 0), (255, 255, 255)]),
+        labeled=any("sem_seg_file_name" in d for d in dicts),
     )
     with ThreadPool(max(workers, 1)) as pool:
         found = pool.imap(partial(inspect, rules=rules), dicts)
@@ -80,7 +80,7 @@ def audit(name: str, against: Sequence[str] | None = None, workers: int = 1) -> 
             problems += find_shared(samples, other, other_dicts, digests)
     problems += find_twins(samples)
     problems += find_odd_palettes(samples)
-    if rules.labelled:
+    if rules.labeled:
         problems += find_absent(samples, classes)
     official = metadata.get("official_count")
     if official is not None and official != len(samples):
@@ -104,7 +104,7 @@ def _load(name: str) -> list[dict]:
             if MetadataCatalog.get(n).get("evaluator_type") == EVALUATOR_TYPE
         )
         raise ValueError(
-            f"the data set {name!r} is not registered; there are {', '.join(ours)}, and with "
+            f"the dataset {name!r} is not registered; there are {', '.join(ours)}, and with "
             "--config-file those of its DATASETS.FOLDERS"
         )
     if not MetadataCatalog.get(name).get("stuff_classes"):

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..files import read_image, read_labels
-from . import findings
-from .findings import Problem, Sample
+from cdgcnet.data.audit import issues as findings
+from cdgcnet.data.audit.issues import Problem, Sample
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_labels
 
 _SHOWN_VALUES = 8
 
@@ -27,18 +28,18 @@ class Rules:
     Attributes:
         num_classes: M; labels are 0 … M - 1.
         ignore_label: or this.
-        greys: what the colours of palettes become when a label is converted to grey.
-        labelled: whether the set has labels.
+        grays: what the colors of palettes become when a label is converted to gray.
+        labeled: whether the set has labels.
     """
 
     num_classes: int
     ignore_label: int
-    greys: frozenset[int]
-    labelled: bool
+    grays: frozenset[int]
+    labeled: bool
 
 
-def grey_values(colors: Sequence[Sequence[int]]) -> frozenset[int]:
-    """The brightness of RGB colours, as Pillow and OpenCV convert to grey: they round apart."""
+def gray_values(colors: Sequence[Sequence[int]]) -> frozenset[int]:
+    """The brightness of RGB colors, as Pillow and OpenCV convert to gray: they round apart."""
     rgb = np.array([colors], np.uint8)
     pillow = np.asarray(Image.fromarray(rgb).convert("L"))
     opencv = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
@@ -76,7 +77,7 @@ def inspect(dataset_dict: dict, rules: Rules) -> Sample:
         except (ValueError, OSError, Image.DecompressionBombError) as error:
             kind = findings.COLOR if mode.startswith(("RGB", "CMYK", "YCbCr")) else findings.LABEL
             problems.append(Problem(kind, label, _reason(error, label)))
-    elif rules.labelled:
+    elif rules.labeled:
         problems.append(Problem(findings.NO_LABEL, image))
     # Raw values that occur, and the class or ignore label each stands for.
     raw = np.flatnonzero(histogram)
@@ -126,7 +127,7 @@ def _reason(error: Exception, path: str) -> str:
 
 
 def _header(path: str) -> tuple[str, dict[int, tuple[int, ...]]]:
-    """Pillow's mode of an image file, and the colours of its palette; pixels are not decoded."""
+    """Pillow's mode of an image file, and the colors of its palette; pixels are not decoded."""
     with Image.open(path) as image:
         order, palette = ("", b"") if image.palette is None else image.palette.getdata()
         known = len(palette) // 3 if order == "RGB" else 0
@@ -143,8 +144,8 @@ def _wrong_values(
         f"{shown} in {pixels} pixels ({100 * pixels / histogram.sum():.1f} %); "
         f"expected 0 to {rules.num_classes - 1} or {rules.ignore_label}"
     )
-    grey = mode == "L" and rules.greys.issuperset(values)
-    return Problem(findings.GREY if grey else findings.VALUE, label, details)
+    gray = mode == "L" and rules.grays.issuperset(values)
+    return Problem(findings.GREY if gray else findings.VALUE, label, details)
 
 
 # ---------------------------------------------------------------- the set as a whole
@@ -186,7 +187,7 @@ def find_shared(
 
 
 def find_odd_palettes(samples: Sequence[Sample]) -> Iterator[Problem]:
-    """Palette PNGs in which an id has another colour than in most of the others."""
+    """Palette PNGs in which an id has another color than in most of the others."""
     colors: dict[int, Counter] = defaultdict(Counter)
     for sample in samples:
         for value, color in sample.palette.items():
@@ -197,7 +198,7 @@ def find_odd_palettes(samples: Sequence[Sample]) -> Iterator[Problem]:
             other, times = usual[value]
             if color != other:
                 details = (
-                    f"id {value} has the colour {color}, but {other} in {times} of "
+                    f"id {value} has the color {color}, but {other} in {times} of "
                     f"{colors[value].total()} files"
                 )
                 yield Problem(findings.PALETTE, str(sample.label), details)

@@ -31,8 +31,8 @@ IMAGE = Kind("unreadable image", "fetch or export these files again")
 LABEL = Kind("unreadable label", "fetch or export these files again")
 NO_LABEL = Kind("image without label", "label it, or take it out of the list")
 COLOR = Kind(
-    "colour image as label",
-    "a label holds one class id per pixel: export ids (greyscale or palette PNG), not colours",
+    "color image as label",
+    "a label holds one class id per pixel: export ids (grayscale or palette PNG), not colors",
 )
 SIZE = Kind(
     "label and image differ in size",
@@ -44,8 +44,8 @@ VALUE = Kind(
     "train ids",
 )
 GREY = Kind(
-    "palette PNG saved as grey",
-    "the values are the brightness of palette colours: fetch the labels again, and read them "
+    "palette PNG saved as gray",
+    "the values are the brightness of palette colors: fetch the labels again, and read them "
     "without converting them (Pillow's convert('L') and OpenCV do this)",
 )
 SHARED = Kind(
@@ -63,7 +63,7 @@ ID_TWICE = Kind(
 EMPTY = Kind("all pixels ignored", "nothing can be learned from it: take it out", is_error=False)
 PALETTE = Kind(
     "palettes differ",
-    "the same id has several colours: were all files made with the same list of classes?",
+    "the same id has several colors: were all files made with the same list of classes?",
     is_error=False,
 )
 ABSENT = Kind(
@@ -102,7 +102,7 @@ class Sample:
         ignored: pixels with the ignore label.
         total: pixels of the label, 0 without a readable one.
         digest: of the image file's bytes; "" if it cannot be read.
-        palette: of a palette PNG, the colour of each value that occurs and is a class.
+        palette: of a palette PNG, the color of each value that occurs and is a class.
         problems: of this pair alone.
     """
 
@@ -133,7 +133,7 @@ class Report:
 
     Attributes:
         name: of the set.
-        classes, colors: M names and RGB colours.
+        classes, colors: M names and RGB colors.
         samples: in the set's order.
         problems: of all samples and of the set as a whole.
         notes: what was compared, and what could not be.
@@ -147,7 +147,7 @@ class Report:
     notes: Sequence[str] = ()
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         return any(s.label is not None for s in self.samples)
 
     @property
@@ -179,7 +179,7 @@ class Report:
     def totals(self) -> str:
         """Size of the set in a line."""
         text = f"{len(self.samples)} images"
-        if not self.labelled:
+        if not self.labeled:
             return f"{text} without labels, {len(self.classes)} classes"
         total = sum(s.total for s in self.samples)
         ignored = sum(s.ignored for s in self.samples)
@@ -190,11 +190,11 @@ class Report:
 
     def ignored_per_image(self) -> str:
         """The spread of the ignored share over the images in a line; "" without labels."""
-        labelled = [s for s in self.samples if s.total]
-        if not labelled:
+        labeled = [s for s in self.samples if s.total]
+        if not labeled:
             return ""
-        median = float(np.median([s.ignored_share for s in labelled]))
-        worst = max(labelled, key=lambda s: s.ignored_share)
+        median = float(np.median([s.ignored_share for s in labeled]))
+        worst = max(labeled, key=lambda s: s.ignored_share)
         return (
             f"ignored pixels per image: median {100 * median:.1f} %, most "
             f"{100 * worst.ignored_share:.1f} % in {worst.label}"
@@ -215,11 +215,11 @@ def format_report(report: Report) -> str:
             if len(problems) > _SHOWN:
                 lines.append(f"  … and {len(problems) - _SHOWN} more")
             lines.append("")
-    if report.labelled:
+    if report.labeled:
         rows = zip(
             range(len(report.classes)), report.classes, report.percent, report.images, strict=True
         )
-        headers = ["id", "class", "% of labelled pixels", "images"]
+        headers = ["id", "class", "% of labeled pixels", "images"]
         lines += [tabulate(list(rows), headers=headers, floatfmt=".3f"), ""]
     lines.append(f"{report.name}: {report.totals()}")
     lines += [line for line in [report.ignored_per_image()] if line]

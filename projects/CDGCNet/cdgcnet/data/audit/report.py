@@ -13,9 +13,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..files import read_image, read_labels, replacing
-from ..visualize import label_image
-from .findings import Report, Sample
+from cdgcnet.data.audit.issues import Report, Sample
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_labels
+from cdgcnet.utils.io import atomic_write
+from cdgcnet.visualization.colors import label_image
 
 _SIDE = 400  # pixels; larger pictures are scaled down
 _PICTURES = 12
@@ -50,7 +52,7 @@ def check_page(path: Path, overwrite: bool) -> None:
 
 
 def color_labels(labels: np.ndarray, colors: list[tuple[int, int, int]]) -> np.ndarray:
-    """Labels (H, W) in the colours of their classes, (H, W, 3); other pixels striped.
+    """Labels (H, W) in the colors of their classes, (H, W, 3); other pixels striped.
 
     Black would not do for these: it is VOC's background.
     """
@@ -141,7 +143,7 @@ def _class_table(report: Report) -> str:
             f'<td class="number">{report.images[i]}</td></tr>'
         )
     return (
-        "<h2>Classes</h2><table><tr><th>id</th><th>class</th><th>% of labelled pixels</th>"
+        "<h2>Classes</h2><table><tr><th>id</th><th>class</th><th>% of labeled pixels</th>"
         f"<th></th><th>images</th></tr>{''.join(rows)}</table>"
     )
 
@@ -152,13 +154,13 @@ def page(report: Report) -> str:
     more = [line for line in [report.ignored_per_image()] if line]
     notes = "".join(f"<br>{escape(note)}" for note in [*more, *report.notes])
     title = escape(f"Audit of {report.name}")
-    striped = " Ignored pixels are striped." if report.labelled else ""
+    striped = " Ignored pixels are striped." if report.labeled else ""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p><b>{escape(report.verdict())}</b>: {escape(report.totals())}{notes}</p>"
         f"{_problems(report, errors=True)}{_problems(report, errors=False)}"
-        f"{_class_table(report) if report.labelled else ''}"
+        f"{_class_table(report) if report.labeled else ''}"
         f'<h2>Pictures</h2><p>Sound pairs only.{striped}</p><div class="pictures">{figures}</div>'
         "</body></html>\n"
     )
@@ -167,5 +169,5 @@ def page(report: Report) -> str:
 def write_page(report: Report, path: Path) -> None:
     """Write :func:`page` to a file, whole or not at all."""
     text = page(report)
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text(text, encoding="utf-8")

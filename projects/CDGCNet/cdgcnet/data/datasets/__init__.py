@@ -1,10 +1,11 @@
-"""Data set registrations, by explicit call: importing this package registers nothing."""
+"""Dataset registrations, by explicit call: importing this package registers nothing."""
 
 import os
 from pathlib import Path
 
-from . import ade20k, camvid, cityscapes, coco_stuff, pascal_context, streets_set, voc
-from .folders import register_folders
+from cdgcnet.data.datasets import ade20k, camvid, cityscapes, coco_stuff, pascal_context, voc
+from cdgcnet.data.datasets import streets as streets_set
+from cdgcnet.data.datasets.custom import register_folders
 
 __all__ = ["datasets_root", "register_all", "register_folders"]
 
@@ -15,10 +16,10 @@ def datasets_root(root: str | os.PathLike | None = None) -> Path:
 
 
 def register_all(root: str | os.PathLike | None = None) -> None:
-    """Register every data set of CDGCNet under ``root`` (DETECTRON2_DATASETS by default).
+    """Register every dataset of CDGCNet under ``root`` (DETECTRON2_DATASETS by default).
 
     May be called again, also with another root: the last call counts. Nothing is read from disk
-    before a data set is used.
+    before a dataset is used.
     """
     base = datasets_root(root)
     for data_set in (cityscapes, voc, coco_stuff, pascal_context, ade20k, camvid, streets_set):

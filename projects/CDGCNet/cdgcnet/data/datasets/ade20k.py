@@ -5,8 +5,8 @@ from pathlib import Path
 
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
-from .catalog import color_map, list_pairs, look_up_table, require_dir
-from .catalog import register as register_one
+from cdgcnet.data.datasets.catalog import color_map, list_pairs, look_up_table, require_dir
+from cdgcnet.data.datasets.catalog import register as register_one
 
 NAMES = tuple(name.split(",")[0] for name in ADE20K_SEM_SEG_CATEGORIES)
 COLORS = color_map(151)[1:]

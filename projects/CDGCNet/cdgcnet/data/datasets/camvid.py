@@ -9,8 +9,8 @@ of one sequence are so alike that a random part would be no held-out part.
 from functools import partial
 from pathlib import Path
 
-from .catalog import prepare_advice, require_dir
-from .catalog import register as register_one
+from cdgcnet.data.datasets.catalog import prepare_advice, require_dir
+from cdgcnet.data.datasets.catalog import register as register_one
 
 CLASSES = (
     ("sky", (128, 128, 128)),
@@ -50,7 +50,7 @@ def load_list(folder: Path, split: str, name: str) -> list[dict]:
     path = folder / f"{split}.txt"
     if not path.is_file():
         raise FileNotFoundError(
-            f"data set {name}: no list {path}. {advice}\nexpected layout:\n{layout}"
+            f"dataset {name}: no list {path}. {advice}\nexpected layout:\n{layout}"
         )
     dicts = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -73,7 +73,7 @@ def load_list(folder: Path, split: str, name: str) -> list[dict]:
             }
         )
     if not dicts:
-        raise ValueError(f"data set {name}: the list {path} is empty. {advice}")
+        raise ValueError(f"dataset {name}: the list {path} is empty. {advice}")
     return dicts
 
 
@@ -88,14 +88,14 @@ def load_part(folder: Path, part: str, name: str) -> list[dict]:
     for d in dicts:
         if d["image_id"].split("_")[0] not in known:
             raise ValueError(
-                f"data set {name}: {d['file_name']} is of no sequence of CamVid's training list; "
+                f"dataset {name}: {d['file_name']} is of no sequence of CamVid's training list; "
                 f"expected names that begin with {', '.join(sorted(known))}"
             )
     wanted, _ = HELD_OUT[part]
     dicts = [d for d in dicts if d["image_id"].split("_")[0] in wanted]
     if not dicts:
         raise ValueError(
-            f"data set {name}: {folder / 'train.txt'} has no image of {', '.join(wanted)}"
+            f"dataset {name}: {folder / 'train.txt'} has no image of {', '.join(wanted)}"
         )
     return dicts
 

@@ -1,4 +1,4 @@
-"""What all registrations share: registering, listing pairs, colours, errors for missing files."""
+"""What all registrations share: registering, listing pairs, colors, errors for missing files."""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,10 +25,10 @@ def register(
     """Register a semantic segmentation set, replacing an earlier registration of that name.
 
     Args:
-        name: "cdgc_{data set}_{split}".
-        load: returns Detectron2 dicts with "file_name" and, if labelled, "sem_seg_file_name".
-        classes, colors: one name and RGB colour per contiguous class id.
-        ids: the data set's own id of each class, where they differ from the contiguous ones.
+        name: "cdgc_{dataset}_{split}".
+        load: returns Detectron2 dicts with "file_name" and, if labeled, "sem_seg_file_name".
+        classes, colors: one name and RGB color per contiguous class id.
+        ids: the dataset's own id of each class, where they differ from the contiguous ones.
         metadata: further entries of the MetadataCatalog.
     """
     if name in DatasetCatalog.list():
@@ -48,7 +48,7 @@ def register(
 
 
 def color_map(count: int) -> list[tuple[int, int, int]]:
-    """The first colours of the PASCAL VOC map, all different up to 256.
+    """The first colors of the PASCAL VOC map, all different up to 256.
 
     Bits 0, 3 and 6 of an index are the highest bits of red, 1, 4, 7 of green, 2, 5 of blue.
     """
@@ -84,7 +84,7 @@ def list_pairs(
     """Detectron2 dicts of (image id, image, labels or None), every file seen to be there.
 
     Args:
-        name: of the data set, for messages.
+        name: of the dataset, for messages.
         pairs: in the order of the result.
         advice: how to get what is missing.
         lut: goes into the dicts as "sem_seg_lut", for labels that are not contiguous classes.
@@ -106,11 +106,11 @@ def list_pairs(
     if missing:
         first = ", ".join(map(str, missing[:3])) + (", …" if missing[3:] else "")
         raise FileNotFoundError(
-            f"data set {name}: {len(missing)} files of {len(dicts)} images are missing: {first}. "
+            f"dataset {name}: {len(missing)} files of {len(dicts)} images are missing: {first}. "
             f"{advice}"
         )
     if not dicts:
-        raise FileNotFoundError(f"data set {name}: the split is empty. {advice}")
+        raise FileNotFoundError(f"dataset {name}: the split is empty. {advice}")
     return dicts
 
 
@@ -121,14 +121,14 @@ def read_stems(path: Path, name: str, advice: str) -> list[str]:
         FileNotFoundError: naming the list and the way to it.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"data set {name}: there is no list {path.absolute()}. {advice}")
+        raise FileNotFoundError(f"dataset {name}: there is no list {path.absolute()}. {advice}")
     return [
         line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
     ]
 
 
 def prepare_advice(what: str, root: Path) -> str:
-    """The command that makes a data set."""
+    """The command that makes a dataset."""
     return (
         f"Prepare it with `python tools/prepare_data.py {what} --src DOWNLOADS --root "
         f"{shlex.quote(str(root))}` (docs/data.md). Is it elsewhere? {SET_ROOT}"
@@ -136,13 +136,13 @@ def prepare_advice(what: str, root: Path) -> str:
 
 
 def require_dir(folder: Path, name: str, layout: str, advice: str = SET_ROOT) -> None:
-    """Refuse a missing data set.
+    """Refuse a missing dataset.
 
     Raises:
         FileNotFoundError: naming the folder looked in, the layout and the way to it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"data set {name}: there is no folder {folder.absolute()}\nexpected layout:\n{layout}\n"
+            f"dataset {name}: there is no folder {folder.absolute()}\nexpected layout:\n{layout}\n"
             f"{advice}"
         )

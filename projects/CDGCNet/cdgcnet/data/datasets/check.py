@@ -1,4 +1,4 @@
-"""The data sets that a config names: registered, of one class list, of the model's class count."""
+"""The datasets that a config names: registered, of one class list, of the model's class count."""
 
 import difflib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .catalog import EVALUATOR_TYPE
+from cdgcnet.data.datasets.catalog import EVALUATOR_TYPE
 
 
 def _difference(found: list[str], expected: list[str]) -> str:
@@ -34,10 +34,10 @@ def _unregistered(key: str, name: str) -> str:
 
 
 def _class_count(key: str, name: str, classes: Sequence[str], wanted: int) -> str:
-    """The message for a data set with another number of classes than the model."""
+    """The message for a dataset with another number of classes than the model."""
     if not classes:
         return (
-            f"{key} names {name}, which has no stuff_classes in its metadata: it is no data set "
+            f"{key} names {name}, which has no stuff_classes in its metadata: it is no dataset "
             "for semantic segmentation"
         )
     hint = f"set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {len(classes)}"
@@ -50,7 +50,7 @@ def _class_count(key: str, name: str, classes: Sequence[str], wanted: int) -> st
 
 
 def check_datasets(cfg: CfgNode, train: bool) -> None:
-    """Refuse unknown data sets and a class count that does not match, before reading data.
+    """Refuse unknown datasets and a class count that does not match, before reading data.
 
     Raises:
         ValueError: naming the key, the value and what there is.
@@ -60,7 +60,7 @@ def check_datasets(cfg: CfgNode, train: bool) -> None:
     for key in keys:
         names = list(cfg.DATASETS[key])
         if not names:
-            raise ValueError(f"DATASETS.{key} is empty; expected the name of a data set")
+            raise ValueError(f"DATASETS.{key} is empty; expected the name of a dataset")
         for name in names:
             if name not in DatasetCatalog.list():
                 raise ValueError(_unregistered(f"DATASETS.{key}", name))

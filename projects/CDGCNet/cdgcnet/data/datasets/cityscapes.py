@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from .catalog import list_pairs, prepare_advice, require_dir
-from .catalog import register as register_one
-from .cityscapes_classes import COLORS, LABEL_IDS, NAMES
-from .cityscapes_labels import make_missing_train_ids
+from cdgcnet.data.datasets.catalog import list_pairs, prepare_advice, require_dir
+from cdgcnet.data.datasets.catalog import register as register_one
+from cdgcnet.data.datasets.cityscapes_classes import COLORS, LABEL_IDS, NAMES
+from cdgcnet.data.datasets.cityscapes_labels import make_missing_train_ids
 
 COUNTS = {"train": 2975, "val": 500, "trainval": 3475, "test": 1525, "train_extra": 19998}
 
@@ -40,7 +40,7 @@ def load_tree(
     Args:
         folder: holds ``leftImg8bit``.
         split: its sub-folder, unless ``parts`` are given.
-        name: of the data set, for messages.
+        name: of the dataset, for messages.
         kind: folder of the labels, "gtFine" or "gtCoarse"; None for images alone.
         parts: several sub-folders that make up the split.
 

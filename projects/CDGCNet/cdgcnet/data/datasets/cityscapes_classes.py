@@ -1,6 +1,6 @@
 """The 19 classes of Cityscapes."""
 
-# Cityscapes' official table: name, label id, colour; the position is the train id.
+# Cityscapes' official table: name, label id, color; the position is the train id.
 CLASSES = (
     ("road", 7, (128, 64, 128)),
     ("sidewalk", 8, (244, 35, 232)),

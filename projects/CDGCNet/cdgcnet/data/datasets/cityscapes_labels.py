@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ..files import read_labels, replacing
-from .catalog import UNKNOWN_LABEL, look_up_table
-from .cityscapes_classes import LABEL_IDS
+from cdgcnet.data.datasets.catalog import UNKNOWN_LABEL, look_up_table
+from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
+from cdgcnet.data.label_io import read_labels
+from cdgcnet.utils.io import atomic_write
 
 # The other label ids, 0 to 33 in all, are not scored.
 _LUT = np.frombuffer(
@@ -65,8 +66,8 @@ def make_train_ids(source: Path, target: Path) -> None:
             )
     # Written once, read every epoch: OpenCV's default makes larger files that decode more slowly.
     png = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1]
-    with replacing(target) as beside:
-        beside.write_bytes(png.tobytes())
+    with atomic_write(target) as tmp_path:
+        tmp_path.write_bytes(png.tobytes())
 
 
 def _make_if_missing(source: Path, target: Path) -> None:

@@ -1,10 +1,10 @@
-"""The classes of an own data set: "name" or "name R G B", one a line."""
+"""The classes of an own dataset: "name" or "name R G B", one a line."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .catalog import UNKNOWN_LABEL, color_map
+from cdgcnet.data.datasets.catalog import UNKNOWN_LABEL, color_map
 
 MAX_CLASSES = UNKNOWN_LABEL  # ids 0 to 253: the label of what is unknown must not be a class
 
@@ -29,14 +29,14 @@ def read_lines(path: Path) -> list[str]:
 
 
 def parse_classes(lines: Sequence[str]) -> tuple[list[str], list[Color]]:
-    """Names and RGB colours of "name" or "name R G B" lines; the position is the class id.
+    """Names and RGB colors of "name" or "name R G B" lines; the position is the class id.
 
     Raises:
-        ValueError: naming the line, for a bad colour, a missing or repeated name, or a bad count.
+        ValueError: naming the line, for a bad color, a missing or repeated name, or a bad count.
     """
     if not 1 <= len(lines) <= MAX_CLASSES:
         raise ValueError(f"{len(lines)} classes; expected 1 to {MAX_CLASSES}")
-    defaults = color_map(len(lines) + 1)[1:]  # its first colour, black, would hide a class
+    defaults = color_map(len(lines) + 1)[1:]  # its first color, black, would hide a class
     names: list[str] = []
     colors: list[Color] = []
     for number, line in enumerate(lines, start=1):
@@ -45,9 +45,9 @@ def parse_classes(lines: Sequence[str]) -> tuple[list[str], list[Color]]:
             red, green, blue = (int(word) for word in match[2].split())
             name, color = match[1].strip(), (red, green, blue)
             if not name:
-                raise ValueError(f"class {number}, {line!r}, is a colour without a name")
+                raise ValueError(f"class {number}, {line!r}, is a color without a name")
             if not all(0 <= c <= 255 for c in color):
-                raise ValueError(f"class {number}, {line!r}: expected a colour R G B of 0 to 255")
+                raise ValueError(f"class {number}, {line!r}: expected a color R G B of 0 to 255")
         if name in names:
             raise ValueError(f"classes {names.index(name) + 1} and {number} are both {name!r}")
         names.append(name)

@@ -8,7 +8,7 @@ ids minus one.
 from functools import partial
 from pathlib import Path
 
-from .catalog import (
+from cdgcnet.data.datasets.catalog import (
     color_map,
     list_pairs,
     look_up_table,
@@ -16,7 +16,7 @@ from .catalog import (
     read_stems,
     require_dir,
 )
-from .catalog import register as register_one
+from cdgcnet.data.datasets.catalog import register as register_one
 
 # Ids 1 to 182 without those that COCO never annotated.
 _GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
@@ -51,7 +51,7 @@ COUNTS_164K = {"train": 118287, "val": 5000}
 _LUT_164K = look_up_table({own - 1: i for i, own in enumerate(IDS)}, ignored=[255])
 _LAYOUT = """  {folder}/
     images/*.jpg
-    labels/*.png             0 to 170, 255 unlabelled
+    labels/*.png             0 to 170, 255 unlabeled
     imageLists/{{train,test}}.txt"""
 _LAYOUT_164K = """  {folder}/
     train2017/*.jpg, val2017/*.jpg

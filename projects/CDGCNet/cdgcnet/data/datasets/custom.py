@@ -14,8 +14,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .catalog import IGNORE_LABEL, look_up_table, register
-from .class_list import Color, parse_classes, read_lines
+from cdgcnet.data.datasets.catalog import IGNORE_LABEL, look_up_table, register
+from cdgcnet.data.datasets.class_list import Color, parse_classes, read_lines
 
 KEY = "DATASETS.FOLDERS"
 REQUIRED = ("NAME", "IMAGES", "CLASSES")
@@ -117,7 +117,7 @@ class FolderSet:
             raise FileNotFoundError(
                 f"{self.where}: {len(missing)} of {len(chosen)} images have no label in "
                 f"{self.labels}: {', '.join(missing[:3])}{', …' if missing[3:] else ''} (image "
-                f"stem + LABEL_SUFFIX {self.label_suffix!r}); add them, or list the labelled "
+                f"stem + LABEL_SUFFIX {self.label_suffix!r}); add them, or list the labeled "
                 "images in a SPLIT file"
             )
         expected = {image.stem + self.label_suffix for image in images}
@@ -203,7 +203,7 @@ def _parse(entry: Any, position: int, root: Path) -> FolderSet:
     if not re.fullmatch(r"[\w.-]+", entry["NAME"]) or entry["NAME"].startswith("cdgc_"):
         raise ValueError(
             f"{where}: NAME is {name!r}; expected letters, digits, '_', '-' and '.', and another "
-            "beginning than 'cdgc_', which is for the built-in data sets"
+            "beginning than 'cdgc_', which is for the built-in datasets"
         )
     for key in OF_LABELS:
         if key in entry and "LABELS" not in entry:
@@ -241,10 +241,10 @@ def _parse(entry: Any, position: int, root: Path) -> FolderSet:
 
 
 def register_folders(cfg: CfgNode, root: Path | None = None) -> None:
-    """Register the data sets of DATASETS.FOLDERS, all of them or, at an error, none.
+    """Register the datasets of DATASETS.FOLDERS, all of them or, at an error, none.
 
     May be called again, also with another config: the last call counts. Class lists are read now,
-    the folders when a data set is used.
+    the folders when a dataset is used.
 
     Args:
         cfg: its DATASETS.FOLDERS and MODEL.SEM_SEG_HEAD.IGNORE_VALUE are read.
@@ -253,7 +253,7 @@ def register_folders(cfg: CfgNode, root: Path | None = None) -> None:
     Raises:
         FileNotFoundError, ValueError: naming the entry, its key and what was expected.
     """
-    from . import datasets_root  # the package imports this module
+    from cdgcnet.data.datasets import datasets_root
 
     base = datasets_root(root)
     sets: dict[str, FolderSet] = {}
@@ -262,7 +262,7 @@ def register_folders(cfg: CfgNode, root: Path | None = None) -> None:
         if one.name in sets:
             raise ValueError(f"{one.where}: NAME is that of {sets[one.name].where}; rename one")
         if one.name in DatasetCatalog.list() and MetadataCatalog.get(one.name).get("origin") != KEY:
-            raise ValueError(f"{one.where}: NAME belongs to another data set; choose another")
+            raise ValueError(f"{one.where}: NAME belongs to another dataset; choose another")
         sets[one.name] = one
     ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     if sets and ignore_value != IGNORE_LABEL:

@@ -7,7 +7,7 @@ tools/prepare_data.py makes them.
 from functools import partial
 from pathlib import Path
 
-from .catalog import (
+from cdgcnet.data.datasets.catalog import (
     color_map,
     list_pairs,
     look_up_table,
@@ -15,7 +15,7 @@ from .catalog import (
     read_stems,
     require_dir,
 )
-from .catalog import register as register_one
+from cdgcnet.data.datasets.catalog import register as register_one
 
 NAMES = (
     "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book", "bottle",

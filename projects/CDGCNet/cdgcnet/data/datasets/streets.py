@@ -3,10 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-from .catalog import register as register_one
-from .cityscapes import load_tree
-from .cityscapes_classes import COLORS, LABEL_IDS, NAMES
-from .streets import write_street_scenes
+from cdgcnet.data.datasets.catalog import register as register_one
+from cdgcnet.data.datasets.cityscapes import load_tree
+from cdgcnet.data.datasets.cityscapes_classes import COLORS, LABEL_IDS, NAMES
+from cdgcnet.data.synthetic.writer import write_street_scenes
 
 
 def _load(folder: Path, split: str, name: str) -> list[dict]:

@@ -7,8 +7,14 @@
 from functools import partial
 from pathlib import Path
 
-from .catalog import color_map, list_pairs, prepare_advice, read_stems, require_dir
-from .catalog import register as register_one
+from cdgcnet.data.datasets.catalog import (
+    color_map,
+    list_pairs,
+    prepare_advice,
+    read_stems,
+    require_dir,
+)
+from cdgcnet.data.datasets.catalog import register as register_one
 
 NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",

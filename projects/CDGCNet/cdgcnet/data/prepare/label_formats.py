@@ -9,9 +9,11 @@ import h5py
 import numpy as np
 from scipy.io import loadmat
 
-from ..files import read_image, read_labels, replacing
-from ..visualize import label_image
-from .sources import Content
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_labels
+from cdgcnet.data.prepare.archives import Content
+from cdgcnet.utils.io import atomic_write
+from cdgcnet.visualization.colors import label_image
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCK = 512  # MATLAB 7.3 files are HDF5 behind a header of this size
@@ -52,7 +54,7 @@ def require_variable(variables: dict[str, np.ndarray], name: str) -> np.ndarray:
         ValueError: if it is not there.
     """
     if name not in variables:
-        raise ValueError(f"the MATLAB file has no variable {name}; is it of another data set?")
+        raise ValueError(f"the MATLAB file has no variable {name}; is it of another dataset?")
     return variables[name]
 
 
@@ -60,7 +62,7 @@ def read_png(content: Content) -> np.ndarray:
     """Raw indices (H, W) uint8 of a label PNG.
 
     Raises:
-        ValueError: for an unreadable file or a colour image.
+        ValueError: for an unreadable file or a color image.
     """
     if isinstance(content, Path):
         return read_labels(content)
@@ -103,8 +105,8 @@ def save_labels(
         FileNotFoundError: for a missing image.
     """
     require_size(labels, image)
-    with replacing(target) as beside:
-        label_image(labels, colors).save(beside)
+    with atomic_write(target) as tmp_path:
+        label_image(labels, colors).save(tmp_path)
 
 
 def require_size(labels: np.ndarray, image: Path) -> None:

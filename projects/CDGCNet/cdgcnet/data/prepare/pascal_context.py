@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets import pascal_context
-from .counts import Split
-from .jobs import Job, Runner
-from .labels import map_labels, read_mat, require_variable, save_labels
-from .lists import read_list
-from .sources import Content, File, Sources
+from cdgcnet.data.datasets import pascal_context
+from cdgcnet.data.prepare.archives import Content, File, Sources
+from cdgcnet.data.prepare.completeness import Split
+from cdgcnet.data.prepare.conversion import Job, Runner
+from cdgcnet.data.prepare.label_formats import map_labels, read_mat, require_variable, save_labels
+from cdgcnet.data.prepare.split_lists import read_list
 
 FOLDER = "VOCdevkit/VOC2010"
 OFFICIAL = ("VOCtrainval_03-May-2010.tar", "trainval.tar.gz")
@@ -110,7 +110,7 @@ def _plain(name: str) -> str:
 
 
 def _names_file(sources: Sources) -> File:
-    """labels.txt; other data sets have a file of that name too: the one of 459 lines."""
+    """labels.txt; other datasets have a file of that name too: the one of 459 lines."""
     files = [file for _, file in sources.matching(_NAMES)]
     if not files:
         raise sources.nothing("labels.txt of PASCAL-Context", LOOKED_FOR)

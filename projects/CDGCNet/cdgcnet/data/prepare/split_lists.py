@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..files import replacing
+from cdgcnet.utils.io import atomic_write
 
 
 def read_list(path: Path) -> list[str]:
@@ -31,5 +31,5 @@ def write_list(path: Path, names: Iterable[str], overwrite: bool) -> None:
                 f"{other[0]} is in one of them only. Move the file away, or replace it with "
                 "--overwrite"
             )
-    with replacing(path) as beside:
-        beside.write_text("".join(f"{name}\n" for name in wanted), encoding="utf-8")
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text("".join(f"{name}\n" for name in wanted), encoding="utf-8")

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets import voc
-from .counts import Split
-from .jobs import Job, Runner, place
-from .labels import map_labels, read_mat, read_png, require_size, require_variable, save_labels
-from .lists import read_list, write_list
-from .sources import Content, File, Sources
+from cdgcnet.data.datasets import voc
+from cdgcnet.data.prepare.archives import Content, File, Sources
+from cdgcnet.data.prepare.completeness import Split
+from cdgcnet.data.prepare.conversion import Job, Runner, place
+from cdgcnet.data.prepare.label_formats import (
+    map_labels,
+    read_mat,
+    read_png,
+    require_size,
+    require_variable,
+    save_labels,
+)
+from cdgcnet.data.prepare.split_lists import read_list, write_list
 
 FOLDER = "VOCdevkit/VOC2012"
 OFFICIAL = ("VOCtrainval_11-May-2012.tar", "VOC2012test.tar", "benchmark.tgz")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .street_stage import (
+from cdgcnet.data.synthetic.renderer import (
     BICYCLE,
     CAR,
     PERSON,
@@ -104,15 +104,15 @@ def _draw_pole(stage: Stage, x: float, z: float, side: int, sign: bool) -> None:
     """Paint a sign post, or a street lamp."""
     rng = stage.rng
     thick, tall = rng.uniform(0.2, 0.3), rng.uniform(2.7, 3.4) if sign else rng.uniform(4.5, 7.5)
-    grey = pick(rng, ((118, 120, 122), (66, 68, 70), (150, 150, 148), (70, 84, 74)), 6)
-    stage.flat(x, z, rect(-thick / 2, -0.05, thick / 2, tall), grey, POLE)
-    stage.flat(x, z, rect(-thick / 4, 0, thick / 6, tall), grey * 1.25)
+    gray = pick(rng, ((118, 120, 122), (66, 68, 70), (150, 150, 148), (70, 84, 74)), 6)
+    stage.flat(x, z, rect(-thick / 2, -0.05, thick / 2, tall), gray, POLE)
+    stage.flat(x, z, rect(-thick / 4, 0, thick / 6, tall), gray * 1.25)
     if sign:
         for top in (tall, tall - 0.95)[: 1 + (rng.random() < 0.4)]:
             _draw_sign(stage, x, top, z)
     elif rng.random() < 0.75:  # a street lamp
-        stage.flat(x, z, bar(0, tall, -side * 1.3, tall + 0.2, thick * 0.8), grey, POLE)
-        stage.flat(x, z, disc(-side * 1.5, tall + 0.15, 0.42, 0.16), grey * 1.2, POLE)
+        stage.flat(x, z, bar(0, tall, -side * 1.3, tall + 0.2, thick * 0.8), gray, POLE)
+        stage.flat(x, z, disc(-side * 1.5, tall + 0.15, 0.42, 0.16), gray * 1.2, POLE)
 
 
 def _draw_sign(stage: Stage, x: float, y: float, z: float) -> None:
@@ -195,9 +195,9 @@ def _draw_bicycle(stage: Stage, x: float, z: float, ridden: bool) -> None:
     tubes = [(*seat, *crank), (*crank, *fork), (*seat, *fork), (*rear, *seat), (*rear, *crank),
              (*fork, *front), (*fork, 0.34, 1.02),
              (-0.34, 0.92, -0.08, 0.92), (0.2, 1.03, 0.42, 1.05)]  # fmt: skip
-    colours = np.array([paint] * 7 + [np.array([34, 32, 32])] * 2)
+    colors = np.array([paint] * 7 + [np.array([34, 32, 32])] * 2)
     bars = [bar(a * turn, b, c * turn, d, 0.07) for a, b, c, d in tubes]
-    stage.flat(x, z, np.array(bars), colours, BICYCLE)
+    stage.flat(x, z, np.array(bars), colors, BICYCLE)
     if ridden:
         size, pedal = rng.uniform(0.9, 1.1), rng.uniform(0.2, 0.45)
         feet = ((0.16 * turn, pedal), (-0.12 * turn, 0.65 - pedal))
@@ -218,13 +218,13 @@ def _draw_car(stage: Stage, x: float, z: float, rear: bool) -> None:
              [[0.45, waist], [0.8, low], [long * 0.56, low], [long * 0.7, waist]]]  # fmt: skip
     wheels = [disc(hub, 0.33, r, r) for hub in (0.75, long - 0.85) for r in (0.34, 0.17)]
     dark, tin = np.array([26, 26, 28]), np.array([150, 152, 154])
-    for shapes, colours in (
+    for shapes, colors in (
         (boxes, [paint * light, paint * light, glass]),
         (wheels, [dark, tin] * 2),
     ):
         along, up = np.moveaxis(np.array(shapes), -1, 0)
         outer = x + flank * (1 - 0.11 * (up > waist + 0.1))
-        stage.fill(stage.project(outer, up, z + along), colours, CAR)
+        stage.fill(stage.project(outer, up, z + along), colors, CAR)
     top = [[-half, waist], [half, waist], [half * 0.84, roof], [-half * 0.84, roof]]
     pane = np.array(top) * (0.86, 0.78) + (0, waist * 0.22 + 0.04)
     lamp = np.array((184, 24, 28) if rear else (244, 240, 214))

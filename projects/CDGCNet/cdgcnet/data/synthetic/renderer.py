@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
-Colour = ArrayLike  # RGB, 0..255
+Color = ArrayLike  # RGB, 0..255
 SUPERSAMPLING = 2
 VOID, EGO, ROAD, SIDEWALK, BUILDING, POLE, SIGN = 0, 1, 7, 8, 11, 17, 20
 VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR, BICYCLE = 21, 22, 23, 24, 25, 26, 33
@@ -47,9 +47,9 @@ def stamp(canvas: Array, contours: list[Array], value: Any) -> None:
     cv2.fillPoly(canvas, [_fixed(c) for c in contours], value, shift=4)
 
 
-def pick(rng: np.random.Generator, colours: Sequence[Colour], spread: float = 10) -> Array:
-    """Draw one of the colours and vary it; (3,) float RGB."""
-    return np.asarray(colours[int(rng.integers(len(colours)))]) + rng.normal(0, spread, 3)
+def pick(rng: np.random.Generator, colors: Sequence[Color], spread: float = 10) -> Array:
+    """Draw one of the colors and vary it; (3,) float RGB."""
+    return np.asarray(colors[int(rng.integers(len(colors)))]) + rng.normal(0, spread, 3)
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], rows: int, cols: int) -> Array:
@@ -66,7 +66,7 @@ class Stage:
     picture: Array  # (h, w, 3) uint8 RGB, supersampled
     labels: Array  # (h, w) uint8
     focal: float  # pixels
-    centre: tuple[float, float]  # column and row of the vanishing point
+    center: tuple[float, float]  # column and row of the vanishing point
     eye: float  # metres above the ground
     bend: float  # the street's curvature, 1 / metres
     haze: Array
@@ -75,49 +75,49 @@ class Stage:
 
     def project(self, x: Any, y: Any, z: Any) -> Array:
         """Return the pixels, (..., 2), of points in the world; sizes broadcast."""
-        column = self.centre[0] + self.focal * (x / z + self.bend * z) + 0 * y
-        row = self.centre[1] + self.focal * (self.eye - y) / z + 0 * x
+        column = self.center[0] + self.focal * (x / z + self.bend * z) + 0 * y
+        row = self.center[1] + self.focal * (self.eye - y) / z + 0 * x
         return np.stack([column, row], axis=-1)
 
     def at(self, x: float, z: float, points: Array) -> Array:
         """Return the pixels of points, (..., 2) metres, on an upright board at (x, z)."""
         scale = self.focal / z
         origin = (
-            self.centre[0] + self.focal * (x / z + self.bend * z),
-            self.centre[1] + scale * self.eye,
+            self.center[0] + self.focal * (x / z + self.bend * z),
+            self.center[1] + scale * self.eye,
         )
         return points * (scale, -scale) + origin
 
     def nearest(self, x: float) -> float:
         """Return the least distance at which something at x is well inside the picture."""
-        half = min(self.centre[0], self.labels.shape[1] - self.centre[0])
+        half = min(self.center[0], self.labels.shape[1] - self.center[0])
         return max(5.5, 1.1 * self.focal * abs(x) / half)
 
-    def fill(self, shapes: Array, colours: Any, label: int | None = None) -> None:
-        """Paint outlines, (..., K, 2) pixels, in one colour or one each, and in a label.
+    def fill(self, shapes: Array, colors: Any, label: int | None = None) -> None:
+        """Paint outlines, (..., K, 2) pixels, in one color or one each, and in a label.
 
-        None for the colours or the label leaves that canvas alone.
+        None for the colors or the label leaves that canvas alone.
         """
         fixed = _fixed(shapes.reshape(-1, *shapes.shape[-2:]))
-        if colours is not None:
+        if colors is not None:
             clear = math.exp(-self.depth / 160)
-            mixed = np.asarray(colours).reshape(-1, 3) * clear + self.haze * (1 - clear)
-            for outline, colour in zip(fixed, mixed.clip(0, 255).tolist(), strict=False):
-                cv2.fillPoly(self.picture, [outline], colour, shift=4)
+            mixed = np.asarray(colors).reshape(-1, 3) * clear + self.haze * (1 - clear)
+            for outline, color in zip(fixed, mixed.clip(0, 255).tolist(), strict=False):
+                cv2.fillPoly(self.picture, [outline], color, shift=4)
         if label is not None:
             for outline in fixed:
                 cv2.fillPoly(self.labels, [outline], label, shift=4)
 
     def flat(
-        self, x: float, z: float, points: Array, colours: Any, label: int | None = None
+        self, x: float, z: float, points: Array, colors: Any, label: int | None = None
     ) -> None:
         """Paint an upright board at (x, z), its outlines in metres around (x, ground)."""
-        self.fill(self.at(x, z, points), colours, label)
+        self.fill(self.at(x, z, points), colors, label)
 
     def ground(
-        self, x0: float, x1: float, z0: float, z1: float, colour: Colour, label: int | None = None
+        self, x0: float, x1: float, z0: float, z1: float, color: Color, label: int | None = None
     ) -> None:
         """Paint a stripe of the ground; long ones in pieces, for the bend."""
         z = np.geomspace(z0, z1, 24 if z1 > 4 * z0 else 2)
         edge = np.concatenate([self.project(x0, 0.0, z), self.project(x1, 0.0, z[::-1])])
-        self.fill(edge, colour, label)
+        self.fill(edge, color, label)

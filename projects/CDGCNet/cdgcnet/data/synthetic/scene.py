@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .street_props import Prop, draw_tree, plan_side, plan_traffic
-from .street_stage import (
+from cdgcnet.data.synthetic.objects import Prop, draw_tree, plan_side, plan_traffic
+from cdgcnet.data.synthetic.renderer import (
     BUILDING,
     CAR,
     EGO,
@@ -32,7 +32,7 @@ from .street_stage import (
     VEGETATION,
     VOID,
     Array,
-    Colour,
+    Color,
     Stage,
     disc,
     pick,
@@ -41,9 +41,9 @@ from .street_stage import (
     stamp,
 )
 
-MIN_SIZE = 64  # pixels; a smaller scene has nothing left to recognise
+MIN_SIZE = 64  # pixels; a smaller scene has nothing left to recognize
 FAR = 90.0  # metres; where the skyline closes the street
-# sky at the zenith, sky at the horizon, colour cast of the light, strength of cast shadows
+# sky at the zenith, sky at the horizon, color cast of the light, strength of cast shadows
 DAYTIMES = (
     ((92, 142, 208), (190, 212, 232), (1.04, 1.02, 0.97), 0.50),
     ((150, 160, 172), (208, 212, 214), (0.90, 0.93, 0.97), 0.20),
@@ -51,11 +51,11 @@ DAYTIMES = (
     ((120, 172, 220), (226, 226, 214), (1.08, 1.05, 0.98), 0.55),
     ((62, 76, 112), (130, 138, 158), (0.80, 0.83, 0.90), 0.25),
 )
-# Overlap on purpose: grey like the pavement, green like leaves, blue like the sky.
+# Overlap on purpose: gray like the pavement, green like leaves, blue like the sky.
 FACADES = ((150, 146, 142), (196, 180, 150), (160, 92, 76), (206, 198, 186), (104, 132, 92),
            (126, 158, 194), (118, 116, 118), (188, 150, 104), (134, 150, 108))  # fmt: skip
 LAWNS = ((104, 128, 66), (138, 136, 84), (126, 106, 80), (92, 120, 58))
-# per label id: grain, blotches, clumps, in grey levels (one standard deviation)
+# per label id: grain, blotches, clumps, in gray levels (one standard deviation)
 TEXTURES = {ROAD: (5, 5, 0), SIDEWALK: (5, 4, 2), BUILDING: (4, 4, 2), VEGETATION: (10, 5, 16),
             TERRAIN: (12, 8, 11), CAR: (2, 2, 0), PERSON: (4, 0, 3), RIDER: (4, 0, 3)}  # fmt: skip
 
@@ -81,7 +81,7 @@ def draw_scene(
         picture=np.zeros((big_height, big_width, 3), np.uint8),
         labels=np.full((big_height, big_width), SKY, np.uint8),
         focal=big_height * rng.uniform(1.7, 2.0),
-        centre=(big_width * rng.uniform(0.42, 0.58), big_height * rng.uniform(0.36, 0.50)),
+        center=(big_width * rng.uniform(0.42, 0.58), big_height * rng.uniform(0.36, 0.50)),
         eye=rng.uniform(1.35, 1.75),
         bend=rng.normal(0, 0.0012),
         haze=np.array(horizon, np.float64),
@@ -103,11 +103,11 @@ def draw_scene(
     return _develop(stage, np.array(cast), height, width)
 
 
-def _draw_sky(stage: Stage, zenith: Colour, horizon: Colour) -> None:
+def _draw_sky(stage: Stage, zenith: Color, horizon: Color) -> None:
     """Paint a gradient with clouds over the whole picture."""
     height, width = stage.labels.shape
     small = (height // 4, width // 4)  # nothing in a sky is sharp
-    fade = np.clip(np.arange(small[0]) * 4 / stage.centre[1], 0, 1)[:, None, None]
+    fade = np.clip(np.arange(small[0]) * 4 / stage.center[1], 0, 1)[:, None, None]
     clouds = sum(smooth_noise(stage.rng, small, 5 * k, 4 * k) / k for k in (1, 2, 4))
     cover = np.clip(clouds * 0.45 - stage.rng.uniform(-0.1, 0.5), 0, 0.8)[..., None]
     sky = (np.asarray(zenith) * (1 - fade) + np.asarray(horizon) * fade) * (1 - cover) + 236 * cover
@@ -192,7 +192,7 @@ def _draw_houses(stage: Stage, side: int, front: float) -> None:
 def _draw_house(stage: Stage, side: int, x: float, near: float, end: float) -> None:
     rng = stage.rng
     floors, storey = int(rng.integers(2, 6)), rng.uniform(2.7, 3.3)
-    tall, colour = floors * storey + 0.4, pick(rng, FACADES)
+    tall, color = floors * storey + 0.4, pick(rng, FACADES)
     glass = pick(rng, ((58, 66, 78), (36, 38, 44), (120, 146, 174)), 6)
     frame = pick(rng, ((222, 220, 212), (52, 50, 50), (110, 108, 108)), 8)
     size, pitch = rng.uniform(0.42, 0.66), rng.uniform(1.7, 2.6)
@@ -216,11 +216,11 @@ def _draw_house(stage: Stage, side: int, x: float, near: float, end: float) -> N
                  rect(0, 0, span, 0.6), rect(pipe, 0, pipe + 0.16, tall - 0.3)]  # fmt: skip
         inner = panes + np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * 0.1
         shapes = np.concatenate([bands, panes, inner])
-        shades = np.outer((1, 0.7, 0.72, 0.55), colour * light)
-        colours = np.concatenate([shades, np.tile(frame * light, (len(panes), 1)), glow])
+        shades = np.outer((1, 0.7, 0.72, 0.55), color * light)
+        colors = np.concatenate([shades, np.tile(frame * light, (len(panes), 1)), glow])
         across, up = shapes[..., 0], shapes[..., 1]
         out, ahead = (0.0, near + across) if along else (across, near)
-        stage.fill(stage.project(side * (x + out), up, ahead), colours, BUILDING)
+        stage.fill(stage.project(side * (x + out), up, ahead), colors, BUILDING)
 
 
 def _develop(stage: Stage, cast: Array, height: int, width: int) -> tuple[Array, Array]:

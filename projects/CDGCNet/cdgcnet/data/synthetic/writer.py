@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .cityscapes_classes import LABEL_IDS
-from .street_scene import MIN_SIZE, draw_scene
-from .street_stage import Array
+from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
+from cdgcnet.data.synthetic.renderer import Array
+from cdgcnet.data.synthetic.scene import MIN_SIZE, draw_scene
 
 GENERATOR_VERSION = 2  # raise it with every change that moves a pixel
 TRAIN_ID_OF_LABEL_ID = {label_id: i for i, label_id in enumerate(LABEL_IDS)}  # others: IGNORED
@@ -34,7 +34,7 @@ def write_street_scenes(
     The tree is a Cityscapes one (leftImg8bit, gtFine with labelIds and labelTrainIds) plus
     streets.json with the parameters. It is built beside `root` and renamed when complete, so a
     reader or a second writer never meets half of it; a killed process may leave the hidden
-    `.<name>-*` folder. Returns `root`, at once where it already holds this very data set.
+    `.<name>-*` folder. Returns `root`, at once where it already holds this very dataset.
     Raises ValueError for a bad number, and for an existing `root` that holds anything else:
     nothing there is ever overwritten. Raises OSError where a file cannot be written.
     """

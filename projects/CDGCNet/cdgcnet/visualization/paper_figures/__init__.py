@@ -5,9 +5,9 @@ pictures), ``boxes`` (frames), then one module per figure: ``sampling``, ``compa
 ``features``. The command is ``tools/make_figures.py``.
 """
 
-from .comparison import draw_comparison
-from .features import draw_features
-from .observe import Observation, Observer
-from .sampling import draw_sampling
+from cdgcnet.visualization.paper_figures.comparison import draw_comparison
+from cdgcnet.visualization.paper_figures.features import draw_features
+from cdgcnet.visualization.paper_figures.observe import Observation, Observer
+from cdgcnet.visualization.paper_figures.sampling import draw_sampling
 
 __all__ = ["Observation", "Observer", "draw_comparison", "draw_features", "draw_sampling"]

@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..files import replacing
-from ..visualize import class_colors, label_image
-from .observe import Observation
+from cdgcnet.utils.io import atomic_write
+from cdgcnet.visualization.colors import class_colors, label_image
+from cdgcnet.visualization.paper_figures.observe import Observation
 
 FORMATS = (".png", ".pdf", ".svg")
 WIDTH = 7.0  # inches, a page's text
@@ -52,8 +52,8 @@ def new_figure(rows: int, columns: int, aspect: float, legend: float) -> tuple[F
 
 def save(figure: Figure, path: Path) -> None:
     """Write PNG, PDF or SVG by the suffix, whole or not at all; letters stay letters."""
-    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}), replacing(path) as beside:
-        figure.savefig(beside)
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}), atomic_write(path) as tmp_path:
+        figure.savefig(tmp_path)
 
 
 def show(axis: Axes, picture: np.ndarray) -> None:
@@ -90,7 +90,7 @@ def draw_frame(axis: Axes, box: tuple[int, int, int, int], color: str) -> None:
 
 
 def colored(labels: np.ndarray, metadata: Metadata) -> np.ndarray:
-    """Labels (H, W) in their classes' colours, (H, W, 3) uint8."""
+    """Labels (H, W) in their classes' colors, (H, W, 3) uint8."""
     return np.asarray(label_image(labels, class_colors(metadata)).convert("RGB"))
 
 
@@ -110,8 +110,8 @@ def write_note(axis: Axes, text: str, columns: int) -> None:
     )
 
 
-def grey(image: np.ndarray) -> np.ndarray:
-    """Grey values as an RGB image."""
+def gray(image: np.ndarray) -> np.ndarray:
+    """Gray values as an RGB image."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 

@@ -7,20 +7,20 @@ import numpy as np
 from detectron2.data import Metadata
 from matplotlib.patches import Patch
 
-from ..visualize import BROKEN, FIXED, class_colors, unit_color
-from .boxes import densest_boxes
-from .canvas import (
+from cdgcnet.visualization.colors import BROKEN, FIXED, class_colors, unit_color
+from cdgcnet.visualization.paper_figures.boxes import densest_boxes
+from cdgcnet.visualization.paper_figures.canvas import (
     BOX,
     colored,
     draw_frame,
-    grey,
+    gray,
     new_figure,
     save,
     show,
     tallest_aspect,
     write_note,
 )
-from .observe import Observation
+from cdgcnet.visualization.paper_figures.observe import Observation
 
 STILL_WRONG = (60, 60, 60)
 
@@ -36,23 +36,23 @@ def draw_comparison(
     Args:
         path: PNG, PDF or SVG to write.
         seen: one per row, all with ground truth or all without.
-        metadata: gives class names and colours.
+        metadata: gives class names and colors.
         ignore_label: pixels with it are black in the ground truth and no difference.
     """
-    labelled = all(o.truth is not None for o in seen)
-    titles = ["image", *(["ground truth"] if labelled else []), "coarse", "refined", "difference"]
+    labeled = all(o.truth is not None for o in seen)
+    titles = ["image", *(["ground truth"] if labeled else []), "coarse", "refined", "difference"]
     classes = sorted(
         {
             int(v)
             for o in seen
-            for labels in (o.truth if labelled else None, o.coarse, o.refined)
+            for labels in (o.truth if labeled else None, o.coarse, o.refined)
             if labels is not None
             for v in np.unique(labels)
         }
         - {ignore_label}
     )
     kinds = {"changed": FIXED}
-    if labelled:
+    if labeled:
         kinds = {"fixed": FIXED, "broken": BROKEN, "changed, still wrong": STILL_WRONG}
     handles = [
         Patch(facecolor=unit_color(class_colors(metadata)[i]), label=name)
@@ -67,8 +67,8 @@ def draw_comparison(
         axis.set_title(title, fontsize=8, pad=3)
     for o, row in zip(seen, axes, strict=True):
         changed = o.coarse != o.refined
-        painted = grey(o.image) // 2 + 112
-        if o.truth is not None and labelled:
+        painted = gray(o.image) // 2 + 112
+        if o.truth is not None and labeled:
             changed &= o.truth != ignore_label
             fixed, broken = (changed & (p == o.truth) for p in (o.refined, o.coarse))
             painted[changed] = STILL_WRONG
@@ -76,7 +76,7 @@ def draw_comparison(
         else:
             painted[changed] = FIXED
         pictures = [o.image]
-        if labelled and o.truth is not None:
+        if labeled and o.truth is not None:
             pictures.append(colored(o.truth, metadata))
         pictures += [colored(o.coarse, metadata), colored(o.refined, metadata), painted]
         boxes = densest_boxes(changed)

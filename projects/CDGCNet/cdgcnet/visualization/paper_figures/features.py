@@ -8,9 +8,17 @@ import torch
 import torch.nn.functional as F
 from detectron2.data import Metadata
 
-from .boxes import group_boxes
-from .canvas import BOX, draw_frame, new_figure, save, show, tallest_aspect, write_note
-from .observe import Observation
+from cdgcnet.visualization.paper_figures.boxes import group_boxes
+from cdgcnet.visualization.paper_figures.canvas import (
+    BOX,
+    draw_frame,
+    new_figure,
+    save,
+    show,
+    tallest_aspect,
+    write_note,
+)
+from cdgcnet.visualization.paper_figures.observe import Observation
 
 
 def class_affinity(features: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
@@ -47,17 +55,17 @@ def draw_features(
         path: PNG, PDF or SVG to write.
         pairs: an observation and the class, per row; all with ground truth or all without.
         metadata: gives class names.
-        ignore_label: pixels with it are grey in the ground truth.
+        ignore_label: pixels with it are gray in the ground truth.
 
     Raises:
         ValueError: for a network that refines nothing, or an image without a node of the class.
     """
-    labelled = all(o.truth is not None for o, _ in pairs)
+    labeled = all(o.truth is not None for o, _ in pairs)
     titles = [
         "image",
         "before the graph, X",
         "after it, X̂",
-        *(["ground truth"] if labelled else []),
+        *(["ground truth"] if labeled else []),
     ]
     names = list(metadata.stuff_classes)
     figure, axes = new_figure(
@@ -71,7 +79,7 @@ def draw_features(
             raise ValueError(
                 "the network has no graph (MODEL.CDGC.ENABLED False): nothing is before or after it"
             )
-        map_ = o.truth_map if labelled and o.truth_map is not None else o.coarse_map
+        map_ = o.truth_map if labeled and o.truth_map is not None else o.coarse_map
         members = map_ == label
         if not members.any():
             raise ValueError(f"{o.name}: no node of class {names[label]}; choose another class")
@@ -87,7 +95,7 @@ def draw_features(
             )[0, 0]
             shown = axis.imshow(affinity.numpy(), cmap="RdYlBu_r", vmin=-1, vmax=1)
         hard = np.zeros((height, width), bool)
-        if labelled and o.truth is not None:
+        if labeled and o.truth is not None:
             valid = o.truth != ignore_label
             hard = ((o.coarse == label) ^ (o.truth == label)) & valid
             mask = np.full((*o.truth.shape, 3), 255, np.uint8)
@@ -109,6 +117,6 @@ def draw_features(
         fontsize=6.5,
         ha="right",
     )
-    if labelled:
+    if labeled:
         figure.text(0.705, 0.205 / inches, "frames: hard pixels of the class", fontsize=6.5)
     save(figure, path)

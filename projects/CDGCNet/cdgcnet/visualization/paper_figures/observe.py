@@ -12,11 +12,11 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from cdgc import class_map, resize_targets, select_nodes
-
-from ..augmentation import build_test_augmentations
-from ..files import read_checked_labels, read_image
-from ..predictor import Predictor
-from ..segmentor import CDGCSegmentor
+from cdgcnet.data.augmentation import build_test_augmentations
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_io import read_checked_labels
+from cdgcnet.engine.predictor import Predictor
+from cdgcnet.modeling.meta_arch import CDGCSegmentor
 
 EASY, HARD_POSITIVE, HARD_NEGATIVE = "easy positive", "hard positive", "hard negative"
 
@@ -49,7 +49,7 @@ class Observation:
     align_corners: bool
 
     def node_positions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pixel coordinates of the nodes' centres on the image: rows (h,), columns (w,)."""
+        """Pixel coordinates of the nodes' centers on the image: rows (h,), columns (w,)."""
         return tuple(  # type: ignore[return-value]
             np.linspace(0, length - 1, count)
             if self.align_corners

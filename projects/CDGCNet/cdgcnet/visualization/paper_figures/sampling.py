@@ -7,8 +7,23 @@ import cv2
 from detectron2.data import Metadata
 from matplotlib.lines import Line2D
 
-from .canvas import WIDTH, draw_outline, grey, new_figure, save, show, tallest_aspect, write_note
-from .observe import EASY, HARD_NEGATIVE, HARD_POSITIVE, Observation, sampled_nodes
+from cdgcnet.visualization.paper_figures.canvas import (
+    WIDTH,
+    draw_outline,
+    gray,
+    new_figure,
+    save,
+    show,
+    tallest_aspect,
+    write_note,
+)
+from cdgcnet.visualization.paper_figures.observe import (
+    EASY,
+    HARD_NEGATIVE,
+    HARD_POSITIVE,
+    Observation,
+    sampled_nodes,
+)
 
 # Told apart also by eyes that do not tell red from green; each kind has a mark of its own too.
 NODE_STYLE = {
@@ -30,7 +45,7 @@ def draw_sampling(
     Args:
         path: PNG, PDF or SVG to write.
         pairs: an observation with ground truth, and the class, per row.
-        metadata: gives class names and colours.
+        metadata: gives class names and colors.
         ignore_label: nodes with it are in no set.
         easy_ratio: share of the easy positives shown, as training would sample it.
     """
@@ -44,8 +59,8 @@ def draw_sampling(
         mask = seen.truth == label
         draw_outline(left, mask, (1.6, 0.8))
         write_note(left, f"{names[label]}, {seen.name}", 2)
-        # Paler, so that the marks stand out from a picture that has all colours.
-        show(right, cv2.addWeighted(seen.image, 0.25, grey(seen.image), 0.4, 55))
+        # Paler, so that the marks stand out from a picture that has all colors.
+        show(right, cv2.addWeighted(seen.image, 0.25, gray(seen.image), 0.4, 55))
         draw_outline(right, mask, (0.0, 0.6))
         rows, columns = seen.node_positions()
         spacing = seen.image.shape[1] / len(columns)

@@ -9,9 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from cdgcnet import register_all
-from cdgcnet.datasets import coco_stuff, voc
-from cdgcnet.datasets.catalog import color_map, look_up_table
-from cdgcnet.files import read_checked_labels
+from cdgcnet.data.datasets import coco_stuff, voc
+from cdgcnet.data.datasets.catalog import color_map, look_up_table
+from cdgcnet.data.label_io import read_checked_labels
 
 # Real files: lists and a subset of VOC. See CONTRIBUTING.md.
 REAL = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
@@ -58,7 +58,7 @@ def test_color_map_by_hand():
 
 def test_look_up_table_knows_classes_ignored_and_nothing_else():
     table = look_up_table({5: 0, 7: 1}, ignored=[0, 255])
-    # 254 is no class of any data set: such labels are refused when they are checked.
+    # 254 is no class of any dataset: such labels are refused when they are checked.
     assert [table[v] for v in (5, 7, 0, 255, 6)] == [0, 1, 255, 255, 254]
     assert len(table) == 256
 
@@ -93,7 +93,7 @@ def test_voc_splits_take_their_labels(voc_root):
     assert labels_of("cdgc_voc_train").tolist() == [[0, 1, 255]]
 
 
-def test_voc_palette_and_grey_labels_are_the_same_indices(voc_root):
+def test_voc_palette_and_gray_labels_are_the_same_indices(voc_root):
     path = voc_root / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_1.png"
     palette = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
     palette.putpalette([c for color in color_map(256) for c in color])
@@ -180,7 +180,7 @@ def test_coco_stuff_164k_values_are_ids_minus_one(tmp_path):
     register_all(tmp_path)
     assert labels_of("cdgc_coco_stuff_164k_val").tolist() == [[0, 11, 170, 255]]
     write(labels, [[0, 11, 181, 255]])  # raw 11 is id 12, which does not occur
-    with pytest.raises(ValueError, match="label value 11 is none that the data set knows"):
+    with pytest.raises(ValueError, match="label value 11 is none that the dataset knows"):
         labels_of("cdgc_coco_stuff_164k_val")
 
 
@@ -208,7 +208,7 @@ def test_ade20k_zero_is_ignored(tmp_path):
     assert labels_of("cdgc_ade20k_val").tolist() == [[255, 0, 149]]
     assert MetadataCatalog.get("cdgc_ade20k_val").stuff_classes[0] == "wall"
     write(folder / "annotations" / "validation" / "ADE_val_1.png", [[0, 1, 151]])
-    with pytest.raises(ValueError, match="label value 151 is none that the data set knows"):
+    with pytest.raises(ValueError, match="label value 151 is none that the dataset knows"):
         labels_of("cdgc_ade20k_val")
 
 
@@ -227,7 +227,7 @@ def test_missing_folder_says_where_and_what_is_expected(tmp_path, name):
 # ---------------------------------------------------------------- real files
 
 
-def test_voc_colours_are_the_published_ones():
+def test_voc_colors_are_the_published_ones():
     path = REAL / "lists" / "voc2012" / "voc2012_colors.txt"
     if not path.is_file():
         pytest.skip(f"needs {path} (DETECTRON2_DATASETS)")
@@ -258,7 +258,7 @@ def test_camvid_as_a_cityscapes_tree_trains(tmp_path, run_yaml, monkeypatch, cle
         pytest.skip(f"needs {REAL / 'camvid'} (DETECTRON2_DATASETS)")
     from argparse import Namespace
 
-    from cdgcnet.run import run, setup
+    from cdgcnet.engine.defaults import run, setup
 
     table = np.full(256, 0, np.uint8)  # void
     table[: len(CAMVID_AS_CITYSCAPES)] = CAMVID_AS_CITYSCAPES

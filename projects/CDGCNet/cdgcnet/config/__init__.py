@@ -1,0 +1,1 @@
+"""Configuration: defaults, validation, and the keys that identify a run."""

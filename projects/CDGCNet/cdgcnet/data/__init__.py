@@ -1,0 +1,1 @@
+"""From files to training samples: readers, augmentation, loader, datasets, their preparation."""

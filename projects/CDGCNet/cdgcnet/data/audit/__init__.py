@@ -1,0 +1,1 @@
+"""Checks every file of a dataset and reports what is wrong."""

@@ -1,0 +1,1 @@
+"""A program that draws street scenes with their labels."""

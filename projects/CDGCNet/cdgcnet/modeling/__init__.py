@@ -1,0 +1,1 @@
+"""The network: backbone, head, meta-architecture, sliding window, test-time augmentation."""

@@ -1,0 +1,47 @@
+"""Writes files so that a kill or a full disk never leaves half of one."""
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it takes the name ``path`` when the block succeeds.
+
+    So ``path`` is either whole or what it was before, even after a kill or on a full disk.
+
+    Raises:
+        OSError: naming ``path``, if it cannot be written; the started file is removed.
+    """
+    tmp_path = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield tmp_path
+        tmp_path.replace(path)
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full: free some space and run the same command again",
+            errno.EDQUOT: "the disk quota is used up: free some space and run it again",
+            errno.EROFS: "the file system is read-only: choose another folder",
+            errno.EACCES: "no permission to write there: choose another folder",
+            errno.EPERM: "no permission to write there: choose another folder",
+        }.get(error.errno or 0)
+        if advice is None or error.filename == str(path):
+            raise
+        raise OSError(error.errno, f"cannot write, {advice}", str(path)) from error
+    finally:
+        tmp_path.unlink(missing_ok=True)
+
+
+def backup_existing(path: Path) -> None:
+    """Move an existing file or folder aside: a result is never overwritten."""
+    if path.exists():
+        number = 1
+        while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(kept)
+        logging.getLogger(__name__).info(f"Earlier results kept as {kept}")

@@ -1,0 +1,1 @@
+"""Pictures of labels, predictions, confusion matrices and the paper's figures."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
 from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, label_map
+from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 
 SIZE = (1024, 2048)
 SIZES = ResizeGeometry(SIZE, SIZE, SIZE)
@@ -119,13 +120,18 @@ def compare(folder: Path, classes: int, rounds: int) -> list[list[str]]:
     labels = label_map(refined, SIZES, ALIGN_CORNERS)
     coarse_labels = label_map(coarse, SIZES, ALIGN_CORNERS)
     different = int((full.argmax(dim=0) != labels).sum())
-    both = {"labels": labels, "coarse_labels": coarse_labels}
+    refined_only = LabelPrediction({PredictionKind.REFINED: labels})
+    both = LabelPrediction({PredictionKind.REFINED: labels, PredictionKind.COARSE: coarse_labels})
     contestants = {
-        "ours, label maps": ours(name, classes, lambda: {"labels": labels}),
+        "ours, label maps": ours(name, classes, lambda: refined_only),
         "ours, everything": ours(name, classes, lambda: both, 0.02),
         "ours, full-size logits": ours(name, classes, lambda: {"sem_seg": full}),
         "ours, stride 8": ours(
-            name, classes, lambda: {"labels": label_map(refined, SIZES, ALIGN_CORNERS)}
+            name,
+            classes,
+            lambda: LabelPrediction(
+                {PredictionKind.REFINED: label_map(refined, SIZES, ALIGN_CORNERS)}
+            ),
         ),
         "Detectron2": theirs(name, lambda: {"sem_seg": full}, SemSegEvaluator),
         "Detectron2, no RLE": theirs(name, lambda: {"sem_seg": full}, NoRle),

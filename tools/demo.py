@@ -38,6 +38,7 @@ from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.evaluation.evaluator import evaluate
 from cdgcnet.evaluation.report import format_table, write_results
+from cdgcnet.modeling.predictions import PredictionKind
 from cdgcnet.visualization.colors import comparison_sheet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,9 +171,11 @@ def draw(segmentor: CDGCSegmentor, cfg: CfgNode, path: Path, images: int) -> Non
     for sample in DatasetCatalog.get(VAL)[:images]:
         image = read_image(sample["file_name"], cfg.INPUT.FORMAT)
         chw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        output = segmentor.inference([{"image": chw}], output="labels")[0]
+        labels = segmentor.predict_labels([{"image": chw}])[0].labels
         truth = read_labels(sample["sem_seg_file_name"])
-        predictions = [output[key].cpu().numpy() for key in ("coarse_labels", "labels")]
+        predictions = [
+            labels[kind].cpu().numpy() for kind in (PredictionKind.COARSE, PredictionKind.REFINED)
+        ]
         # Ground truth that does not count is not drawn in the predictions either.
         masked = [np.where(truth == 255, 255, p) for p in predictions]
         rows.append([image, truth, *masked])

@@ -11,6 +11,7 @@ from PIL import Image
 from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS, NAMES
 from cdgcnet.evaluation.cityscapes_metrics import count_instances, instance_metrics, read_instances
 from cdgcnet.evaluation.evaluator import CDGCEvaluator
+from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 
 SIZE = (24, 40)
 CAR = NAMES.index("car")
@@ -69,7 +70,7 @@ def test_equal_to_cityscapesscripts(tmp_path, monkeypatch, classes):
 
     evaluator = CDGCEvaluator("cdgc_cityscapes_val", 19, 255)
     for x, guess in zip(dicts, guesses, strict=True):
-        evaluator.process([x], [{"labels": torch.from_numpy(guess)}])
+        evaluator.process([x], [LabelPrediction({PredictionKind.REFINED: torch.from_numpy(guess)})])
     ours = evaluator.evaluate()["sem_seg"]
 
     official.args.quiet, official.args.JSONOutput = True, False

@@ -21,6 +21,7 @@ from cdgcnet.evaluation.confusion import confusion_matrix
 from cdgcnet.evaluation.evaluator import CDGCEvaluator, evaluate
 from cdgcnet.evaluation.metrics import segmentation_metrics
 from cdgcnet.evaluation.report import format_table, write_results
+from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 
 SET = "cdgc_test_evaluation"
 
@@ -49,6 +50,13 @@ def dataset(tmp_path):
 
     yield write
     remove()
+
+
+def label_prediction(refined, coarse=None, node_counts=None) -> LabelPrediction:
+    labels = {PredictionKind.REFINED: torch.from_numpy(refined)}
+    if coarse is not None:
+        labels[PredictionKind.COARSE] = torch.from_numpy(coarse)
+    return LabelPrediction(labels, node_counts)
 
 
 def one_hot(labels: np.ndarray, num_classes: int) -> torch.Tensor:
@@ -243,7 +251,7 @@ def test_equals_mmsegmentations_formula(truth, guess):
 
 def test_several_images_add_up(dataset):
     dicts = dataset([TRUTH, TRUTH])
-    outputs = [{"labels": torch.from_numpy(g)} for g in (GUESS, np.zeros_like(GUESS))]
+    outputs = [label_prediction(g) for g in (GUESS, np.zeros_like(GUESS))]
     together = confusion_matrix(
         np.concatenate([TRUTH, TRUTH]), np.concatenate([GUESS, np.zeros_like(GUESS)]), 4, 255
     )
@@ -253,7 +261,7 @@ def test_several_images_add_up(dataset):
 
 def test_logits_and_labels_score_the_same(dataset):
     dicts = dataset([TRUTH])
-    labels = evaluated(dicts, [{"labels": torch.from_numpy(GUESS)}])
+    labels = evaluated(dicts, [label_prediction(GUESS)])
     logits = evaluated(dicts, [{"sem_seg": one_hot(GUESS, 4) * 7.0 - 3.0}])
     probabilities = evaluated(dicts, [{"sem_seg": (one_hot(GUESS, 4) * 7.0).softmax(0)}])
     for other in (logits, probabilities):
@@ -264,7 +272,7 @@ def test_logits_and_labels_score_the_same(dataset):
 def test_coarse_and_refined_in_one_pass(dataset):
     dicts = dataset([TRUTH])
     perfect = np.where(TRUTH == 255, 0, TRUTH)
-    output = {"labels": torch.from_numpy(perfect), "coarse_labels": torch.from_numpy(GUESS)}
+    output = label_prediction(perfect, GUESS)
     results = evaluated(dicts, [output])
     assert results["sem_seg"]["mIoU"] == 100
     assert results["sem_seg_coarse"]["mIoU"] == pytest.approx(50)  # by hand above
@@ -273,29 +281,29 @@ def test_coarse_and_refined_in_one_pass(dataset):
 def test_reset_forgets(dataset):
     dicts = dataset([TRUTH])
     evaluator = CDGCEvaluator(SET, 4)
-    evaluator.process(dicts, [{"labels": torch.from_numpy(GUESS)}])
+    evaluator.process(dicts, [label_prediction(GUESS)])
     evaluator.reset()
-    evaluator.process(dicts, [{"labels": torch.from_numpy(np.where(TRUTH == 255, 0, TRUTH))}])
+    evaluator.process(dicts, [label_prediction(np.where(TRUTH == 255, 0, TRUTH))])
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
 
 
 def test_image_without_labels_is_an_error(dataset):
     dataset([TRUTH])
     with pytest.raises(ValueError, match=rf"0\.jpg: {SET} has no ground truth"):
-        evaluated([{"file_name": "0.jpg"}], [{"labels": torch.from_numpy(GUESS)}])
+        evaluated([{"file_name": "0.jpg"}], [label_prediction(GUESS)])
 
 
 def test_label_out_of_range_is_an_error_not_another_class(dataset):
     # K + 1 silently counts as another class in Detectron2's evaluator.
     dicts = dataset([np.where(TRUTH == 1, 4, TRUTH)])
     with pytest.raises(ValueError, match=r"0_label\.png: label value 4"):
-        evaluated(dicts, [{"labels": torch.from_numpy(GUESS)}])
+        evaluated(dicts, [label_prediction(GUESS)])
 
 
 def test_prediction_of_another_size_is_an_error(dataset):
     dicts = dataset([TRUTH])
     with pytest.raises(ValueError, match=r"0_label\.png: labels are 2 x 5"):
-        evaluated(dicts, [{"labels": torch.from_numpy(GUESS[:, :4])}])
+        evaluated(dicts, [label_prediction(GUESS[:, :4])])
 
 
 def test_class_count_must_match_the_data_set(dataset):
@@ -394,12 +402,10 @@ def _evaluate_share(rank: int, port: int, folder: str, shares: tuple[int, ...]) 
     torch.distributed.destroy_process_group()
 
 
-def _output(guess: np.ndarray, index: int) -> dict:
-    labels = torch.from_numpy(guess)
-    output = {"labels": labels, "node_counts": torch.bincount(labels.flatten(), minlength=4)}
-    if index != 1:  # one image has no coarse prediction
-        output["coarse_labels"] = 3 - labels
-    return output
+def _output(guess: np.ndarray, index: int) -> LabelPrediction:
+    counts = torch.bincount(torch.from_numpy(guess).flatten(), minlength=4)
+    coarse = None if index == 1 else 3 - guess  # one image has no coarse prediction
+    return label_prediction(guess, coarse, counts)
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=str)

@@ -17,6 +17,7 @@ from cdgcnet.evaluation import testing as module
 from cdgcnet.evaluation.metrics import graph_metrics, node_metrics, segmentation_metrics
 from cdgcnet.evaluation.testing import check_test_set, choose_images, evaluate_and_write
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES
+from cdgcnet.modeling.predictions import PredictionKind
 
 SET = "cdgc_cityscapes_val"
 
@@ -96,17 +97,23 @@ def test_chosen_images_are_named_once_with_all_reasons():
     assert choose_images(scores, 0) == {}
 
 
-# ---------------------------------------------------------------- refiners in the graph's place
+# ---------------------------------------------------------------- models without class-wise nodes
 
 
-@pytest.mark.parametrize("refiner", CONTEXT_MODULES)
-def test_a_refiner_without_nodes_is_reported(run_data, run_cfg, refiner, caplog):
-    run_cfg.MODEL.CDGC.CONTEXT_MODULE = refiner
+@pytest.mark.parametrize(
+    "options",
+    [*({"CONTEXT_MODULE": name} for name in CONTEXT_MODULES), {"SCOPE": "image"}],
+    ids=lambda options: next(iter(options.values())),
+)
+def test_a_model_without_class_wise_nodes_is_evaluated(run_data, run_cfg, options, caplog):
+    for key, value in options.items():
+        setattr(run_cfg.MODEL.CDGC, key, value)
+    cfg = configured(run_cfg, PICTURES=True, WORST_IMAGES=1, ORACLE=True)
     torch.manual_seed(0)
     with caplog.at_level("INFO"):
-        results = evaluate(run_cfg, Trainer.build_model(run_cfg).eval())
+        results = evaluate(cfg, Trainer.build_model(cfg).eval())
     assert {"sem_seg", "sem_seg_coarse", "graph"} <= results.keys()
-    assert "sem_seg_oracle" not in results  # no class map to put right
+    assert "sem_seg_oracle" not in results  # no class map to correct
     lines = caplog.text.splitlines()
     [header] = [line for line in lines if "IoU coarse" in line]
     assert header.split()[-3:] == ["%", "net", "%"]  # no columns of nodes
@@ -164,7 +171,7 @@ def test_rle_is_what_detectron2_dumps(run_data, run_cfg, model, tmp_path):
     reference = SemSegEvaluator(SET, distributed=False, output_dir=str(tmp_path / "theirs"))
     reference.reset()
     for batch in Trainer.build_test_loader(cfg, SET):
-        labels = model.inference(batch, output="labels")[0]["labels"]
+        labels = model.predict_labels(batch)[0].labels[PredictionKind.REFINED]
         one_hot = torch.nn.functional.one_hot(labels.long(), 19).permute(2, 0, 1)
         reference.process(batch, [{"sem_seg": one_hot}])
     reference.evaluate()
@@ -224,13 +231,13 @@ def test_resume_gives_the_same_results_and_predicts_nothing_twice(
     cfg = configured(run_cfg, RESUME=True)
     interrupted(cfg, model, monkeypatch, 2)
     seen = []
-    forward = model.inference
+    forward = model.predict_labels
 
     def counting(batch, **kwargs):
         seen.extend(x["file_name"] for x in batch)
         return forward(batch, **kwargs)
 
-    monkeypatch.setattr(model, "inference", counting)
+    monkeypatch.setattr(model, "predict_labels", counting)
     results = evaluate(cfg, model)
     assert results.keys() == expected.keys()
     for task, scores in expected.items():

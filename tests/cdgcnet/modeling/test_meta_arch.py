@@ -11,7 +11,9 @@ from detectron2.modeling import build_model
 from cdgc.sampling_grid import node_positions
 from cdgcnet import CDGCSegmentor
 from cdgcnet.modeling import postprocessing as postprocess
+from cdgcnet.modeling.predictions import PredictionKind
 
+REFINED, COARSE, ORACLE = PredictionKind
 STOCK = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor"}
 # The layout of the stock model, so that both round alike.
 CONTIGUOUS = {"MODEL.CHANNELS_LAST": False}
@@ -39,6 +41,12 @@ def assert_same_labels(found, logits, allowed=5e-6):
     assert int(different.sum()) <= max(1, allowed * different.numel())
 
 
+def assert_equal_predictions(found, expected):
+    assert found.labels.keys() == expected.labels.keys()
+    assert all(torch.equal(found.labels[kind], expected.labels[kind]) for kind in found.labels)
+    assert torch.equal(found.node_counts, expected.node_counts)
+
+
 # ---------------------------------------------------------------- two ways to run
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("output", OUTPUTS, ids=str)
@@ -51,7 +59,7 @@ def test_native_equals_stock(pair, make_batch, size, output, align_corners):
     with torch.no_grad():
         expected = stock(batch)[0]["sem_seg"]
         found = native(batch)[0]["sem_seg"]
-        labels = native.inference(batch, "labels")[0]["labels"]
+        labels = native.predict_labels(batch)[0].labels[REFINED]
     assert found.shape == (5, *(output or size))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert_same_labels(labels, found)
@@ -97,27 +105,29 @@ def test_same_losses_for_a_batch_of_one_size(tiny_cfg, make_batch):
 
 
 # ---------------------------------------------------------------- batches
-@pytest.mark.parametrize("output", ["sem_seg", "labels"])
 @pytest.mark.parametrize("options", [{}, {"MODEL.CDGC.SCOPE": "image"}], ids=str)
-def test_a_result_does_not_depend_on_its_batch_mates(tiny_cfg, build, make_batch, options, output):
+def test_a_result_does_not_depend_on_its_batch_mates(tiny_cfg, build, make_batch, options):
     # In float64: a convolution sums a batch of two in another order than two batches of one.
     native = build(tiny_cfg(options)).double()
     batch = make_batch((33, 65), (97, 131), (33, 65), (40, 40), (1, 1), (97, 131))
     batch[1] |= {"height": 50, "width": 60}
     batch[3] |= {"height": 81, "width": 79}
     with torch.no_grad():
-        together = native.inference(batch, output)
-        alone = [native.inference([x], output)[0] for x in batch]
-    assert len(together) == len(batch)
-    for x, found, expected in zip(batch, together, alone, strict=True):
+        scores = native(batch), [native([x])[0] for x in batch]
+        labels = native.predict_labels(batch), [native.predict_labels([x])[0] for x in batch]
+    assert len(scores[0]) == len(labels[0]) == len(batch)
+    for x, together, alone in zip(batch, *scores, strict=True):
         size = (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
-        assert found[output].shape[-2:] == size
-        if output == "sem_seg":
-            torch.testing.assert_close(found[output], expected[output], rtol=0, atol=1e-5)
+        assert together["sem_seg"].shape[-2:] == size
+        torch.testing.assert_close(together["sem_seg"], alone["sem_seg"], rtol=0, atol=1e-5)
+    for together, alone in zip(*labels, strict=True):
+        if options:  # one set of nodes for the whole image: no classes to count
+            assert together.node_counts is None
         else:
-            assert torch.equal(found["node_counts"], expected["node_counts"])
-            assert (found["labels"] != expected["labels"]).sum() <= 1
-            assert (found["coarse_labels"] != expected["coarse_labels"]).sum() <= 1
+            assert torch.equal(together.node_counts, alone.node_counts)
+        assert set(together.labels) == {REFINED, COARSE}
+        for kind in together.labels:
+            assert (together.labels[kind] != alone.labels[kind]).sum() <= 1
 
 
 def test_empty_batch(pair):
@@ -206,38 +216,33 @@ def test_labels_come_with_coarse_labels_and_counts(pair, make_batch, align_corne
     batch = make_batch((97, 131), (33, 65))
     batch[0] |= {"height": 120, "width": 77}
     with torch.no_grad():
-        results = native.inference(batch, "labels")
+        results = native.predict_labels(batch)
     for x, result, size, n in zip(
         batch, results, [(120, 77), (33, 65)], [13 * 17, 5 * 9], strict=True
     ):
-        assert set(result) == {"labels", "coarse_labels", "node_counts"}
-        assert result["labels"].dtype == result["coarse_labels"].dtype == torch.uint8
-        assert result["labels"].shape == result["coarse_labels"].shape == size
-        assert result["node_counts"].shape == (5,) and result["node_counts"].sum() == n
+        assert set(result.labels) == {REFINED, COARSE}
+        assert result.labels[REFINED].dtype == result.labels[COARSE].dtype == torch.uint8
+        assert result.labels[REFINED].shape == result.labels[COARSE].shape == size
+        assert result.node_counts.shape == (5,) and result.node_counts.sum() == n
         # By hand: normalize, backbone, head; C_m counted over the coarse argmax.
         image = (x["image"] - native.pixel_mean) / native.pixel_std
         with torch.no_grad():
             output = native.sem_seg_head.layers(native.backbone(image[None]))
         counts = torch.bincount(output.coarse[0].argmax(dim=0).flatten(), minlength=5)
-        assert result["node_counts"].tolist() == counts.tolist()
+        assert result.node_counts.tolist() == counts.tolist()
         coarse = F.interpolate(
             output.coarse, size=image.shape[-2:], mode="bilinear", align_corners=align_corners
         )
         coarse = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-        assert_same_labels(result["coarse_labels"], coarse[0])
-        assert (result["coarse_labels"] != result["labels"]).any()
+        assert_same_labels(result.labels[COARSE], coarse[0])
+        assert (result.labels[COARSE] != result.labels[REFINED]).any()
 
 
 def test_without_graph_there_are_labels_only(tiny_cfg, build, make_batch):
     model = build(tiny_cfg({"MODEL.CDGC.ENABLED": False}))
     with torch.no_grad():
-        (result,) = model.inference(make_batch((33, 33)), "labels")
-    assert set(result) == {"labels"}
-
-
-def test_unknown_output(pair, make_batch):
-    with pytest.raises(ValueError, match=r"sem_seg.*labels.*'logits'"):
-        pair[True][0].inference(make_batch((9, 9)), "logits")
+        (result,) = model.predict_labels(make_batch((33, 33)))
+    assert set(result.labels) == {REFINED} and result.node_counts is None
 
 
 # ---------------------------------------------------------------- oracle
@@ -247,12 +252,12 @@ def test_oracle_with_the_coarse_classes_is_the_refined_prediction(tiny_cfg, buil
     (x,) = make_batch((33, 65))
     x["oracle_sem_seg"] = torch.full((33, 65), 255)
     with torch.no_grad():
-        (unknown,) = native.inference([x], "labels")
-        assert torch.equal(unknown["oracle_labels"], unknown["labels"])
-        x["oracle_sem_seg"] = unknown["coarse_labels"].long()
-        (same,) = native.inference([x], "labels")
+        (unknown,) = native.predict_labels([x])
+        assert torch.equal(unknown.labels[ORACLE], unknown.labels[REFINED])
+        x["oracle_sem_seg"] = unknown.labels[COARSE].long()
+        (same,) = native.predict_labels([x])
     # Node i's pixel has the coarse argmax of the node itself: align_corners puts nodes on pixels.
-    assert torch.equal(same["oracle_labels"], unknown["labels"])
+    assert torch.equal(same.labels[ORACLE], unknown.labels[REFINED])
 
 
 @pytest.mark.parametrize("options", [{}, {"TEST.SLIDE.ENABLED": True}], ids=str)
@@ -261,16 +266,14 @@ def test_oracle_changes_nothing_else(tiny_cfg, build, make_batch, options):
     native = build(tiny_cfg({**options, **slide}))
     batch = make_batch((41, 57), (41, 57))
     with torch.no_grad():
-        expected = native.inference(batch, "labels")
+        expected = native.predict_labels(batch)
         oracle = torch.arange(5).repeat_interleave(12)[:57].expand(41, 57)
         batch[1] |= {"oracle_sem_seg": oracle}
-        found = native.inference(batch, "labels")
-    assert "oracle_labels" not in found[0]
-    assert found[1].pop("oracle_labels").shape == (41, 57)
+        found = native.predict_labels(batch)
+    assert ORACLE not in found[0].labels
+    assert found[1].labels.pop(ORACLE).shape == (41, 57)
     for before, after in zip(expected, found, strict=True):
-        assert before.keys() == after.keys()
-        for name in before:
-            assert torch.equal(before[name], after[name])
+        assert_equal_predictions(before, after)
 
 
 def test_oracle_of_a_resized_image(tiny_cfg, build, make_batch):
@@ -282,7 +285,7 @@ def test_oracle_of_a_resized_image(tiny_cfg, build, make_batch):
     for labels, size in ((columns[::2].expand(33, 33), 33), (columns.expand(66, 66), 66)):
         x |= {"height": size, "width": size, "oracle_sem_seg": labels.clamp(max=4)}
         with torch.no_grad():
-            results.append(native.predict([x], diagnose=True)[0].scores["oracle"])
+            results.append(native.predict([x], diagnose=True)[0].scores[ORACLE])
     torch.testing.assert_close(results[0], results[1])
 
 
@@ -308,9 +311,8 @@ def test_one_window_is_the_whole_image(tiny_cfg, build, make_batch, size, output
         expected = whole(batch)[0]["sem_seg"].softmax(dim=0)
         found = slide(batch)[0]["sem_seg"]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-        labels = [m.inference(batch, "labels")[0] for m in (whole, slide)]
-    for name in labels[0]:
-        assert torch.equal(labels[0][name], labels[1][name])
+        labels = [m.predict_labels(batch)[0] for m in (whole, slide)]
+    assert_equal_predictions(*labels)
 
 
 @pytest.mark.parametrize("output", [None, (50, 70)], ids=str)
@@ -329,17 +331,17 @@ def test_windows_by_hand(tiny_cfg, build, make_batch, output):
                 p = whole([window])[0]["sem_seg"].softmax(dim=0)
                 total[:, y : y + 32, left : left + 32] += p
                 count[y : y + 32, left : left + 32] += 1
-                nodes = nodes + whole.inference([window], "labels")[0]["node_counts"]
+                nodes = nodes + whole.predict_labels([window])[0].node_counts
         expected = total / count
         if output:
             x |= {"height": output[0], "width": output[1]}
             expected = F.interpolate(expected[None], size=output, mode="bilinear")[0]
         found = slide([x])[0]["sem_seg"]
-        result = slide.inference([x], "labels")[0]
+        result = slide.predict_labels([x])[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert_same_labels(result["labels"], expected)
-    assert torch.equal(result["node_counts"], nodes)
-    assert result["coarse_labels"].shape == result["labels"].shape
+    assert_same_labels(result.labels[REFINED], expected)
+    assert torch.equal(result.node_counts, nodes)
+    assert result.labels[COARSE].shape == result.labels[REFINED].shape
 
 
 @pytest.mark.parametrize(
@@ -366,8 +368,8 @@ def test_reduced_precision_is_close(tiny_cfg, build, make_batch, precision):
     assert not torch.equal(found, expected)  # or nothing was reduced
     # bfloat16 keeps 8 bits, 0.4 % per rounding, over some twenty layers.
     assert (found - expected).norm() / expected.norm() < 0.05
-    labels = reduced.inference(batch, "labels")[0]
-    assert labels["labels"].dtype == torch.uint8
+    labels = reduced.predict_labels(batch)[0]
+    assert labels.labels[REFINED].dtype == torch.uint8
 
 
 def test_training_keeps_its_precision(tiny_cfg, make_batch):
@@ -456,7 +458,7 @@ def test_sem_seg_too_large_for_memory(pair, make_batch, monkeypatch):
         with pytest.raises(MemoryError, match=r"5 x 60 x 70.*INPUT\.MIN_SIZE_TEST"):
             native(batch)
         # Label maps need no such tensor.
-        assert native.inference(batch, "labels")[0]["labels"].shape == (60, 70)
+        assert native.predict_labels(batch)[0].labels[REFINED].shape == (60, 70)
 
 
 # ---------------------------------------------------------------- DefaultPredictor

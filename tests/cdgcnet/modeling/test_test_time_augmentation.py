@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from cdgcnet import SemanticSegmentorWithTTA
+from cdgcnet.modeling.predictions import PredictionKind
 
 
 @pytest.fixture
@@ -261,10 +262,12 @@ def test_labels_are_the_argmax(aug_cfg, build, meta):
     cfg.MODEL.META_ARCHITECTURE = meta
     tta = SemanticSegmentorWithTTA(cfg, build(cfg))
     x = as_input(image_of(41, 57), height=50, width=70)
-    (found,) = tta.inference([x], "labels")
-    assert set(found) == {"labels"} and found["labels"].dtype == torch.uint8
+    (found,) = tta.predict_labels([x])
+    assert set(found.labels) == {PredictionKind.REFINED}
+    labels = found.labels[PredictionKind.REFINED]
+    assert labels.dtype == torch.uint8
     expected = tta([x])[0]["sem_seg"].argmax(dim=0)
-    assert (found["labels"] != expected).sum() <= 1
+    assert (labels != expected).sum() <= 1
 
 
 def test_the_order_of_scales_is_of_no_matter(aug_cfg, build):
@@ -301,8 +304,3 @@ def test_half_precision_sum(aug_cfg, build):
     (found,) = SemanticSegmentorWithTTA(cfg, model)([x])
     assert found["sem_seg"].dtype == torch.float16
     torch.testing.assert_close(found["sem_seg"].float(), expected, rtol=0, atol=4e-3)
-
-
-def test_unknown_output(aug_cfg):
-    with pytest.raises(ValueError, match="'logits'"):
-        SemanticSegmentorWithTTA(aug_cfg(), Pointwise()).inference([], "logits")

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
 from cdgcnet.data.augmentation import build_test_augmentations
 from cdgcnet.modeling.meta_arch import CDGCSegmentor
+from cdgcnet.modeling.predictions import PredictionKind
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
 
@@ -79,7 +80,7 @@ class Predictor:
         model = self.tta or self.model
         inputs = self._inputs(original_image)
         if isinstance(model, (CDGCSegmentor, SemanticSegmentorWithTTA)):
-            labels = model.inference(inputs, output="labels")[0]["labels"]
+            labels = model.predict_labels(inputs)[0].labels[PredictionKind.REFINED]
         else:  # Detectron2's segmentor has no label maps
             labels = model(inputs)[0]["sem_seg"].max(dim=0).indices.to(torch.uint8)
         return labels.cpu().numpy()

@@ -29,37 +29,41 @@ from cdgcnet.evaluation.metrics import (
     node_metrics,
     segmentation_metrics,
 )
-from cdgcnet.modeling.meta_arch import LABEL_KEYS, CDGCSegmentor
+from cdgcnet.modeling.meta_arch import CDGCSegmentor
+from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
 # Prediction -> its task in the results.
-TASKS = {"refined": "sem_seg", "coarse": "sem_seg_coarse", "oracle": "sem_seg_oracle"}
+TASKS = {
+    PredictionKind.REFINED: "sem_seg",
+    PredictionKind.COARSE: "sem_seg_coarse",
+    PredictionKind.ORACLE: "sem_seg_oracle",
+}
 
 
-def predictions_of(output: dict, num_classes: int) -> dict[str, np.ndarray]:
+def predictions_of(
+    output: LabelPrediction | dict, num_classes: int
+) -> dict[PredictionKind, np.ndarray]:
     """The label maps in a segmentor's output for one image.
 
     Args:
-        output: "labels" and perhaps "coarse_labels", "oracle_labels" (H, W); or "sem_seg"
-            (M, H, W) logits or probabilities.
+        output: label maps, or "sem_seg" (M, H, W) logits or probabilities.
         num_classes: M.
 
     Returns:
-        "refined", "coarse", "oracle" -> (H, W) uint8, as far as there are.
+        (H, W) uint8 per kind, as far as there are.
 
     Raises:
         ValueError: if "sem_seg" has another number of classes.
     """
-    if "labels" in output:
+    if isinstance(output, LabelPrediction):
         return {
-            name: output[key].to("cpu", torch.uint8).numpy()
-            for name, key in LABEL_KEYS.items()
-            if key in output
+            kind: labels.to("cpu", torch.uint8).numpy() for kind, labels in output.labels.items()
         }
     scores = output["sem_seg"]
     if len(scores) != num_classes:
         raise ValueError(f'"sem_seg" has {len(scores)} classes; expected {num_classes}')
-    return {"refined": scores.max(dim=0).indices.to("cpu", torch.uint8).numpy()}
+    return {PredictionKind.REFINED: scores.max(dim=0).indices.to("cpu", torch.uint8).numpy()}
 
 
 class CDGCEvaluator(DatasetEvaluator):
@@ -115,7 +119,7 @@ class CDGCEvaluator(DatasetEvaluator):
         self.records: list[ImageRecord] = list(self.earlier)
         self.unusable: list[tuple[str, str]] = []
 
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+    def process(self, inputs: list[dict], outputs: list[LabelPrediction | dict]) -> None:
         """Count one batch; ground truth is in the inputs, or read from "sem_seg_file_name"."""
         for x, output in zip(inputs, outputs, strict=True):
             if "unusable" in x:
@@ -125,8 +129,8 @@ class CDGCEvaluator(DatasetEvaluator):
             record = ImageRecord(x["file_name"])
             if self.labeled:
                 self._count(record, x, predictions)
-            if "node_counts" in output:
-                record.counts["nodes"] = to_sparse(output["node_counts"].cpu().numpy())
+            if isinstance(output, LabelPrediction) and output.node_counts is not None:
+                record.counts["nodes"] = to_sparse(output.node_counts.cpu().numpy())
             if self.finish is not None:
                 self.finish(record, predictions)
             self.records.append(record)
@@ -231,7 +235,7 @@ class LabelOutput(nn.Module):
         self.oracle = oracle
         self.train(self.model.training)  # Detectron2's evaluation loop restores this mode
 
-    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+    def forward(self, batched_inputs: list[dict]) -> list[LabelPrediction | dict]:
         usable = [x for x in batched_inputs if "unusable" not in x]
         if self.oracle:
             usable = [
@@ -241,9 +245,9 @@ class LabelOutput(nn.Module):
         outputs = iter(self._predict(usable) if usable else [])
         return [{} if "unusable" in x else next(outputs) for x in batched_inputs]
 
-    def _predict(self, batch: list[dict]) -> list[dict]:
+    def _predict(self, batch: list[dict]) -> list[LabelPrediction] | list[dict]:
         if isinstance(self.model, (CDGCSegmentor, SemanticSegmentorWithTTA)):
-            return self.model.inference(batch, output="labels")
+            return self.model.predict_labels(batch)
         return self.model(batch)
 
 

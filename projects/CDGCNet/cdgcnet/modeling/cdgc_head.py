@@ -248,7 +248,7 @@ class CDGCNetHead(nn.Module):
             targets: (B, H, W) labels; used in training only, to choose the graph's nodes.
             valid: (B, h, w) bool, False where a node is batch padding.
             oracle: (B, H, W) labels; the graph is applied a second time with these classes, the
-                coarse ones where a label is ignored. Without a graph it has no effect.
+                coarse ones where a label is ignored. No effect without a class-wise graph.
         """
         x = self.reduce(self.context(features[self.main_feature]))  # (B, C, h, w)
         coarse = self.coarse_predictor(x)  # (B, M, h, w)
@@ -262,7 +262,7 @@ class CDGCNetHead(nn.Module):
         nodes = self.graph.select(coarse, targets, valid=valid)
         refined = self._predict(x, self.graph.reason(x, nodes))
         best = None
-        if oracle is not None:
+        if oracle is not None and self.graph.scope == "class":
             best = self._predict(x, self.graph.reason(x, self._oracle_nodes(coarse, oracle, valid)))
         return HeadOutput(refined, coarse, aux, nodes, best)
 

@@ -6,7 +6,7 @@ maps, and predicts large images in windows.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,32 +20,11 @@ from cdgc import resize_targets, valid_nodes
 from cdgcnet.modeling.cdgc_head import CDGCNetHead
 from cdgcnet.modeling.graph import log_node_shares
 from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, label_map
+from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind, ScorePrediction
 from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
 from cdgcnet.modeling.sliding_window import SlidingWindow
 
-OUTPUTS = ("sem_seg", "labels")
-# Prediction -> key of its label map in an output.
-LABEL_KEYS = {"refined": "labels", "coarse": "coarse_labels", "oracle": "oracle_labels"}
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image's prediction at the resolution it was made.
-
-    Attributes:
-        scores: (M, h, w) each: "refined" and, if asked for and there is a graph, "coarse" and
-            "oracle".
-        logits: whether the scores are logits at stride 8, or probabilities of the network's
-            input, averaged over windows.
-        sizes: the way from the scores to the output.
-        node_counts: (M,) int64, the graph's nodes, summed over windows; None without a graph.
-    """
-
-    scores: dict[str, Tensor]
-    logits: bool
-    sizes: ResizeGeometry
-    node_counts: Tensor | None
 
 
 @META_ARCH_REGISTRY.register()
@@ -170,31 +149,47 @@ class CDGCSegmentor(nn.Module):
         align_corners = self.sem_seg_head.align_corners
         return valid_nodes(images.image_sizes, padded, size, align_corners).to(self.device)
 
-    def inference(self, batched_inputs: list[dict], output: str = "sem_seg") -> list[dict]:
-        """Predict; images of unequal size never share a padded tensor.
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Predict scores; images of unequal size never share a padded tensor.
 
         Args:
-            batched_inputs: as in :meth:`forward`; for "labels" they may hold "oracle_sem_seg"
-                (H, W), the ground truth at the size of the output.
-            output: "sem_seg" for scores, "labels" for label maps.
+            batched_inputs: as in :meth:`forward`.
 
         Returns:
-            One dict per image. "sem_seg": {"sem_seg": (M, H, W)}, refined logits, or
-            probabilities if a sliding window is set. "labels": {"labels": (H, W) uint8} and, with
-            a graph, {"coarse_labels": (H, W) uint8, "node_counts": (M,) int64} from the same
-            pass, and "oracle_labels" where the ground truth was given.
+            One {"sem_seg": (M, H, W)} per image: refined logits, or probabilities if a sliding
+            window is set.
 
         Raises:
-            ValueError: on an unknown output or a malformed image.
+            ValueError: on a malformed image.
             MemoryError: if (M, H, W) scores cannot fit.
         """
-        if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
-        predictions = self.predict(batched_inputs, diagnose=output == "labels")
-        return [self._result(p, output) for p in predictions]
+        return [{"sem_seg": self._full_size_scores(p)} for p in self.predict(batched_inputs)]
 
-    def predict(self, batched_inputs: list[dict], diagnose: bool = False) -> list[Prediction]:
-        """Predictions that are not resized yet; arguments as in :meth:`inference`.
+    def predict_labels(self, batched_inputs: list[dict]) -> list[LabelPrediction]:
+        """Predict label maps of every kind in one pass, without (M, H, W) scores.
+
+        Args:
+            batched_inputs: as in :meth:`forward`; they may hold "oracle_sem_seg" (H, W), the
+                ground truth at the size of the output.
+
+        Returns:
+            One prediction per image: refined labels; with a graph also coarse labels, node counts
+            if the graph is class-wise, and oracle labels where the ground truth was given.
+
+        Raises:
+            ValueError: on a malformed image.
+        """
+        align_corners = self.sem_seg_head.align_corners
+        return [
+            LabelPrediction(
+                {kind: label_map(s, p.sizes, align_corners) for kind, s in p.scores.items()},
+                p.node_counts,
+            )
+            for p in self.predict(batched_inputs, diagnose=True)
+        ]
+
+    def predict(self, batched_inputs: list[dict], diagnose: bool = False) -> list[ScorePrediction]:
+        """Predictions that are not resized yet; arguments as in :meth:`predict_labels`.
 
         Args:
             diagnose: keep the coarse prediction too, and the oracle where ground truth is given.
@@ -204,7 +199,7 @@ class CDGCSegmentor(nn.Module):
         by_size = defaultdict(list)
         for i, x in enumerate(batched_inputs):
             by_size[(tuple(x["image"].shape[-2:]), "oracle_sem_seg" in x)].append(i)
-        predictions: dict[int, Prediction] = {}
+        predictions: dict[int, ScorePrediction] = {}
         for indices in by_size.values():
             inputs = [batched_inputs[i] for i in indices]
             images = self._preprocess(inputs)
@@ -227,7 +222,9 @@ class CDGCSegmentor(nn.Module):
         labels = labels.to(self.device)[None]
         return resize_targets(labels, size, self.sem_seg_head.align_corners)
 
-    def _whole(self, images: ImageList, labels: Tensor | None, diagnose: bool) -> list[Prediction]:
+    def _whole(
+        self, images: ImageList, labels: Tensor | None, diagnose: bool
+    ) -> list[ScorePrediction]:
         """Predict images of one size in one forward; labels (B, H, W)."""
         head = self.sem_seg_head
         tensor = self._in_layout(images.tensor)
@@ -238,13 +235,15 @@ class CDGCSegmentor(nn.Module):
         with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
             features = self.backbone(tensor)
             out = head.layers(features, valid=self._valid(images, features), oracle=labels)
-        kept: dict[str, Tensor | None] = {"refined": out.refined}
+        kept: dict[PredictionKind, Tensor | None] = {PredictionKind.REFINED: out.refined}
         if diagnose:
-            kept |= {"coarse": out.coarse, "oracle": out.oracle}
-        counts = None if out.nodes is None else out.nodes.counts
+            kept |= {PredictionKind.COARSE: out.coarse, PredictionKind.ORACLE: out.oracle}
+        counts = None
+        if out.nodes is not None and head.graph is not None and head.graph.scope == "class":
+            counts = out.nodes.counts
         size = images.image_sizes[0]
         return [
-            Prediction(
+            ScorePrediction(
                 {name: scores[row].float() for name, scores in kept.items() if scores is not None},
                 True,
                 ResizeGeometry((tensor.shape[2], tensor.shape[3]), size, size),
@@ -255,11 +254,11 @@ class CDGCSegmentor(nn.Module):
 
     def _windows(
         self, images: ImageList, labels: Tensor | None, diagnose: bool, slide: SlidingWindow
-    ) -> list[Prediction]:
+    ) -> list[ScorePrediction]:
         """Predict images of one size window by window; labels (B, H, W)."""
         size = images.image_sizes[0]
         align_corners = self.sem_seg_head.align_corners
-        sums: list[dict[str, ProbabilityAccumulator]] = [{} for _ in images.image_sizes]
+        sums: list[dict[PredictionKind, ProbabilityAccumulator]] = [{} for _ in images.image_sizes]
         nodes: list[Tensor | None] = [None] * len(sums)
         for rows, columns in slide.windows(size):
             window = ImageList.from_tensors(
@@ -278,7 +277,7 @@ class CDGCSegmentor(nn.Module):
                 nodes[i] = counts if before is None or counts is None else before + counts
         held = slide.counts(size)
         return [
-            Prediction(
+            ScorePrediction(
                 {name: s.mean(held.to(s.total.device)) for name, s in by_name.items()},
                 False,
                 ResizeGeometry(size, size, size),
@@ -287,21 +286,11 @@ class CDGCSegmentor(nn.Module):
             for by_name, count in zip(sums, nodes, strict=True)
         ]
 
-    def _result(self, prediction: Prediction, output: str) -> dict:
+    def _full_size_scores(self, prediction: ScorePrediction) -> Tensor:
         align_corners = self.sem_seg_head.align_corners
-        scores, sizes = prediction.scores, prediction.sizes
-        if output == "sem_seg":
-            if self.slide is None:
-                return {"sem_seg": full_size_logits(scores["refined"], sizes, align_corners)}
-            classes = len(scores["refined"])
-            total = ProbabilityAccumulator(classes, sizes.output, self.device, self.accumulate)
-            total.add(scores["refined"], sizes, align_corners, logits=prediction.logits)
-            return {"sem_seg": total.total}
-        result = {
-            name: label_map(scores[key], sizes, align_corners)
-            for key, name in LABEL_KEYS.items()
-            if key in scores
-        }
-        if prediction.node_counts is not None:
-            result["node_counts"] = prediction.node_counts
-        return result
+        scores, sizes = prediction.scores[PredictionKind.REFINED], prediction.sizes
+        if self.slide is None:
+            return full_size_logits(scores, sizes, align_corners)
+        total = ProbabilityAccumulator(len(scores), sizes.output, self.device, self.accumulate)
+        total.add(scores, sizes, align_corners, logits=prediction.logits)
+        return total.total

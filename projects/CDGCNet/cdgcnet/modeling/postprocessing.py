@@ -59,7 +59,7 @@ def check_fits(
             "INPUT.MIN_SIZE_TEST or INPUT.MAX_SIZE_TEST if that is the network's input, give "
             "smaller images, set TEST.ACCUMULATE.DEVICE cpu or TEST.ACCUMULATE.DTYPE fp16 where "
             "probabilities are summed up (TTA, sliding window), or ask for label maps "
-            '(CDGCSegmentor.inference(..., output="labels")).'
+            "(CDGCSegmentor.predict_labels)."
         )
 
 

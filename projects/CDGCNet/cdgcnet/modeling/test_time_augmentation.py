@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from cdgcnet.data.augmentation import build_test_augmentations
 from cdgcnet.data.image_io import read_image
-from cdgcnet.modeling.meta_arch import OUTPUTS, CDGCSegmentor, Prediction
+from cdgcnet.modeling.meta_arch import CDGCSegmentor
 from cdgcnet.modeling.postprocessing import ResizeGeometry
+from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind, ScorePrediction
 from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
 
 
@@ -70,26 +71,27 @@ class SemanticSegmentorWithTTA(nn.Module):
         """As :meth:`inference`."""
         return self.inference(batched_inputs)
 
-    def inference(self, batched_inputs: list[dict], output: str = "sem_seg") -> list[dict]:
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Average the softmax over all views.
 
         Args:
             batched_inputs: dicts with "original_image" (H, W, 3), "file_name" or "image", and
                 optionally "height", "width" of the output.
-            output: "sem_seg" for probabilities, "labels" for label maps.
 
         Returns:
-            One {"sem_seg": (M, H, W) probabilities} or {"labels": (H, W) uint8} per image.
+            One {"sem_seg": (M, H, W) probabilities} per image.
 
         Raises:
-            ValueError: on an unknown output.
             MemoryError: if the (M, H, W) sum cannot fit.
         """
-        if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {OUTPUTS}, got {output!r}")
-        if output == "labels":
-            return [{"labels": self._sum(x)[0].labels()} for x in batched_inputs]
         return [{"sem_seg": total.mean(count)} for total, count in map(self._sum, batched_inputs)]
+
+    def predict_labels(self, batched_inputs: list[dict]) -> list[LabelPrediction]:
+        """The most probable class of every pixel, refined only; as :meth:`inference`."""
+        return [
+            LabelPrediction({PredictionKind.REFINED: self._sum(x)[0].labels()})
+            for x in batched_inputs
+        ]
 
     @torch.no_grad()
     def _sum(self, x: dict) -> tuple[ProbabilityAccumulator, int]:
@@ -102,7 +104,7 @@ class SemanticSegmentorWithTTA(nn.Module):
             # An image and its mirror image share a forward.
             batch = [{"image": v, "height": size[0], "width": size[1]} for v in self._mirror(view)]
             for flipped, prediction in enumerate(self._predict(batch, size)):
-                scores = prediction.scores["refined"]
+                scores = prediction.scores[PredictionKind.REFINED]
                 if total is None:
                     total = ProbabilityAccumulator(
                         len(scores), size, scores.device, self.accumulate
@@ -121,11 +123,11 @@ class SemanticSegmentorWithTTA(nn.Module):
     def _mirror(self, view: Tensor) -> list[Tensor]:
         return [view, view.flip(-1)] if self.flip else [view]
 
-    def _predict(self, batch: list[dict], size: tuple[int, int]) -> Iterator[Prediction]:
+    def _predict(self, batch: list[dict], size: tuple[int, int]) -> Iterator[ScorePrediction]:
         if isinstance(self.model, CDGCSegmentor):
             yield from self.model.predict(batch)
             return
         for output in self.model(batch):
-            yield Prediction(
-                {"refined": output["sem_seg"]}, True, ResizeGeometry(size, size, size), None
+            yield ScorePrediction(
+                {PredictionKind.REFINED: output["sem_seg"]}, True, ResizeGeometry(size, size, size)
             )

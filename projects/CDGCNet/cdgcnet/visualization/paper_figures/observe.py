@@ -17,6 +17,7 @@ from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_checked_labels
 from cdgcnet.engine.predictor import Predictor
 from cdgcnet.modeling.meta_arch import CDGCSegmentor
+from cdgcnet.modeling.predictions import PredictionKind
 
 EASY, HARD_POSITIVE, HARD_NEGATIVE = "easy positive", "hard positive", "hard negative"
 
@@ -170,7 +171,7 @@ class Observer:
         resized = self.augmentation.get_transform(image).apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         inputs = {"image": tensor, "height": height, "width": width}
-        (labels,) = self.model.inference([inputs], output="labels")
+        (prediction,) = self.model.predict_labels([inputs])
         before, after, coarse = self._inside(tensor)
         coarse_map = class_map(coarse)[0].cpu()
         align_corners = self.model.sem_seg_head.align_corners
@@ -179,12 +180,13 @@ class Observer:
             size = (int(coarse_map.shape[0]), int(coarse_map.shape[1]))
             targets = torch.from_numpy(np.array(truth))[None].long()
             truth_map = resize_targets(targets, size, align_corners)[0]
-        refined = labels["labels"].cpu().numpy()
+        labels = {kind: x.cpu().numpy() for kind, x in prediction.labels.items()}
+        refined = labels[PredictionKind.REFINED]
         return Observation(
             name=Path(dataset_dict["file_name"]).stem.removesuffix("_leftImg8bit"),
             image=np.ascontiguousarray(image if image_format == "RGB" else image[:, :, ::-1]),
             truth=truth,
-            coarse=labels["coarse_labels"].cpu().numpy() if "coarse_labels" in labels else refined,
+            coarse=labels.get(PredictionKind.COARSE, refined),
             refined=refined,
             coarse_map=coarse_map,
             truth_map=truth_map,

@@ -1,12 +1,13 @@
 """Importing has no side effects: `cdgc` needs torch alone, `cdgcnet` registers no dataset."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import cdgcnet
 
 PROJECT = Path(__file__).resolve().parents[1] / "projects" / "CDGCNet"
 
@@ -49,19 +50,41 @@ def test_public_names():
     assert names == "[]"
 
 
-def has_cdgcnet():
-    return (PROJECT / "cdgcnet" / "__init__.py").is_file() and importlib.util.find_spec(
-        "detectron2"
-    ) is not None
+def test_cdgcnet_alone_imports_nothing_heavy():
+    loaded = run(
+        "import sys, cdgcnet\n"
+        "assert 'Trainer' in dir(cdgcnet) and cdgcnet.__version__\n"
+        "print([m for m in ('torch', 'numpy', 'detectron2') if m in sys.modules])"
+    )
+    assert loaded == "[]"
 
 
-@pytest.mark.skipif(not has_cdgcnet(), reason="cdgcnet or detectron2 is not here")
+def test_any_public_name_registers_the_network():
+    # Nothing but the name of the first line is touched before Detectron2 builds the model.
+    name = run(
+        "from cdgcnet import load_cfg\n"
+        "from detectron2.modeling import build_model\n"
+        "cfg = load_cfg('', ['MODEL.DEVICE', 'cpu', 'MODEL.RESNETS.NORM', 'BN',\n"
+        "    'MODEL.SEM_SEG_HEAD.NORM', 'BN', 'MODEL.CDGC.NORM', 'BN'])\n"
+        "print(type(build_model(cfg)).__name__)"
+    )
+    assert name == "CDGCSegmentor"
+
+
+def test_public_names_of_cdgcnet():
+    assert sorted(cdgcnet._MODULES) == sorted(cdgcnet.__all__)
+    for name in cdgcnet.__all__:
+        assert getattr(cdgcnet, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Tariner'"):
+        cdgcnet.Tariner  # noqa: B018
+
+
 def test_cdgcnet_registers_no_dataset():
     added = run(
         "import detectron2.data, detectron2.data.datasets\n"
         "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
         "before = set(DatasetCatalog.list()), set(MetadataCatalog.list())\n"
-        "import cdgcnet\n"
+        "from cdgcnet import Trainer\n"
         "print(sorted(set(DatasetCatalog.list()) - before[0])\n"
         "      + sorted(set(MetadataCatalog.list()) - before[1]))"
     )

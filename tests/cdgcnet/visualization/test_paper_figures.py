@@ -1,6 +1,5 @@
 """The paper's figures show what the network computes."""
 
-import make_figures
 import numpy as np
 import pytest
 import torch
@@ -8,6 +7,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from cdgcnet import Predictor, Trainer
+from cdgcnet.cli.main import main
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.visualization.paper_figures import Observer
@@ -142,7 +142,7 @@ def test_boxes():
 def call(checkpoint, figure, output, *argv, weights="m.pth"):
     words = [figure, "--config-file", checkpoint / "config.yaml", "--output", output]
     words += ["--weights", checkpoint / weights, *argv]
-    return make_figures.main([str(w) for w in words])
+    return main(["figures", *(str(w) for w in words)])
 
 
 @pytest.mark.parametrize("figure", ["sampling", "comparison", "features"])
@@ -185,11 +185,9 @@ def most_common_class(checkpoint, file):
 
 
 def refused(capsys, checkpoint, figure, output, *argv, **kwargs) -> str:
-    with pytest.raises(SystemExit) as stop:
-        call(checkpoint, figure, output, *argv, **kwargs)
-    assert stop.value.code == 1
+    assert call(checkpoint, figure, output, *argv, **kwargs) == 1
     error = capsys.readouterr().err
-    assert error.startswith("make_figures.py: error: ")
+    assert error.startswith("cdgcnet figures: error: ")
     return error
 
 
@@ -209,7 +207,6 @@ def test_an_existing_file_is_not_replaced(checkpoint, tmp_path, capsys):
         ("fig.png", ("--images", "nothing"), "--images nothing"),
         ("fig.png", ("--images", "3"), "--images 3"),
         ("fig.png", ("--classes", "cat"), "--classes cat"),
-        ("fig.png", ("--num", "0"), "--num is 0"),
         ("fig.png", ("--opts", "MODEL.CDGC.CHANNELS", "16"), "does not fit"),
         ("fig.png", ("--opts", "MODEL.META_ARCHITECTURE", "SemanticSegmentor"), "CDGCSegmentor"),
     ],

@@ -1,4 +1,4 @@
-"""prepare_data.py audit: each planted defect is found and named; a sound set passes.
+"""cdgcnet audit: each planted defect is found and named; a sound set passes.
 
 The toy set has 3 classes; its images are 4 x 6 noise, its labels hold 0, 1, 2 and 255.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import prepare_data
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdgcnet import register_all
+from cdgcnet.cli.main import main
 from cdgcnet.data.audit import issues as findings
 from cdgcnet.data.audit.audit import audit
 from cdgcnet.data.audit.checks import Rules, digest_of, gray_values, inspect
@@ -84,7 +84,7 @@ def call(capsys):
     """The command; returns its exit code and both outputs."""
 
     def run(*argv):
-        code = prepare_data.main(["audit", *map(str, argv), "--workers", "2"])
+        code = main(["audit", *map(str, argv), "--workers", "2"])
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         return SimpleNamespace(code=code, out=out, err=err)
@@ -454,7 +454,7 @@ def test_an_unofficial_count(tmp_path, call):
 
 
 def refused(done):
-    assert done.code == 1 and done.err.startswith("prepare_data.py: error: ")
+    assert done.code == 1 and done.err.startswith("cdgcnet audit: error: ")
     return done.err
 
 

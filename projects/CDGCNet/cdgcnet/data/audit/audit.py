@@ -4,17 +4,13 @@ Reading order: ``findings`` (what a problem is), ``audit_checks`` (what is looke
 ``audit_page`` (the report with pictures).
 """
 
-import argparse
-import os
 from collections.abc import Collection, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from cdgcnet.config.defaults import load_cfg
 from cdgcnet.data.audit import issues as findings
 from cdgcnet.data.audit.checks import (
     Rules,
@@ -27,11 +23,9 @@ from cdgcnet.data.audit.checks import (
     inspect,
     size_of,
 )
-from cdgcnet.data.audit.issues import Problem, Report, format_report
-from cdgcnet.data.audit.report import check_page, write_page
-from cdgcnet.data.datasets import register_all, voc
+from cdgcnet.data.audit.issues import Problem, Report
+from cdgcnet.data.datasets import voc
 from cdgcnet.data.datasets.catalog import EVALUATOR_TYPE
-from cdgcnet.data.datasets.custom import register_folders
 from cdgcnet.visualization.colors import class_colors
 
 # To look at data no device is needed: the config of a GPU training will do anywhere.
@@ -141,41 +135,3 @@ def _others(name: str, against: Sequence[str] | None) -> tuple[dict[str, list[di
             except (OSError, ValueError) as error:
                 notes.append(f"not compared with {other}: {str(error).splitlines()[0]}")
     return others, notes
-
-
-# ---------------------------------------------------------------- the command
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``prepare_data.py audit``."""
-    parser.add_argument("name", metavar="NAME", help="registered set, e.g. cdgc_voc_train_aug")
-    parser.add_argument("--config-file", default="", help="YAML whose DATASETS.FOLDERS name it")
-    parser.add_argument("--root", type=Path, help="data root, by default DETECTRON2_DATASETS")
-    parser.add_argument(
-        "--against",
-        nargs="+",
-        metavar="NAME2",
-        help="sets that must share no image with it (default: val for train and so on)",
-    )
-    parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page with pictures")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
-
-
-def main(args: argparse.Namespace) -> int:
-    """Audit a set and print the report; 1 if there are errors, 0 otherwise.
-
-    Raises:
-        ValueError, OSError: for wrong arguments, or a set that is not there.
-    """
-    if args.html is not None:
-        check_page(args.html, args.overwrite)
-    register_all(args.root)
-    if args.config_file:
-        register_folders(load_cfg(args.config_file, ON_CPU), args.root)
-    report = audit(args.name, args.against, args.workers)
-    print(format_report(report))
-    if args.html is not None:
-        write_page(report, args.html)
-        print(f"page: {args.html}")
-    return 1 if report.number(errors=True) else 0

@@ -1,4 +1,4 @@
-"""tools/predict.py: raw label PNGs, overlays, and no file lost or overwritten."""
+"""cdgcnet predict: raw label PNGs, overlays, and no file lost or overwritten."""
 
 import os
 import shutil
@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import predict
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +14,7 @@ from PIL import Image
 from cdgcnet import Predictor, Trainer, load_cfg
 from cdgcnet.data.datasets.cityscapes import COLORS
 
+TOOL = Path(__file__).resolve().parents[3] / "tools" / "predict.py"
 pytestmark = pytest.mark.usefixtures("run_data")
 
 
@@ -44,16 +44,13 @@ def images(tmp_path):
 
 
 @pytest.fixture
-def call(run_yaml, weights, tmp_path):
-    """predict.py with the needed options; returns its exit code."""
+def call(command, run_yaml, weights, tmp_path):
+    """``cdgcnet predict`` with the needed options; returns its exit code."""
 
     def run(*inputs, output=tmp_path / "out", options=()) -> int:
         argv = ["--config-file", run_yaml, "--weights", weights, "--output", output]
         argv += ["--input", *inputs, *options]
-        try:
-            return predict.main([str(a) for a in argv])
-        except SystemExit as stop:
-            return stop.code
+        return command("predict", *argv)
 
     return run
 
@@ -144,7 +141,7 @@ def test_one_prediction_that_cannot_be_written_does_not_lose_the_others(
 def refusal(capsys, code) -> str:
     assert code == 1
     error = capsys.readouterr().err
-    assert error.startswith("predict.py: error: ") and len(error) > 35, error
+    assert error.startswith("cdgcnet predict: error: ") and len(error) > 35, error
     return error
 
 
@@ -241,7 +238,7 @@ def test_a_bare_backbone_is_refused(call, images, weights, tmp_path, capsys):
 def test_in_the_shell(run_yaml, weights, images, tmp_path):
     # One call shows both: without a display the pictures are made, and a failure sets the code.
     (images / "a.jpg").write_bytes(b"broken")
-    argv = [sys.executable, predict.__file__, "--config-file", run_yaml, "--weights", weights]
+    argv = [sys.executable, TOOL, "--config-file", run_yaml, "--weights", weights]
     argv += ["--output", tmp_path / "out", "--input", images]
     environment = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     done = subprocess.run(

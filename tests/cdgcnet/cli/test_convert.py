@@ -1,12 +1,12 @@
-"""tools/convert_weights.py: torchvision names become Detectron2's, and nothing is lost."""
+"""cdgcnet convert: torchvision names become Detectron2's, and nothing is lost."""
 
-import convert_weights
 import pytest
 import torch
 from torchvision.models import resnet18, resnet50
 
 from cdgcnet import Trainer, load_cfg
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, convert_torchvision_resnet
+from cdgcnet.cli.convert import convert
 
 NETS = {18: resnet18, 50: resnet50}
 
@@ -38,19 +38,12 @@ def config(depth: int, *overrides):
     return load_cfg("", keys)
 
 
-def refused(capsys, *argv) -> str:
-    with pytest.raises(SystemExit) as stop:
-        convert_weights.main([str(a) for a in argv])
-    assert stop.value.code == 1
-    error = capsys.readouterr().err
-    assert error.startswith("convert_weights.py: error: ")
-    return error
-
-
 @pytest.mark.parametrize("depth", NETS)
-def test_converted_backbone_computes_what_torchvision_computes(sources, tmp_path, depth, capsys):
+def test_converted_backbone_computes_what_torchvision_computes(
+    command, sources, tmp_path, depth, capsys
+):
     target = tmp_path / "d2.pth"
-    assert convert_weights.main([str(sources[depth]), str(target)]) == 0
+    assert command("convert", sources[depth], target) == 0
     assert str(target) in capsys.readouterr().out
 
     torch.manual_seed(0)
@@ -69,7 +62,7 @@ def test_converted_backbone_computes_what_torchvision_computes(sources, tmp_path
 
 
 def test_converted_and_original_file_load_to_the_same_model(sources, tmp_path):
-    convert_weights.convert(sources[18], tmp_path / "d2.pth")
+    convert(sources[18], tmp_path / "d2.pth")
     states = []
     for path in (sources[18], tmp_path / "d2.pth"):
         torch.manual_seed(0)
@@ -80,7 +73,7 @@ def test_converted_and_original_file_load_to_the_same_model(sources, tmp_path):
 
 
 def test_every_tensor_but_the_classifier_arrives_unchanged(sources, tmp_path):
-    count, _ = convert_weights.convert(sources[50], tmp_path / "d2.pth")
+    count, _ = convert(sources[50], tmp_path / "d2.pth")
     before = torch.load(sources[50], weights_only=True)
     after = torch.load(tmp_path / "d2.pth", weights_only=True)["model"]
     assert count == len(after) == len(before) - 2  # fc.weight, fc.bias
@@ -109,30 +102,27 @@ def test_half_precision_becomes_float32():
 # ---------------------------------------------------------------- refusals
 
 
-def test_existing_target_is_kept(sources, tmp_path, capsys):
+def test_existing_target_is_kept(refusal, sources, tmp_path):
     target = tmp_path / "mine.pth"
     target.write_text("mine")
-    assert str(target) in refused(capsys, sources[18], target)
+    assert str(target) in refusal("convert", sources[18], target)
     assert target.read_text() == "mine"
 
 
-def test_target_equal_to_source_is_refused(sources, tmp_path, capsys):
+def test_target_equal_to_source_is_refused(refusal, sources, tmp_path):
     before = sources[18].read_bytes()
-    refused(capsys, sources[18], sources[18])
+    refusal("convert", sources[18], sources[18])
     assert sources[18].read_bytes() == before
 
 
-def test_missing_source_is_named(tmp_path, capsys):
-    assert str(tmp_path / "no.pth") in refused(capsys, tmp_path / "no.pth", tmp_path / "out.pth")
+def test_missing_source_is_named(refusal, tmp_path):
+    assert str(tmp_path / "no.pth") in refusal("convert", tmp_path / "no.pth", tmp_path / "out.pth")
 
 
-def test_missing_target_folder_is_named_or_made(sources, tmp_path, capsys):
+def test_missing_target_folder_is_named_or_made(command, sources, tmp_path, capsys):
     # Either is fine; a traceback out of torch.save is not.
     target = tmp_path / "new" / "d2.pth"
-    try:
-        code = convert_weights.main([str(sources[18]), str(target)])
-    except SystemExit as stop:
-        code = stop.code
+    code = command("convert", sources[18], target)
     if target.is_file():
         assert code == 0
     else:
@@ -143,16 +133,16 @@ def test_missing_target_folder_is_named_or_made(sources, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"", "empty"), (b"no checkpoint", "not a file of tensors")]
 )
-def test_source_that_is_no_checkpoint_is_named(tmp_path, capsys, content, reason):
+def test_source_that_is_no_checkpoint_is_named(refusal, tmp_path, content, reason):
     source = tmp_path / "broken.pth"
     source.write_bytes(content)
-    said = refused(capsys, source, tmp_path / "out.pth")
+    said = refusal("convert", source, tmp_path / "out.pth")
     assert "broken.pth" in said and reason in said
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_a_folder_as_source_is_named(tmp_path, capsys):
-    assert "a folder, expected a weight file" in refused(capsys, tmp_path, tmp_path / "out.pth")
+def test_a_folder_as_source_is_named(refusal, tmp_path):
+    assert "a folder, expected a weight file" in refusal("convert", tmp_path, tmp_path / "out.pth")
 
 
 class Malicious:
@@ -160,9 +150,9 @@ class Malicious:
         return (print, ("run",))
 
 
-def test_code_in_a_file_is_told_in_one_line(tmp_path, capsys):
+def test_code_in_a_file_is_told_in_one_line(refusal, tmp_path):
     torch.save({"conv1.weight": Malicious()}, tmp_path / "evil.pth")
-    said = refused(capsys, tmp_path / "evil.pth", tmp_path / "out.pth")
+    said = refusal("convert", tmp_path / "evil.pth", tmp_path / "out.pth")
     assert "it asks for" in said and "print" in said and len(said.strip().splitlines()) == 1
 
 
@@ -176,8 +166,8 @@ def test_code_in_a_file_is_told_in_one_line(tmp_path, capsys):
         (("--mean", "300", "2", "3"), "--mean is 300 2 3"),
     ],
 )
-def test_statistics_of_other_pixels_are_refused(sources, tmp_path, capsys, options, message):
-    assert message in refused(capsys, sources[18], tmp_path / "out.pth", *options)
+def test_statistics_of_other_pixels_are_refused(refusal, sources, tmp_path, options, message):
+    assert message in refusal("convert", sources[18], tmp_path / "out.pth", *options)
     assert not (tmp_path / "out.pth").exists()
 
 
@@ -215,9 +205,9 @@ def _changed(state: dict, change: str):
         ("no tensor", "layer1.0.conv1.weight: expected a tensor, found str"),
     ],
 )
-def test_contents_that_are_no_resnet_are_refused(tmp_path, capsys, change, message):
+def test_contents_that_are_no_resnet_are_refused(refusal, tmp_path, change, message):
     torch.save(_changed(resnet18().state_dict(), change), tmp_path / "odd.pth")
-    assert message in refused(capsys, tmp_path / "odd.pth", tmp_path / "out.pth")
+    assert message in refusal("convert", tmp_path / "odd.pth", tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()
 
 

@@ -1,29 +1,28 @@
-"""tools/visualize_data.py: the picture shows what training sees, and no file is lost."""
+"""cdgcnet visualize: the picture shows what training sees, and no file is lost."""
 
 import numpy as np
 import pytest
 import torch
-import visualize_data
 from detectron2.data import Metadata
 from PIL import Image
 
 from cdgcnet import Trainer
+from cdgcnet.cli.visualize import first_samples
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
+from cdgcnet.visualization import training_samples
+from cdgcnet.visualization.training_samples import draw_grid
 
 pytestmark = pytest.mark.usefixtures("run_data")
 
 
 @pytest.fixture
-def call(run_yaml, tmp_path):
-    """visualize_data.py with the needed options; returns its exit code."""
+def call(command, run_yaml, tmp_path):
+    """``cdgcnet visualize`` with the needed options; returns its exit code."""
 
     def run(*options) -> int:
         argv = ["--config-file", run_yaml, "--output", tmp_path / "grid.png", "--num", 2]
-        try:
-            return visualize_data.main([str(a) for a in [*argv, *options]])
-        except SystemExit as stop:
-            return stop.code
+        return command("visualize", *argv, *options)
 
     return run
 
@@ -31,12 +30,12 @@ def call(run_yaml, tmp_path):
 def refusal(capsys, code) -> str:
     assert code == 1
     error = capsys.readouterr().err
-    assert error.startswith("visualize_data.py: error: ") and len(error) > 40, error
+    assert error.startswith("cdgcnet visualize: error: ") and len(error) > 40, error
     return error
 
 
 def test_the_samples_are_those_of_the_training(run_cfg):
-    samples = visualize_data.draw_samples(run_cfg, 5, augmented=True)
+    samples = first_samples(run_cfg, 5, augmented=True)
     loader = Trainer.build_train_loader(run_cfg)
     loader.seed = run_cfg.SEED
     batches = iter(loader)
@@ -49,15 +48,15 @@ def test_the_samples_are_those_of_the_training(run_cfg):
 
 
 def test_the_seed_changes_them(run_cfg):
-    first = visualize_data.draw_samples(run_cfg, 4, augmented=True)
+    first = first_samples(run_cfg, 4, augmented=True)
     run_cfg.SEED = 4
-    second = visualize_data.draw_samples(run_cfg, 4, augmented=True)
+    second = first_samples(run_cfg, 4, augmented=True)
     assert not all(torch.equal(a["image"], b["image"]) for a, b in zip(first, second, strict=True))
 
 
 def test_without_augmentation_they_are_the_files(run_cfg):
-    augmented = visualize_data.draw_samples(run_cfg, 3, augmented=True)
-    plain = visualize_data.draw_samples(run_cfg, 3, augmented=False)
+    augmented = first_samples(run_cfg, 3, augmented=True)
+    plain = first_samples(run_cfg, 3, augmented=False)
     assert [s["file_name"] for s in plain] == [s["file_name"] for s in augmented]
     for sample in plain:
         image = read_image(sample["file_name"], run_cfg.INPUT.FORMAT)
@@ -69,7 +68,7 @@ def test_without_augmentation_they_are_the_files(run_cfg):
 def test_drawing_leaves_config_and_cache_alone(run_cfg, tmp_path):
     run_cfg.INPUT.CACHE = str(tmp_path / "cache")
     before = run_cfg.dump()
-    visualize_data.draw_samples(run_cfg, 2, augmented=True)
+    first_samples(run_cfg, 2, augmented=True)
     assert run_cfg.dump() == before and not (tmp_path / "cache").exists()
 
 
@@ -88,17 +87,17 @@ def test_the_config_of_a_gpu_training_needs_no_gpu(call):
 
 def test_another_set_may_be_shown(call, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(visualize_data, "draw_grid", lambda samples, *_: seen.update(s=samples))
+    monkeypatch.setattr(training_samples, "draw_grid", lambda samples, *_: seen.update(s=samples))
     assert call("--dataset", "cdgc_cityscapes_val", "--num", 3) == 0
     assert all("/val/" in s["file_name"] for s in seen["s"])
 
 
 def test_the_seed_option_stands_for_the_configs(call, run_cfg, monkeypatch):
     seen = []
-    monkeypatch.setattr(visualize_data, "draw_grid", lambda samples, *_: seen.extend(samples))
+    monkeypatch.setattr(training_samples, "draw_grid", lambda samples, *_: seen.extend(samples))
     assert call("--seed", 7) == 0
     run_cfg.SEED = 7
-    expected = visualize_data.draw_samples(run_cfg, 2, augmented=True)
+    expected = first_samples(run_cfg, 2, augmented=True)
     for sample, other in zip(seen, expected, strict=True):
         assert torch.equal(sample["image"], other["image"])
 
@@ -144,7 +143,7 @@ def test_pictures_titles_and_legend(figures, tmp_path, image_format):
     labels[4] = 0
     red = (255, 0, 0) if image_format == "RGB" else (0, 0, 255)
     samples = [make_sample(labels, "x/$1_$2.png", red)]
-    visualize_data.draw_grid(samples, image_format, metadata, "$t$", tmp_path / "g.png")
+    draw_grid(samples, image_format, metadata, "$t$", tmp_path / "g.png")
     (figure,) = figures
     # By frequency; class 1 does not occur.
     assert legend_of(figure) == ["c", "a $x$", "ignored"]
@@ -159,7 +158,7 @@ def test_pictures_titles_and_legend(figures, tmp_path, image_format):
 def test_a_set_without_colors_gets_detectron2s(figures, tmp_path):
     metadata = Metadata(stuff_classes=[f"c{i}" for i in range(100)])  # the map has 79 colors
     labels = np.array([[0, 1, 99]])
-    visualize_data.draw_grid([make_sample(labels)], "RGB", metadata, "t", tmp_path / "g.png")
+    draw_grid([make_sample(labels)], "RGB", metadata, "t", tmp_path / "g.png")
     colored = figures[0].axes[1].images[0].get_array()
     assert len({tuple(color) for color in colored[0].tolist()}) == 3
     assert legend_of(figures[0]) == ["c0", "c1", "c99"]
@@ -169,14 +168,14 @@ def test_a_long_legend_is_cut_at_the_most_frequent(figures, tmp_path):
     metadata = Metadata(stuff_classes=[f"c{i}" for i in range(30)], stuff_colors=[(9, 9, 9)] * 30)
     # Class i has i + 1 pixels, so the 24 most frequent are 29 … 6.
     labels = np.repeat(np.arange(30), np.arange(1, 31)).reshape(15, 31)
-    visualize_data.draw_grid([make_sample(labels)], "RGB", metadata, "t", tmp_path / "g.png")
+    draw_grid([make_sample(labels)], "RGB", metadata, "t", tmp_path / "g.png")
     assert legend_of(figures[0]) == [f"c{i}" for i in range(29, 5, -1)] + ["+6 more"]
 
 
 def test_samples_of_several_sizes(tmp_path):
     metadata = Metadata(stuff_classes=["a"], stuff_colors=[(9, 9, 9)])
     samples = [make_sample(np.zeros(size, np.int64)) for size in ((5, 9), (9, 5), (1, 1), (30, 7))]
-    visualize_data.draw_grid(samples, "RGB", metadata, "t", tmp_path / "g.png")
+    draw_grid(samples, "RGB", metadata, "t", tmp_path / "g.png")
     assert (tmp_path / "g.png").is_file()
 
 
@@ -194,19 +193,31 @@ def test_an_existing_picture_is_kept(call, tmp_path, capsys):
     ("options", "word"),
     [
         (["--config-file", "no.yaml"], "no.yaml"),
-        (["--num", "0"], "--num 0"),
-        (["--num", "65"], "1 to 64"),
-        (["--output", "grid.jpg"], "grid.jpg"),
         (["--opts", "MODEL.CDGC.NOODLES", "1"], "MODEL.CDGC.NOODLES"),
-        (["--opts", "SEED"], "pairs"),
         (["--dataset", "cdgc_nothing"], "cdgc_nothing"),
-        (["--columns", "0"], "--columns 0: expected 1 to 8"),
-        (["--seed", "-4"], "--seed -4"),
         (["--dataset", "cdgc_camvid_train"], "has 11 classes"),
     ],
 )
 def test_wrong_options_are_named(call, tmp_path, capsys, options, word):
     assert word in refusal(capsys, call(*options))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num", "0"], "argument --num: 0: expected 1 or more"),
+        (["--num", "65"], "--num 65: expected 1 to 64"),
+        (["--output", "grid.jpg"], "grid.jpg: expected a name that ends with .png"),
+        (["--opts", "SEED"], "overrides come in pairs KEY VALUE; found SEED"),
+        (["--columns", "9"], "--columns 9: expected 1 to 8"),
+        (["--seed", "-4"], "argument --seed: -4: expected 0 or more"),
+    ],
+)
+def test_usage_errors(call, tmp_path, capsys, options, message):
+    assert call(*options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: cdgcnet visualize") and message in error
     assert not list(tmp_path.iterdir())
 
 

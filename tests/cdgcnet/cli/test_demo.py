@@ -1,4 +1,4 @@
-"""tools/demo.py --quick end to end: what a newcomer's first command does, in small."""
+"""cdgcnet demo --quick end to end: what a newcomer's first command does, in small."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-DEMO = Path(__file__).resolve().parents[1] / "tools" / "demo.py"
+DEMO = Path(__file__).resolve().parents[3] / "tools" / "demo.py"
 
 
 def demo(*argv) -> subprocess.CompletedProcess:
@@ -50,7 +50,14 @@ def test_quick_demo_twice(tmp_path):
 
     out = tmp_path / "demo"
     results = json.loads((out / "results.json").read_text())
-    assert set(results) == {"no_graph", "sem_seg", "sem_seg_coarse", "sem_seg_TTA"}
+    assert set(results) == {
+        "no_graph",
+        "sem_seg",
+        "sem_seg_coarse",
+        "sem_seg_oracle",
+        "graph",
+        "sem_seg_TTA",
+    }
     assert [f"{results['sem_seg']['mIoU']:.2f}"] == mean.split()[4:5]
     sheet = np.asarray(Image.open(out / "predictions.png").convert("RGB"))
     assert min(sheet.shape[:2]) > 100 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
@@ -72,7 +79,7 @@ def test_quick_demo_twice(tmp_path):
 
 
 def test_output_of_an_earlier_demo_gets_a_number(tmp_path):
-    import demo as module
+    from cdgcnet.cli import demo as module
 
     folder = tmp_path / "demo"
     assert module.free_folder(folder) == folder

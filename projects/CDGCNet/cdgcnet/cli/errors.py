@@ -1,0 +1,50 @@
+"""Turns a user's errors into one line on stderr and an exit code."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+
+class UsageError(Exception):
+    """Arguments that do not go together; reported with the usage and exit code 2."""
+
+
+def run_guarded(function: Callable, args: argparse.Namespace) -> int:
+    """Call ``function(args)`` and report what a user can mend without a traceback.
+
+    The traceback goes to the "cdgcnet" logger at level DEBUG, which a run's log file holds. Other
+    exceptions are faults of the program and keep their traceback on stderr.
+
+    Args:
+        function: returns an exit code, or None for 0.
+        args: has ``prog``, the name of the command in messages.
+
+    Returns:
+        The exit code: that of ``function``, 1 after an error, 130 after Ctrl-C.
+    """
+    try:
+        return function(args) or 0
+    except KeyboardInterrupt:
+        _report(f"{args.prog}: interrupted")
+        return 130
+    except (ValueError, OSError, MemoryError) as error:
+        logging.getLogger("cdgcnet").debug("Stopped by this error:", exc_info=True)
+        _report(f"{args.prog}: error: {str(error) or type(error).__name__}")
+        return 1
+    except ModuleNotFoundError as error:
+        # Detectron2 is not on the package index, so pip cannot install it along with CDGCNet.
+        if error.name is None or error.name.split(".")[0] != "detectron2":
+            raise
+        _report(
+            f"{args.prog}: error: Detectron2 is not installed; "
+            "run `python -m cdgcnet install-detectron2`"
+        )
+        return 1
+
+
+def _report(message: str) -> None:
+    """Print to stderr, once for all processes of a distributed run."""
+    comm = sys.modules.get("detectron2.utils.comm")
+    if comm is None or comm.is_main_process():
+        print(message, file=sys.stderr)

@@ -1,0 +1,90 @@
+"""Parses the command line, runs one subcommand, and turns errors into messages and exit codes."""
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+import cdgcnet
+from cdgcnet.cli.errors import UsageError, run_guarded
+
+COMMANDS = (
+    "train",
+    "eval",
+    "predict",
+    "prepare",
+    "audit",
+    "visualize",
+    "convert",
+    "submit",
+    "figures",
+    "demo",
+)
+
+
+def load_command(name: str) -> ModuleType:
+    return importlib.import_module(f"cdgcnet.cli.{name}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``cdgcnet COMMAND …``.
+
+    Args:
+        argv: the arguments; None means those of the process.
+
+    Returns:
+        The exit code: 0, 1 after an error of the user's, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: from argparse, with code 0 after ``--help`` and 2 after a usage error.
+    """
+    if argv is None:
+        _silence_imports()
+    parser = argparse.ArgumentParser(prog="cdgcnet", description=cdgcnet.__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"%(prog)s {cdgcnet.__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {}
+    for name in COMMANDS:
+        module = load_command(name)
+        assert module.__doc__
+        parsers[name] = subparsers.add_parser(
+            name,
+            help=module.__doc__.splitlines()[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(parsers[name])
+    args = parser.parse_args(argv)
+    return _run(load_command(args.command), parsers[args.command], args)
+
+
+def run_tool(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand under the name of the script that calls this; see :func:`main`."""
+    if argv is None:
+        _silence_imports()
+    module = load_command(name)
+    parser = argparse.ArgumentParser(
+        prog=os.path.basename(sys.argv[0]),
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return _run(module, parser, parser.parse_args(argv))
+
+
+def _run(module: ModuleType, parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    args.prog = parser.prog
+    try:
+        return run_guarded(module.run, args)
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def _silence_imports() -> None:
+    """Hide the FutureWarnings of Detectron2's imports, in this process and those it starts."""
+    if not sys.warnoptions:  # neither -W nor PYTHONWARNINGS asks for them
+        warnings.simplefilter("ignore", FutureWarning)
+        os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"

@@ -1,0 +1,80 @@
+"""Bring official downloads into the layout that CDGCNet reads.
+
+    %(prog)s voc-aug --src ~/Downloads --root $DETECTRON2_DATASETS
+
+--src holds the official archives as downloaded, or unpacked folders, at any depth; it is not
+changed. Files that are already in --root are trusted and skipped, so the same command continues an
+interrupted run. At the end the numbers of files are compared with the official ones; the exit code
+1 says that something is missing or failed. docs/data.md says what to download.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from cdgcnet.cli.options import integer_from
+
+DATASETS = {
+    "cityscapes": "cityscapes",
+    "voc-aug": "voc",
+    "coco-stuff-10k": "coco_stuff",
+    "camvid": "camvid",
+    "pascal-context": "pascal_context",
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare one dataset; the exit code is 1 if something is missing or failed.
+
+    Raises:
+        ValueError, OSError: for sources without the dataset, or a root that cannot be written.
+    """
+    from cdgcnet.data.prepare.archives import find
+    from cdgcnet.data.prepare.completeness import count
+    from cdgcnet.data.prepare.conversion import Runner
+
+    try:
+        module = importlib.import_module(f"cdgcnet.data.prepare.{DATASETS[args.dataset]}")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"this command needs the package {error.name}: pip install 'cdgcnet[data]'"
+        ) from error
+    folder = args.root / module.FOLDER
+    runner = Runner(args.workers, args.overwrite)
+    # What earlier runs have written is a source too.
+    sources = find(
+        [*args.src, *([folder] if folder.is_dir() else [])], module.WANTED, module.OFFICIAL
+    )
+    try:
+        splits = module.prepare(sources, args.root, runner)
+    finally:
+        sources.close()
+        print(f"{folder}: {runner.made} files made, {runner.kept} were there")
+        # A problem in --src matters only if something is missing in the end: the file may be
+        # no part of the dataset.
+        for problem in sources.problems:
+            print(f"note: {problem}", file=sys.stderr)
+        for problem in runner.failures:
+            print(f"failed: {problem}", file=sys.stderr)
+    table, missing = count(splits)
+    print(table)
+    for problem in missing:
+        print(f"missing: {problem}", file=sys.stderr)
+    return 1 if missing or runner.failures else 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", choices=DATASETS, metavar="DATASET", help=", ".join(DATASETS))
+    parser.add_argument(
+        "--src", nargs="+", type=Path, required=True, metavar="DIR", help="downloads"
+    )
+    parser.add_argument("--root", type=Path, required=True, help="data root, DETECTRON2_DATASETS")
+    parser.add_argument(
+        "--workers",
+        type=integer_from(0),
+        default=os.cpu_count() or 1,
+        help="processes (0: only this one)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make existing files again")

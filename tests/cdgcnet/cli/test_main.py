@@ -1,0 +1,179 @@
+"""The command line as a whole: help, usage errors, exit codes, and no heavy import before work."""
+
+import argparse
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cdgcnet
+from cdgcnet.cli import train
+from cdgcnet.cli.errors import run_guarded
+from cdgcnet.cli.launch import launch_processes
+from cdgcnet.cli.main import COMMANDS, load_command
+
+ROOT = Path(__file__).resolve().parents[3]
+TOOLS = sorted(
+    path
+    for path in [ROOT / "train_net.py", *(ROOT / "tools").glob("*.py")]
+    if "run_tool" in path.read_text(encoding="utf-8")
+)
+HEAVY = ("torch", "numpy", "detectron2", "cv2", "PIL", "matplotlib")
+# Runs a script, then prints which heavy packages it imported and its exit code.
+PROBE = f"""
+import runpy, sys
+script, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = script
+try:
+    start = runpy.run_path if script.endswith(".py") else runpy.run_module
+    start(script, run_name="__main__")
+except SystemExit as stop:
+    print("imported", [name for name in {HEAVY} if name in sys.modules], "code", stop.code)
+"""
+
+
+def probe(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, *map(str, words)], capture_output=True, text=True, timeout=60
+    )
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(name, command, capsys):
+    assert command(name, "--help") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: cdgcnet {name} ")
+    assert load_command(name).__doc__.splitlines()[0] in out
+    assert "%(prog)s" not in out
+
+
+def test_help_lists_every_command(command, capsys):
+    assert command("--help") == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {name}" in out for name in COMMANDS)
+
+
+def test_version(command, capsys):
+    assert command("--version") == 0
+    assert capsys.readouterr().out == f"cdgcnet {cdgcnet.__version__}\n"
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.name)
+def test_help_of_every_tool_imports_nothing_heavy(tool):
+    done = probe(tool, "--help")
+    assert done.stdout.startswith(f"usage: {tool.name} ")
+    assert done.stdout.endswith("imported [] code 0\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--help"], 0, ""),
+        ([], 2, "the following arguments are required: COMMAND"),
+        (["trian"], 2, "invalid choice: 'trian'"),
+        (["train", "--config-file", "no.yaml"], 1, "--config-file no.yaml: there is no such file"),
+        (["predict", "--config-file", "c.yaml"], 2, "required: --weights, --input, --output"),
+        (["visualize", "--config-file", "c.yaml", "--output", "g.gif"], 2, "ends with .png"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_heavy_is_imported(words, code, message):
+    done = probe("cdgcnet", *words)
+    assert done.stdout.endswith(f"imported [] code {code}\n")
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_tools_and_commands_are_the_same():
+    called = {name for name in COMMANDS for t in TOOLS if f'"{name}"' in t.read_text("utf-8")}
+    assert called == set(COMMANDS)
+
+
+# ---------------------------------------------------------------- errors
+
+
+def failing(error: BaseException):
+    def fail(args):
+        raise error
+
+    return fail
+
+
+ARGS = argparse.Namespace(prog="cdgcnet test")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("SEED is x"), 1, "cdgcnet test: error: SEED is x\n"),
+        (FileNotFoundError("no a.png"), 1, "cdgcnet test: error: no a.png\n"),
+        (MemoryError(), 1, "cdgcnet test: error: MemoryError\n"),
+        (KeyboardInterrupt(), 130, "cdgcnet test: interrupted\n"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_of_the_user_are_one_line(error, code, message, capsys):
+    assert run_guarded(failing(error), ARGS) == code
+    assert capsys.readouterr().err == message
+
+
+def test_the_traceback_goes_to_the_log_at_debug(caplog):
+    with caplog.at_level(logging.DEBUG, logger="cdgcnet"):
+        run_guarded(failing(ValueError("SEED is x")), ARGS)
+    [record] = caplog.records
+    assert record.levelno == logging.DEBUG and record.exc_info[0] is ValueError
+
+
+def test_a_missing_detectron2_is_explained(capsys):
+    error = ModuleNotFoundError("No module named 'detectron2'", name="detectron2.data")
+    assert run_guarded(failing(error), ARGS) == 1
+    assert "python -m cdgcnet install-detectron2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a fault"), ModuleNotFoundError("No module named 'x'", name="x")]
+)
+def test_faults_of_the_program_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        run_guarded(failing(error), ARGS)
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_exit_code_of_a_command(returned, code):
+    assert run_guarded(lambda args: returned, ARGS) == code
+
+
+# ---------------------------------------------------------------- processes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-gpus", "0"], "argument --num-gpus: 0: expected 1 or more"),
+        (["--num-gpus", "x"], "argument --num-gpus: invalid integer value: 'x'"),
+        (["--num-machines", "2"], "--dist-url tcp://HOST:PORT"),
+        (["--machine-rank", "1"], "--machine-rank 1: expected less than --num-machines"),
+        (["SEED"], "overrides come in pairs KEY VALUE; found SEED"),
+    ],
+)
+def test_usage_errors_of_train(options, message, command, run_yaml, capsys):
+    assert command("train", "--config-file", run_yaml, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_more_gpus_than_there_are(command, run_yaml, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert command("train", "--config-file", run_yaml, "--num-gpus", 2) == 1
+    assert "--num-gpus 2, but 0 are available" in capsys.readouterr().err
+
+
+def test_a_single_process_runs_here():
+    parser = argparse.ArgumentParser()
+    train.add_run_arguments(parser)
+    args = parser.parse_args(["--config-file", "c.yaml"])
+    seen = []
+    assert launch_processes(seen.append, args) == 0
+    assert seen == [args]

@@ -60,7 +60,7 @@ class FusedAttention(nn.Module):
 class LinearPart(CDGCModule):
     """The graph without its attention: selection, gathers, φ, φ', W, U, norm. Linear in N."""
 
-    def _attend(
+    def _aggregate(
         self, x: Tensor, lengths: list[int], classes: list[int], log_weight: Tensor | None
     ) -> Tensor:
         assert self.phi is not None and self.phi_prime is not None

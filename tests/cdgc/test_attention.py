@@ -50,8 +50,8 @@ def same(found, expected, leaves):
 def packed(rows, lengths):
     """Segments of rows that are pixels already, in order, each in one segment."""
     place = torch.arange(rows)
-    slots = torch.stack([place, torch.full_like(place, -1)], 1)
-    return Segments(NodeSet(place, torch.tensor(lengths)[:, None], slots), lengths)
+    node_index = torch.stack([place, torch.full_like(place, -1)], 1)
+    return Segments(NodeSet(place, torch.tensor(lengths)[:, None], node_index), lengths)
 
 
 def segment_mean(x, lengths):
@@ -85,7 +85,7 @@ def test_mean_over_shared_pixels_by_hand():
     nodes = NodeSet(
         pixel=torch.tensor([0, 1, 1, 2]),
         counts=torch.tensor([[2], [2]]),
-        slots=torch.tensor([[0, -1], [1, 2], [-1, 3]]),
+        node_index=torch.tensor([[0, -1], [1, 2], [-1, 3]]),
     )
     x = torch.tensor([[1.0], [3.0], [8.0]], requires_grad=True)
     segments = Segments(nodes, [2, 2])
@@ -236,9 +236,22 @@ def test_topk_in_blocks(monkeypatch):
         same(found, dense(q, k, v, [5, 1, 2], 0.5, "topk", 3, weights), [q, k, v])
 
 
+def test_topk_is_finite_in_half_precision():
+    # The terms of q kᵀ fit in float16, whose largest number is 65504; their sum, 4 * 200**2, does
+    # not. The weights are those of float32.
+    q = torch.full((3, 4), 200.0)
+    k = q * torch.tensor([[1.0], [-1.0], [1.0]])
+    v = torch.tensor([[2.0], [100.0], [6.0]])
+    rows = [t.half().requires_grad_() for t in (q, k, v)]
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = segment_topk_attention(*rows, [3], 1.0, 2)
+    assert found.flatten().tolist() == [4.0, 4.0, 4.0]
+    assert all(d.isfinite().all() for d in gradients(found, rows))
+
+
 def test_bad_topk():
     q, k, v = draw(3, 5, 2)
     with pytest.raises(ValueError, match="0"):
         segment_topk_attention(q, k, v, [5], 1.0, 0)
-    with pytest.raises(ValueError, match="linear"):
+    with pytest.raises(ValueError, match=r"weights must be one of.*'linear'"):
         segment_topk_attention(q, k, v, [5], 1.0, 2, weights="linear")

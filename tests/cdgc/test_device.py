@@ -1,4 +1,4 @@
-"""What the module asks of host and compiler: waits for the device, graph breaks, debug checks."""
+"""Devices, dtypes, compilation, tracing and waits for the device."""
 
 import warnings
 
@@ -21,7 +21,7 @@ TARGETS, VALID = torch.zeros(2, 17, 33, dtype=torch.int64), torch.ones(2, 3, 5, 
 # ---------------------------------------------------------------- bad input
 @pytest.mark.parametrize("name", ["x", "coarse_logits", "targets", "valid"])
 def test_another_device_is_refused(name):
-    # The meta device stands for a GPU: the check must come before anything is computed.
+    # The meta device takes the place of a GPU: the check must come before any computation.
     good = {"x": X, "coarse_logits": LOGITS, "targets": TARGETS, "valid": VALID}
     with pytest.raises(ValueError, match="meta") as error:
         CDGCModule(4, 3)(**{**good, name: good[name].to("meta")})
@@ -69,9 +69,30 @@ def test_finite_input_is_checked_when_asked(name, bad):
 
 
 # ---------------------------------------------------------------- compiler, host and device
+def test_tracing_is_refused():
+    module = CDGCModule(4, 3).eval()
+    message = "CDGCModule cannot be traced.*cdgcnet export"
+    with pytest.raises(RuntimeError, match=message):
+        torch.jit.trace(module, (X, LOGITS))
+
+    def parts(x, logits):  # as a network calls them
+        return module.propagate(x, module.select(logits))
+
+    with pytest.raises(RuntimeError, match=message):
+        torch.jit.trace(parts, (X, LOGITS))
+    module(X, LOGITS)
+
+
+def test_export_is_not_refused_as_tracing():
+    # torch.export cannot export node lists either, but it fails with its own message.
+    with pytest.raises(Exception) as error:
+        torch.export.export(CDGCModule(4, 3).eval(), (X, LOGITS))
+    assert "cannot be traced" not in str(error.value)
+
+
 @pytest.mark.parametrize("edges", ["similarity", "uniform"])
-def test_compiling_breaks_at_the_module_and_nowhere_else(edges):
-    # Other class maps must not compile anything anew: select and reason stay out of the graphs.
+def test_compilation_breaks_only_at_the_module(edges):
+    # Other class maps must not be compiled again: select and propagate stay out of the graphs.
     scene = make_scene(2, batch=2, channels=8, classes=5, h=9, w=9, dtype=torch.float32)
     module = build(scene, edges=edges)
     graphs = []

@@ -235,7 +235,7 @@ def test_cross_entropy_is_torchs_of_the_resized_logits(case, band):
     mass = valid.sum() if weights is None else weights[targets[valid]].sum()
     expected = total / mass.clamp(min=1e-12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(upsampled_module._BAND_NUMBERS, "cpu", band)  # any number of bands
+        patch.setitem(upsampled_module._BAND_VALUES, "cpu", band)  # any number of bands
         found = cross_entropy(logits, targets, class_weights=weights, align_corners=align_corners)
     close(
         (found, torch.autograd.grad(found, logits)[0]),

@@ -112,7 +112,7 @@ def test_equals_the_dense_form_on_a_full_scene(edges, nodes, shared_phi):
         assert (chosen.hard_positive.sum() > 0) == (nodes == "dynamic")
     assert (chosen.counts.sum(1) == 0).any()
     assert (scene.targets == 255).any()
-    found = module.reason(scene.x, chosen)
+    found = module.propagate(scene.x, chosen)
     expected = oracle(scene, weights_of(module), chosen, **options)
     assert deviation(scene, found, expected, module) <= EXACT
 
@@ -217,10 +217,10 @@ def test_pixel_in_no_set_gets_the_bias():
     scene = make_scene(3, ignore=0.4, padding=0.3, agree=0.5)
     module = build(scene)
     nodes = module.select(*scene.inputs[1:], valid=scene.valid)
-    outside = (nodes.slots < 0).all(1).reshape(scene.x.shape[0], *scene.x.shape[2:])
+    outside = (nodes.node_index < 0).all(1).reshape(scene.x.shape[0], *scene.x.shape[2:])
     assert outside.any()
     assert not outside.all()
-    found = module.reason(scene.x, nodes).movedim(1, -1)[outside]
+    found = module.propagate(scene.x, nodes).movedim(1, -1)[outside]
     assert torch.equal(found, module.merge_bias.expand_as(found))
 
 
@@ -283,7 +283,7 @@ def test_no_leak_between_classes_and_images(edges, nodes):
     unaffected = 0
     for b in range(2):
         for i in range(n):
-            probe = module.reason(scene.x, chosen)[b].flatten(1)[:, i]
+            probe = module.propagate(scene.x, chosen)[b].flatten(1)[:, i]
             grad = torch.autograd.grad(probe.sum(), scene.x)[0].flatten(2)  # (B, C, N)
             together = set().union(*[s for s in sets[b] if i in s])
             for other in range(2):
@@ -293,13 +293,13 @@ def test_no_leak_between_classes_and_images(edges, nodes):
                         unaffected += 1
     assert unaffected > 2 * n * n  # more than the other image alone
     # The same forwards: a changed feature moves the pixels that share a set with it, no other.
-    before = module.reason(scene.x, chosen).detach()
+    before = module.propagate(scene.x, chosen).detach()
     for j in range(n):
         x = scene.x.detach().clone()
         x[0].flatten(1)[:, j] += 1.0
         together = set().union(*[s for s in sets[0] if j in s])
         apart = torch.tensor([i not in together for i in range(n)])
-        after = module.reason(x, chosen).detach()
+        after = module.propagate(x, chosen).detach()
         assert torch.equal(after[1], before[1])
         assert torch.equal(after[0].flatten(1)[:, apart], before[0].flatten(1)[:, apart])
         assert apart.all() or not torch.equal(after, before)
@@ -376,13 +376,13 @@ def test_image_scope_is_one_class():
     assert torch.equal(image(scene.x, scene.logits), single(scene.x, scene.logits))
 
 
-def test_forward_is_reason_of_select():
+def test_forward_propagates_over_selected_nodes():
     scene = make_scene(10, agree=1.0, ignore=0.0)
     module = build(scene, easy_ratio=0.5, relu=True)
 
     def both(seed):
         nodes = module.select(*scene.inputs[1:], valid=scene.valid, generator=seeded(seed))
-        return module.reason(scene.x, nodes)
+        return module.propagate(scene.x, nodes)
 
     found = module(*scene.inputs, valid=scene.valid, generator=seeded(1))
     assert torch.equal(found, both(1))
@@ -500,22 +500,22 @@ def test_gradcheck(edges):
     def run(x, *weights):
         given_weights = dict(zip(names, weights, strict=True))
         return torch.func.functional_call(
-            Reason(module), {f"module.{k}": v for k, v in given_weights.items()}, (x, nodes)
+            Propagate(module), {f"module.{k}": v for k, v in given_weights.items()}, (x, nodes)
         )
 
     leaves = (scene.x, *[getattr(module, name) for name in names])
     assert torch.autograd.gradcheck(run, leaves, atol=1e-6)
 
 
-class Reason(nn.Module):
-    """`reason` as a forward, for functional_call."""
+class Propagate(nn.Module):
+    """`propagate` as a forward, for functional_call."""
 
     def __init__(self, module):
         super().__init__()
         self.module = module
 
     def forward(self, x, nodes):
-        return self.module.reason(x, nodes)
+        return self.module.propagate(x, nodes)
 
 
 # ---------------------------------------------------------------- precision
@@ -536,6 +536,18 @@ def test_bfloat16_autocast_is_near(nodes, edges, scope):
     with torch.autocast("cpu", dtype=torch.bfloat16):  # features as a bf16 backbone gives them
         found = module(scene.x.bfloat16(), scene.logits.bfloat16(), scene.targets)
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("edges", ["similarity", "topk"])
+def test_float16_autocast_is_finite_on_large_features(edges):
+    # 64 channels of features around 100 give similarities beyond the largest float16.
+    scene = make_scene(16, channels=64, dtype=torch.float32)
+    module = build(scene, edges=edges, topk=3)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = module(scene.x * 100, *scene.inputs[1:], valid=scene.valid)
+    assert found.isfinite().all()
+    found.float().sum().backward()
+    assert scene.x.grad.isfinite().all()
 
 
 def test_float32_is_near_float64():
@@ -645,17 +657,17 @@ def test_bad_target_value(value):
         CDGCModule(4, 3)(X, LOGITS, targets)
 
 
-def test_reason_checks_what_it_is_given():
+def test_propagate_checks_its_input():
     module = CDGCModule(4, 3)
     nodes = module.select(LOGITS, TARGETS)
     with pytest.raises(ValueError, match="2, 6, 3, 5"):
-        module.reason(torch.zeros(2, 6, 3, 5), nodes)
+        module.propagate(torch.zeros(2, 6, 3, 5), nodes)
     with pytest.raises(ValueError):  # the nodes of another size, and of another batch
-        module.reason(torch.zeros(2, 4, 4, 5), nodes)
+        module.propagate(torch.zeros(2, 4, 4, 5), nodes)
     with pytest.raises(ValueError):
-        module.reason(torch.zeros(1, 4, 3, 5), nodes)
+        module.propagate(torch.zeros(1, 4, 3, 5), nodes)
     with pytest.raises(ValueError):  # as many pixels, but one image instead of two
-        module.reason(torch.zeros(1, 4, 6, 5), nodes)
+        module.propagate(torch.zeros(1, 4, 6, 5), nodes)
 
 
 def test_small_target_types():

@@ -31,16 +31,16 @@ def test_dynamic_by_hand():
     nodes = select_nodes(COARSE, TARGET, num_classes=3, nodes="dynamic")
     assert nodes.pixel.tolist() == [0, 1, 3, 5, 1, 2, 3]
     assert nodes.counts.tolist() == [[4], [3], [0]]
-    assert nodes.slots.tolist() == [[0, -1], [1, 4], [5, -1], [6, 2], [-1, -1], [3, -1]]
+    assert nodes.node_index.tolist() == [[0, -1], [1, 4], [5, -1], [6, 2], [-1, -1], [3, -1]]
     assert nodes.easy_positive.tolist() == [[2], [1], [0]]
     assert nodes.hard_positive.tolist() == [[1], [1], [0]]
     assert nodes.hard_negative.tolist() == [[1], [1], [0]]
-    for field in nodes.pixel, nodes.counts, nodes.slots, nodes.easy_positive:
+    for field in nodes.pixel, nodes.counts, nodes.node_index, nodes.easy_positive:
         assert field.dtype == torch.int64
 
 
 @pytest.mark.parametrize(
-    ("samples", "pixel", "slots"),
+    ("samples", "pixel", "node_index"),
     [  # positions of the coarse-class node and of the hard positive node, pixel by pixel
         (("easy_positive",), [0, 5, 2], [[0, -1], [-1, -1], [2, -1], [-1, -1], [-1, -1], [1, -1]]),
         (("hard_positive",), [3, 1], [[-1, -1], [-1, 1], [-1, -1], [-1, 0], [-1, -1], [-1, -1]]),
@@ -52,10 +52,10 @@ def test_dynamic_by_hand():
         ),
     ],
 )
-def test_parts_by_hand(samples, pixel, slots):
+def test_parts_by_hand(samples, pixel, node_index):
     nodes = select_nodes(COARSE, TARGET, num_classes=3, nodes="dynamic", samples=samples)
     assert nodes.pixel.tolist() == pixel
-    assert nodes.slots.tolist() == slots
+    assert nodes.node_index.tolist() == node_index
     for part in PARTS:  # a part that is switched off has no nodes
         assert (getattr(nodes, part).sum() > 0) == (part in samples)
 
@@ -64,7 +64,7 @@ def test_coarse_by_hand():
     nodes = select_nodes(COARSE, num_classes=3, nodes="coarse")
     assert nodes.pixel.tolist() == [0, 1, 5, 2, 3, 4]
     assert nodes.counts.tolist() == [[3], [3], [0]]
-    assert nodes.slots.tolist() == [[0, -1], [1, -1], [3, -1], [4, -1], [5, -1], [2, -1]]
+    assert nodes.node_index.tolist() == [[0, -1], [1, -1], [3, -1], [4, -1], [5, -1], [2, -1]]
     assert nodes.easy_positive is None
     assert nodes.hard_positive is None
     assert nodes.hard_negative is None
@@ -73,7 +73,7 @@ def test_coarse_by_hand():
         COARSE, TARGET, num_classes=3, nodes="coarse", samples=("hard_positive",), easy_ratio=0.0
     )
     assert nodes.pixel.tolist() == [0, 1, 5, 2, 3]
-    assert nodes.slots.tolist() == [[0, -1], [1, -1], [3, -1], [4, -1], [-1, -1], [2, -1]]
+    assert nodes.node_index.tolist() == [[0, -1], [1, -1], [3, -1], [4, -1], [-1, -1], [2, -1]]
     assert nodes.easy_positive.tolist() == [[2], [1], [0]]
     assert nodes.hard_positive.tolist() == [[0], [0], [0]]
     assert nodes.hard_negative.tolist() == [[1], [1], [0]]
@@ -92,7 +92,7 @@ def test_padding_is_never_a_node():
     nodes = select_nodes(COARSE, target, num_classes=3, nodes="dynamic", valid=valid)
     # pixels 2 and 5 are gone: class 0 {0,1,3}, class 1 {1,3}
     assert nodes.pixel.tolist() == [0, 1, 3, 1, 3]
-    assert nodes.slots[[2, 5]].tolist() == [[-1, -1], [-1, -1]]
+    assert nodes.node_index[[2, 5]].tolist() == [[-1, -1], [-1, -1]]
     assert select_nodes(COARSE, num_classes=3, valid=valid).pixel.tolist() == [0, 1, 3, 4]
 
 
@@ -115,8 +115,8 @@ def test_nothing_to_select():
     nodes = select_nodes(COARSE, torch.full_like(TARGET, 255), num_classes=3, nodes="dynamic")
     assert nodes.pixel.shape == (0,)
     assert nodes.counts.tolist() == [[0], [0], [0]]
-    assert (nodes.slots == -1).all()
-    assert nodes.slots.shape == (6, 2)
+    assert (nodes.node_index == -1).all()
+    assert nodes.node_index.shape == (6, 2)
 
 
 @st.composite
@@ -196,7 +196,7 @@ def test_equals_sets(drawn, mode, samples, ratio, with_target):
                     assert getattr(nodes, name)[m, b] == len(expected[name]), name
                 else:
                     assert getattr(nodes, name) is None
-    for p, slot in enumerate(nodes.slots.tolist()):
+    for p, slot in enumerate(nodes.node_index.tolist()):
         b, i = divmod(p, n)
         c, g = int(coarse.flatten()[p]), int(target.flatten()[p])
         assert slot[0] == position.get((c, b, i), -1)
@@ -221,7 +221,7 @@ def test_without_hard_positives_is_coarse(drawn, hide_ignored):
     plain = select_nodes(
         coarse, None if hide_ignored else target, num_classes=m_classes, nodes="coarse", valid=valid
     )
-    for field in ("pixel", "counts", "slots"):
+    for field in ("pixel", "counts", "node_index"):
         assert torch.equal(getattr(dynamic, field), getattr(plain, field)), field
 
 
@@ -389,7 +389,7 @@ def test_soft_by_hand():
     nodes = soft_nodes(logits)
     assert nodes.pixel.tolist() == [0, 0, 1, 2, 1, 2]
     assert nodes.counts.tolist() == [[1], [3], [2]]
-    assert nodes.slots.tolist() == [[0, 1], [4, 2], [3, 5]]  # the most probable class first
+    assert nodes.node_index.tolist() == [[0, 1], [4, 2], [3, 5]]  # the most probable class first
     expected = torch.tensor([2 / 3, 1 / 3, 1 / 6, 5 / 8, 5 / 6, 3 / 8], dtype=torch.float64)
     torch.testing.assert_close(nodes.log_weight.exp(), expected)
     # Pixel 1 is ignored, pixel 2 padding.
@@ -397,7 +397,7 @@ def test_soft_by_hand():
     valid = torch.tensor([[[True, True, False]]])
     nodes = soft_nodes(logits, target, valid=valid)
     assert nodes.pixel.tolist() == [0, 0]
-    assert nodes.slots.tolist() == [[0, 1], [-1, -1], [-1, -1]]
+    assert nodes.node_index.tolist() == [[0, 1], [-1, -1], [-1, -1]]
     assert len(nodes.log_weight) == 2
 
 
@@ -418,7 +418,7 @@ def test_soft_equals_the_table(seed, batch, classes, width):
     torch.testing.assert_close(
         nodes.log_weight.exp(), torch.cat(table)[nodes.pixel, owner], rtol=1e-9, atol=0
     )
-    assert nodes.single == (classes == 1)
+    assert nodes.disjoint == (classes == 1)
 
 
 @pytest.mark.parametrize(

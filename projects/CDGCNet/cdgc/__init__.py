@@ -1,21 +1,20 @@
 """Class-wise dynamic graph convolution (Hu et al., ECCV 2020) in plain PyTorch.
 
-This package imports torch and nothing else; ``cdgcnet`` next door is Detectron2 around it.
+This package depends on torch only. ``cdgcnet`` integrates it into Detectron2.
 """
 
-from .attention import segment_attention, segment_topk_attention
-from .grouped_linear import class_linear
-from .interpolation import resize_matrix, resize_taps
-from .losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
-from .module import (
+from cdgc.attention import TOPK_WEIGHTS, segment_attention, segment_topk_attention
+from cdgc.grouped_linear import class_linear
+from cdgc.interpolation import resize_matrix, resize_taps
+from cdgc.losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
+from cdgc.module import (
     EDGES,
     HARD_POSITIVES,
     SCALES,
     SCOPES,
-    TOPK_WEIGHTS,
     CDGCModule,
 )
-from .nodes import (
+from cdgc.nodes import (
     NODE_MODES,
     SAMPLES,
     NodeSet,
@@ -23,7 +22,7 @@ from .nodes import (
     select_nodes,
     soft_nodes,
 )
-from .sampling_grid import resize_targets, valid_nodes
+from cdgc.sampling_grid import resize_targets, valid_nodes
 
 __all__ = [
     "EDGES",

@@ -1,18 +1,104 @@
 """Edges of the class graphs: A_m X without ever storing A_m (Eqs. 2-3).
 
-Rows are packed by segment, a segment being the graph of one class in one image.
+Rows are packed by segment; a segment is the graph of one class in one image.
 Shape shorthand: K rows, S segments, n rows of one segment, C channels.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Similarities of this many pairs are held at once by the top-k edges (64 MiB in float32).
+from cdgc.validation import check_choice
+
+TOPK_WEIGHTS = ("softmax", "equal")
+# Pairs whose similarities the top-k edges hold at once (64 MiB in float32).
 _TOPK_PAIRS = 1 << 24
+
+
+def segment_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    scale: float = 1.0,
+    log_weight: Tensor | None = None,
+) -> Tensor:
+    """A X with A = softmax over each segment of ``scale * q kᵀ`` (Eqs. 2-3).
+
+    Args:
+        q, k: (K, C), φ(x) and φ'(x) of the nodes.
+        v: (K, D), the node features X.
+        lengths: S segment lengths that sum to K; zeros are allowed.
+        scale: factor on the similarity; the paper has none (1.0).
+        log_weight: (K,), added to the similarities with each node as the neighbor, so that a node
+            with a membership of one half counts half. None for hard class maps.
+
+    Returns:
+        (K, D). Costs Σ n² operations and O(K) memory. Rows outside a segment are never candidates,
+        which is what masking with -inf before the softmax does in the dense M x N x N form.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit.
+    """
+    _check_rows(lengths, q, k, v)
+    if log_weight is not None and (
+        log_weight.shape != q.shape[:1] or log_weight.device != q.device
+    ):
+        raise ValueError(
+            f"expected log_weight ({len(q)},) on {q.device}, got {tuple(log_weight.shape)} on "
+            f"{log_weight.device}"
+        )
+    present = [n for n in lengths if n]
+    if not present:
+        return _empty(q, k, v)
+    masks: Sequence[Tensor | None] = [None] * len(present)
+    if log_weight is not None:
+        masks = [_as_mask(w) for w in log_weight.to(q.dtype).split(present)]
+    # split instead of slicing: the backward of a slice allocates the full size once per segment.
+    blocks = zip(q.split(present), k.split(present), v.split(present), masks, strict=True)
+    parts = [
+        F.scaled_dot_product_attention(
+            qs[None, None], ks[None, None], vs[None, None], attn_mask=mask, scale=scale
+        )[0, 0]
+        for qs, ks, vs, mask in blocks
+    ]
+    return torch.cat(parts)
+
+
+def segment_topk_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    scale: float = 1.0,
+    topk: int = 64,
+    weights: str = "softmax",
+) -> Tensor:
+    """A X where each node is connected to the ``topk`` most similar nodes of its segment only.
+
+    Args:
+        q, k, v, lengths, scale: as in :func:`segment_attention`.
+        topk: neighbors per node; all nodes of a smaller segment.
+        weights: "softmax" over the chosen similarities, or "equal" (the paper's binary top-k
+            matrix, row-normalized), which gives q and k no gradient.
+
+    Returns:
+        (K, D).
+
+    Raises:
+        ValueError: if ``weights`` is unknown, topk < 1, or shapes, dtypes or devices do not fit.
+    """
+    _check_rows(lengths, q, k, v)
+    check_choice("topk weights", weights, TOPK_WEIGHTS)
+    if topk < 1:
+        raise ValueError(f"topk must be at least 1, got {topk}")
+    present = [n for n in lengths if n]
+    if not present:
+        return _empty(q, k, v)
+    blocks = zip(q.split(present), k.split(present), v.split(present), strict=True)
+    return torch.cat([_topk_attention(*block, scale, topk, weights) for block in blocks])
 
 
 def _check_rows(lengths: Sequence[int], q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -29,110 +115,44 @@ def _check_rows(lengths: Sequence[int], q: Tensor, k: Tensor, v: Tensor) -> None
             )
 
 
-def _as_mask(log_weight: Tensor) -> Tensor:
-    """(n,) as what attention adds to every row of its (n, n) similarities, stored once.
+def _empty(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The result without any rows, with a gradient path to the inputs."""
+    return (q + k).sum(1, keepdim=True) * v
 
-    In memory of its own, padded to whole blocks of 8: CUDA's fused kernels read it 16 bytes at a
-    time and refuse a row that begins or ends in between.
+
+def _as_mask(log_weight: Tensor) -> Tensor:
+    """Expand (n,) weights to the (n, n) attention mask with equal rows, which are stored once.
+
+    The row is padded to a multiple of 8 numbers in memory of its own: CUDA's fused kernels read 16
+    bytes at a time and refuse a row that begins or ends in between.
     """
     n = len(log_weight)
     return F.pad(log_weight, (0, 8 - n % 8))[:n].expand(n, -1)
 
 
-def segment_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Sequence[int],
-    scale: float = 1.0,
-    log_weight: Tensor | None = None,
+def _topk_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, topk: int, weights: str
 ) -> Tensor:
-    """A X with A = softmax over each segment of ``scale * q kᵀ`` (Eqs. 2-3).
+    """:func:`segment_topk_attention` of one non-empty segment."""
+    n = len(k)
+    # The gradient of topk's values is scattered into one block of rows at a time, so that neither
+    # direction holds more than _TOPK_PAIRS similarities.
+    blocks = [_most_similar(rows, k, min(topk, n)) for rows in q.split(max(1, _TOPK_PAIRS // n))]
+    neighbors = torch.cat([indices for _, indices in blocks])  # (n, topk)
+    if weights == "equal":
+        return F.embedding_bag(neighbors, v, mode="mean")
+    similarity = torch.cat([values for values, _ in blocks])
+    a = (similarity * scale).softmax(1).to(v.dtype)
+    return F.embedding_bag(neighbors, v, per_sample_weights=a, mode="sum")
 
-    Args:
-        q, k: (K, C) φ(x) and φ'(x) of the nodes.
-        v: (K, D) node features X.
-        lengths: S segment lengths that sum to K; zeros are allowed.
-        scale: factor on the similarity; the paper has none (1.0).
-        log_weight: (K,) added to the similarities to each node as a neighbor: a node of half a
-            share counts half. None for hard class maps.
 
-    Returns:
-        (K, D). Cost Σ n², memory O(K): rows outside a segment are not even candidates, which is
-        what masking with -inf before the softmax means in the dense M x N x N form.
+def _most_similar(q: Tensor, k: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """The ``topk`` largest entries of each row of ``q kᵀ``, and their columns.
 
-    Raises:
-        ValueError: if shapes, dtypes or devices do not fit.
+    At least in single precision, as fused attention computes similarities: a sum over C channels
+    overflows in half precision long before its terms do.
     """
-    _check_rows(lengths, q, k, v)
-    present = [n for n in lengths if n]
-    shares: Iterable[Tensor | None] = itertools.repeat(None, len(present))
-    if log_weight is not None:
-        if log_weight.shape != q.shape[:1] or log_weight.device != q.device:
-            raise ValueError(
-                f"expected log_weight ({len(q)},) on {q.device}, got {tuple(log_weight.shape)} on "
-                f"{log_weight.device}"
-            )
-        shares = map(_as_mask, log_weight.to(q.dtype).split(present))
-    # split, not slicing: the backward of a slice allocates the full size once per segment.
-    parts = (
-        [
-            F.scaled_dot_product_attention(
-                qs[None, None], ks[None, None], vs[None, None], attn_mask=share, scale=scale
-            )
-            for qs, ks, vs, share in zip(
-                q.split(present), k.split(present), v.split(present), shares, strict=True
-            )
-        ]
-        if present
-        else []
-    )
-    # An empty node list keeps a gradient path to its inputs.
-    return torch.cat([p[0, 0] for p in parts]) if parts else (q + k).sum(1, keepdim=True) * v
-
-
-def segment_topk_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Sequence[int],
-    scale: float = 1.0,
-    topk: int = 64,
-    weights: str = "softmax",
-) -> Tensor:
-    """A X where each node is tied to the ``topk`` most similar nodes of its segment only.
-
-    Args:
-        q, k, v, lengths, scale: as in :func:`segment_attention`.
-        topk: neighbors per node; all of a smaller segment.
-        weights: "softmax" over the chosen similarities, or "equal" (the paper's binary top-k
-            matrix, row-normalized), which gives q and k no gradient.
-
-    Raises:
-        ValueError: on an unknown ``weights``, topk < 1, or shapes, dtypes or devices that do not
-            fit.
-    """
-    _check_rows(lengths, q, k, v)
-    if weights not in ("softmax", "equal"):
-        raise ValueError(f"topk weights must be 'softmax' or 'equal', got {weights!r}")
-    if topk < 1:
-        raise ValueError(f"topk must be at least 1, got {topk}")
-    parts = []
-    for qs, ks, vs in zip(
-        q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True
-    ):
-        n = len(qs)
-        if not n:
-            continue
-        # The gradient of topk's values scatters back into one block of rows at a time, so
-        # neither direction holds more than _TOPK_PAIRS similarities.
-        best = [
-            (rows @ ks.t()).topk(min(topk, n), dim=1) for rows in qs.split(max(1, _TOPK_PAIRS // n))
-        ]
-        neighbors = torch.cat([b.indices for b in best])  # (n, topk)
-        if weights == "equal":
-            parts.append(F.embedding_bag(neighbors, vs, mode="mean"))
-        else:
-            share = (torch.cat([b.values for b in best]) * scale).softmax(1).to(vs.dtype)
-            parts.append(F.embedding_bag(neighbors, vs, per_sample_weights=share, mode="sum"))
-    return torch.cat(parts) if parts else (q + k).sum(1, keepdim=True) * v
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        values, indices = (q.to(dtype) @ k.to(dtype).t()).topk(topk, dim=1)
+    return values, indices

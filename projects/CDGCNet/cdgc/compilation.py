@@ -1,4 +1,4 @@
-"""What torch.compile must leave alone."""
+"""Keeping torch.compile out of code whose shapes change with every batch."""
 
 import functools
 from collections.abc import Callable
@@ -11,11 +11,11 @@ _R = TypeVar("_R")
 
 
 def graph_break(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keep torch.compile out of a method: one stated graph break.
+    """Decorate a method so that torch.compile does not compile it.
 
-    The lengths of the segments differ in every batch; code made for one batch's would be made
-    again for the next. Unlike ``torch.compiler.disable`` as a decorator this imports no compiler
-    unless one is at work.
+    Segment lengths differ in every batch, so code compiled for one batch would be compiled again
+    for the next. Unlike ``torch.compiler.disable`` used as a decorator, this does not import the
+    compiler unless it is running.
     """
 
     @functools.wraps(method)

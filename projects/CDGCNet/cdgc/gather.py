@@ -1,8 +1,8 @@
-"""From pixels to nodes and back: two gathers that are each other's transpose.
+"""Moving features between maps, pixels, nodes and segments.
 
-Shape shorthand: P = B*N pixels, K nodes, C channels. A pixel holds at most two nodes, so the sum
-over a pixel's nodes and the gradients of both directions are gathers too: no atomic additions,
-the same result in every run.
+Shape shorthand: B images, P = B*N pixels, K nodes, S segments (the graph of one class in one
+image), C channels. A pixel has at most two nodes, so both the sum over the nodes of a pixel and
+all gradients are gathers: there are no atomic additions, and every run gives the same result.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .nodes import NodeSet
+from cdgc.nodes import NodeSet
 
 
 def map_to_rows(x: Tensor) -> Tensor:
-    """The features of all pixels: (B, C, h, w) -> (P, C), contiguous."""
+    """Turn a map into one row per pixel: (B, C, h, w) -> (P, C), contiguous."""
     return _MapToRows.apply(x)
 
 
 def rows_to_map(rows: Tensor, like: Tensor) -> Tensor:
-    """All pixels as a map of the shape of ``like``: (P, C) -> (B, C, h, w), channels_last."""
+    """View rows as a map of the shape of ``like``: (P, C) -> (B, C, h, w), channels_last."""
     batch, channels, height, width = like.shape
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def in_layout_of(like: Tensor, x: Tensor) -> Tensor:
-    """A channels_last map in the memory layout of another, where both will meet."""
+    """Convert a channels_last map to the memory layout of the map it will be combined with."""
     return x if _is_channels_last(like) else _ChannelsFirst.apply(x)
+
+
+def is_coarse_node(nodes: NodeSet) -> Tensor:
+    """Mask of the nodes that belong to the graph of their pixel's coarse class: (K,) bool."""
+    own_index = torch.arange(len(nodes.pixel), device=nodes.pixel.device)
+    return nodes.node_index[nodes.pixel, 0] == own_index
+
+
+def pixels_to_nodes(pixels: Tensor, nodes: NodeSet) -> Tensor:
+    """Copy the features of each pixel to its nodes: (P, C) -> (K, C)."""
+    return _PixelsToNodes.apply(pixels, nodes.pixel, _node_index(nodes), _is_permutation(nodes))
+
+
+def nodes_to_pixels(rows: Tensor, nodes: NodeSet) -> Tensor:
+    """Sum over the nodes of each pixel, zero where it has none: (K, C) -> (P, C)."""
+    return _NodesToPixels.apply(rows, nodes.pixel, _node_index(nodes), _is_permutation(nodes))
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -40,17 +56,96 @@ def _channels_first(rows: Tensor, shape: Sequence[int]) -> Tensor:
     batch, channels, height, width = shape
     rows = rows.view(batch, height * width, channels)
     if rows.device.type == "cpu":
-        # torch has a fast transpose for two dimensions only: a quarter of the time.
+        # torch transposes two-dimensional tensors in a quarter of the time.
         out = rows.new_empty(batch, channels, height * width)
-        for image, place in zip(rows, out, strict=True):
-            place.copy_(image.t())
+        for image, target in zip(rows, out, strict=True):
+            target.copy_(image.t())
     else:
         out = rows.transpose(1, 2).contiguous()
     return out.view(batch, channels, height, width)
 
 
+def _sum_over_nodes(rows: Tensor, node_index: Tensor, is_permutation: bool = False) -> Tensor:
+    """Add up the nodes of each pixel.
+
+    Args:
+        rows: (K, C).
+        node_index: (P, 1 or 2), -1 for no node.
+        is_permutation: whether no entry is -1.
+
+    Returns:
+        (P, C).
+    """
+    if not is_permutation:
+        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # read by index -1
+        node_index = torch.where(node_index < 0, len(rows) - 1, node_index)
+    # index_select takes two thirds of the time of indexing.
+    out = rows.index_select(0, node_index[:, 0])
+    return out if node_index.shape[1] == 1 else out.add_(rows.index_select(0, node_index[:, 1]))
+
+
+def _is_permutation(nodes: NodeSet) -> bool:
+    """Whether every pixel has exactly one node, so that both gathers are permutations."""
+    return nodes.disjoint and len(nodes.pixel) == len(nodes.node_index)
+
+
+def _node_index(nodes: NodeSet) -> Tensor:
+    """``node_index`` without its second column where no pixel has a second node."""
+    return nodes.node_index[:, :1] if nodes.disjoint else nodes.node_index
+
+
+class Segments:
+    """The class graphs of a batch as one row each, for edges that treat all nodes alike.
+
+    The S segments are the non-empty (class, image) pairs in the order of the nodes.
+    """
+
+    def __init__(self, nodes: NodeSet, lengths: Sequence[int], coarse_only: bool = False):
+        """
+        Args:
+            nodes: K nodes of P pixels.
+            lengths: S positive node counts that sum to K.
+            coarse_only: whether :meth:`to_pixels` skips hard positives.
+
+        Raises:
+            ValueError: if the lengths do not fit.
+        """
+        if sum(lengths) != len(nodes.pixel) or any(n < 1 for n in lengths):
+            raise ValueError(
+                f"lengths must be positive and sum to the {len(nodes.pixel)} nodes, got {lengths}"
+            )
+        device = nodes.pixel.device
+        # From pinned memory the copy does not make the host wait.
+        size = torch.tensor(lengths, dtype=torch.long, pin_memory=device.type == "cuda")
+        size = size.to(device, non_blocking=True)
+        segment = torch.arange(len(lengths), device=device).repeat_interleave(
+            size, output_size=len(nodes.pixel)
+        )
+        self.pixel = nodes.pixel
+        self.size = size[:, None]
+        self.offsets = size.cumsum(0) - size
+        node_index = _node_index(nodes)
+        if _is_permutation(nodes):
+            self.index = segment[node_index]
+        else:  # index -1, no node, reads the last entry: no segment
+            self.index = torch.cat([segment, segment.new_full((1,), -1)])[node_index]
+        self.coarse_mask, self.receiving_index = None, self.index
+        if coarse_only and not nodes.disjoint:
+            self.coarse_mask, self.receiving_index = is_coarse_node(nodes), self.index[:, :1]
+
+    def mean(self, pixels: Tensor) -> Tensor:
+        """A X for uniform edges A = 1/n, once per segment: (P, C) -> (S, C)."""
+        return _PixelsToSegments.apply(pixels, self.pixel, self.offsets, self.size, self.index)
+
+    def to_pixels(self, rows: Tensor) -> Tensor:
+        """Sum over the segments that contain a pixel: (S, C) -> (P, C)."""
+        return _SegmentsToPixels.apply(
+            rows, self.pixel, self.offsets, self.receiving_index, self.coarse_mask
+        )
+
+
 class _MapToRows(torch.autograd.Function):
-    """The gradient comes back in the layout of the map, or every reader would convert it."""
+    """Returns the gradient in the layout of the map, so that no reader has to convert it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -78,146 +173,70 @@ class _ChannelsFirst(torch.autograd.Function):
         return grad.contiguous(memory_format=torch.channels_last)
 
 
-def _sum_over_slots(rows: Tensor, slots: Tensor, full: bool = False) -> Tensor:
-    """Each pixel's nodes added up: rows (K, C), slots (P, 1 or 2) -> (P, C).
-
-    ``full``: no slot is -1.
-    """
-    if not full:
-        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # what slot -1 reads
-        slots = torch.where(slots < 0, len(rows) - 1, slots)
-    # index_select: two thirds of the time of indexing.
-    out = rows.index_select(0, slots[:, 0])
-    return out if slots.shape[1] == 1 else out.add_(rows.index_select(0, slots[:, 1]))
-
-
-def _full(nodes: NodeSet) -> bool:
-    """Whether every pixel is one node: both gathers are permutations."""
-    return nodes.single and len(nodes.pixel) == len(nodes.slots)
-
-
-def _slots(nodes: NodeSet) -> Tensor:
-    """Without the second column where no pixel has a second node."""
-    return nodes.slots[:, :1] if nodes.single else nodes.slots
-
-
-def coarse_nodes(nodes: NodeSet) -> Tensor:
-    """Which of the K nodes stand in the graph of their pixel's coarse class, (K,) bool."""
-    here = torch.arange(len(nodes.pixel), device=nodes.pixel.device)
-    return nodes.slots[nodes.pixel, 0] == here
-
-
 class _PixelsToNodes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pixels: Tensor, pixel: Tensor, slots: Tensor, full: bool) -> Tensor:
-        ctx.save_for_backward(slots)
-        ctx.full = full
+    def forward(
+        ctx: Any, pixels: Tensor, pixel: Tensor, node_index: Tensor, is_permutation: bool
+    ) -> Tensor:
+        ctx.save_for_backward(node_index)
+        ctx.is_permutation = is_permutation
         return pixels.index_select(0, pixel)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _sum_over_slots(grad, ctx.saved_tensors[0], ctx.full), None, None, None
+        return _sum_over_nodes(grad, *ctx.saved_tensors, ctx.is_permutation), None, None, None
 
 
 class _NodesToPixels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, pixel: Tensor, slots: Tensor, full: bool) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, pixel: Tensor, node_index: Tensor, is_permutation: bool
+    ) -> Tensor:
         ctx.save_for_backward(pixel)
-        return _sum_over_slots(rows, slots, full)
+        return _sum_over_nodes(rows, node_index, is_permutation)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad.index_select(0, ctx.saved_tensors[0]), None, None, None
+        return grad.index_select(0, *ctx.saved_tensors), None, None, None
 
 
 class _PixelsToSegments(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, pixels: Tensor, pixel: Tensor, offsets: Tensor, size: Tensor, slots: Tensor
+        ctx: Any, pixels: Tensor, pixel: Tensor, offsets: Tensor, size: Tensor, index: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(size, slots)
-        # Detached, or torch prepares a backward pass of its own.
+        ctx.save_for_backward(size, index)
+        # Detached, because torch would otherwise prepare a backward pass of its own.
         return F.embedding_bag(pixel, pixels.detach(), offsets, mode="sum") / size
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        size, slots = ctx.saved_tensors
-        return _sum_over_slots(grad / size, slots), None, None, None, None
+        size, index = ctx.saved_tensors
+        return _sum_over_nodes(grad / size, index), None, None, None, None
 
 
 class _SegmentsToPixels(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, pixel: Tensor, offsets: Tensor, slots: Tensor, held: Tensor | None
+        ctx: Any,
+        rows: Tensor,
+        pixel: Tensor,
+        offsets: Tensor,
+        index: Tensor,
+        coarse_mask: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(pixel, offsets, held)
-        return _sum_over_slots(rows, slots)
+        ctx.save_for_backward(pixel, offsets, coarse_mask)
+        return _sum_over_nodes(rows, index)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pixel, offsets, held = ctx.saved_tensors
-        held = None if held is None else held.to(grad.dtype)
+        pixel, offsets, mask = ctx.saved_tensors
+        weights = None if mask is None else mask.to(grad.dtype)
         grad = F.embedding_bag(
-            pixel, grad.contiguous(), offsets, mode="sum", per_sample_weights=held
+            pixel, grad.contiguous(), offsets, mode="sum", per_sample_weights=weights
         )
         return grad, None, None, None, None
-
-
-class Segments:
-    """The class graphs of a batch as rows of their own, for edges that treat all nodes alike.
-
-    S segments, the non-empty (class, image) pairs in the order of the nodes.
-    """
-
-    def __init__(self, nodes: NodeSet, lengths: Sequence[int], coarse_only: bool = False):
-        """
-        Args:
-            nodes: K nodes of P pixels.
-            lengths: S positive numbers of nodes that sum to K.
-            coarse_only: whether only the nodes of their coarse class take part in
-                :meth:`to_pixels`.
-        """
-        if sum(lengths) != len(nodes.pixel) or any(n < 1 for n in lengths):
-            raise ValueError(
-                f"lengths must be positive and sum to the {len(nodes.pixel)} nodes, got {lengths}"
-            )
-        device = nodes.pixel.device
-        # Pinned memory: copied without the host waiting.
-        size = torch.tensor(lengths, dtype=torch.long, pin_memory=device.type == "cuda")
-        size = size.to(device, non_blocking=True)
-        segment = torch.arange(len(lengths), device=device).repeat_interleave(
-            size, output_size=len(nodes.pixel)
-        )
-        self.pixel = nodes.pixel
-        self.size = size[:, None]
-        self.offsets = size.cumsum(0) - size
-        slots = _slots(nodes)
-        if _full(nodes):
-            self.slots = segment[slots]
-        else:  # -1, no node, reads the last entry: no segment
-            self.slots = torch.cat([segment, segment.new_full((1,), -1)])[slots]
-        self.held, self.held_slots = None, self.slots
-        if coarse_only and not nodes.single:
-            self.held, self.held_slots = coarse_nodes(nodes), self.slots[:, :1]
-
-    def mean(self, pixels: Tensor) -> Tensor:
-        """A X for uniform edges A = 1/n, once per segment: (P, C) -> (S, C)."""
-        return _PixelsToSegments.apply(pixels, self.pixel, self.offsets, self.size, self.slots)
-
-    def to_pixels(self, rows: Tensor) -> Tensor:
-        """The sum over the segments that hold a pixel: (S, C) -> (P, C)."""
-        return _SegmentsToPixels.apply(rows, self.pixel, self.offsets, self.held_slots, self.held)
-
-
-def pixels_to_nodes(pixels: Tensor, nodes: NodeSet) -> Tensor:
-    """The features of every node: (P, C) -> (K, C)."""
-    return _PixelsToNodes.apply(pixels, nodes.pixel, _slots(nodes), _full(nodes))
-
-
-def nodes_to_pixels(rows: Tensor, nodes: NodeSet) -> Tensor:
-    """The sum over each pixel's nodes, zero where it has none: (K, C) -> (P, C)."""
-    return _NodesToPixels.apply(rows, nodes.pixel, _slots(nodes), _full(nodes))

@@ -1,4 +1,4 @@
-"""The grouped part of the class-wise graph convolution (Eq. 1): one matrix per class.
+"""The group graph convolution of Eq. 1: one weight matrix per class.
 
 Shape shorthand: K rows sorted by class, M classes, C input and D output channels.
 """
@@ -11,11 +11,55 @@ import torch
 from torch import Tensor
 
 
-class _ClassLinear(torch.autograd.Function):
-    """Row block m times weight[m], touching the blocks of present classes only.
+def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Multiply the rows of each class by that class's matrix.
 
-    One Function rather than M autograd nodes: ``weight[m]`` in a loop makes autograd allocate
-    an (M, C, D) gradient per class.
+    Args:
+        x: (K, C), rows sorted by class.
+        weight: (M, C, D). Classes without rows get a zero gradient rather than none, so that
+            distributed training never waits for them.
+        lengths: M row counts that sum to K.
+
+    Returns:
+        (K, D); the rows of class m are ``x_m @ weight[m]``. There is no bias, because in the dense
+        form it would leak ReLU(b_m) from absent classes into every pixel.
+
+    Raises:
+        ValueError: if shapes, row counts, devices or, outside autocast, dtypes do not fit.
+    """
+    if x.dim() != 2 or weight.dim() != 3 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"expected x (K, C) and weight (M, C, D), got {tuple(x.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    if len(lengths) != weight.shape[0] or sum(lengths) != x.shape[0]:
+        raise ValueError(
+            f"lengths must be {weight.shape[0]} row counts that sum to {x.shape[0]}, got "
+            f"{len(lengths)} that sum to {sum(lengths)}"
+        )
+    if torch.is_autocast_enabled(x.device.type):  # autocast skips custom Functions
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    if x.device != weight.device or x.dtype != weight.dtype:
+        raise ValueError(
+            f"x is {x.dtype} on {x.device}, weight {weight.dtype} on {weight.device}; both must be "
+            "of one dtype on one device"
+        )
+    return _ClassLinear.apply(x.contiguous(), weight, _blocks(lengths))
+
+
+def _blocks(lengths: Sequence[int]) -> list[tuple[int, slice]]:
+    """The rows of each class that has any, as (class, rows)."""
+    ends = itertools.accumulate(lengths)
+    return [
+        (m, slice(end - n, end)) for m, (n, end) in enumerate(zip(lengths, ends, strict=True)) if n
+    ]
+
+
+class _ClassLinear(torch.autograd.Function):
+    """Multiplies the rows of class m by weight[m] and skips absent classes.
+
+    A loop over ``weight[m]`` would make autograd allocate an (M, C, D) gradient for every class.
     """
 
     @staticmethod
@@ -40,49 +84,3 @@ class _ClassLinear(torch.autograd.Function):
             if grad_weight is not None:
                 torch.mm(x[rows].t(), grad[rows], out=grad_weight[m])
         return grad_x, grad_weight, None
-
-
-def _blocks(lengths: Sequence[int]) -> list[tuple[int, slice]]:
-    """(class, its rows) of the present classes."""
-    ends = itertools.accumulate(lengths)
-    return [
-        (m, slice(end - n, end)) for m, (n, end) in enumerate(zip(lengths, ends, strict=True)) if n
-    ]
-
-
-def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Multiply the rows of each class by that class's matrix.
-
-    Args:
-        x: (K, C), rows sorted by class.
-        weight: (M, C, D). Classes without rows get a zero gradient, not a missing one, so that
-            distributed training never waits for them.
-        lengths: M row counts that sum to K.
-
-    Returns:
-        (K, D); rows of class m are ``x_m @ weight[m]``. Has no bias: a bias would let absent
-        classes leak ReLU(b_m) into every pixel of the dense form.
-
-    Raises:
-        ValueError: if the shapes, the row counts, the devices or, outside autocast, the dtypes do
-            not fit.
-    """
-    if x.dim() != 2 or weight.dim() != 3 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"expected x (K, C) and weight (M, C, D), got {tuple(x.shape)} and "
-            f"{tuple(weight.shape)}"
-        )
-    if len(lengths) != weight.shape[0] or sum(lengths) != x.shape[0]:
-        raise ValueError(
-            f"lengths must be {weight.shape[0]} row counts that sum to {x.shape[0]}, got "
-            f"{len(lengths)} that sum to {sum(lengths)}"
-        )
-    if torch.is_autocast_enabled(x.device.type):  # custom Functions are not autocast
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-    if x.device != weight.device or x.dtype != weight.dtype:
-        raise ValueError(
-            f"x is {x.dtype} on {x.device}, weight {weight.dtype} on {weight.device}; both must be "
-            "of one dtype on one device"
-        )
-    return _ClassLinear.apply(x.contiguous(), weight, _blocks(lengths))

@@ -1,4 +1,4 @@
-"""Bilinear resizing of one axis: what ``F.interpolate`` does, ready to be composed."""
+"""Bilinear resizing along one axis, as ``F.interpolate`` does it, in a composable form."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,16 @@ from torch import Tensor
 def resize_taps(
     in_size: int, out_size: int, align_corners: bool, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The two inputs of each output of ``F.interpolate(mode="bilinear", size=...)``, one axis.
+    """The two inputs that ``F.interpolate(mode="bilinear", size=...)`` mixes for each output.
 
     Args:
-        in_size, out_size: lengths of the axis.
-        align_corners: where the samples lie.
-        like: gives dtype and device.
+        in_size, out_size: lengths of the axis before and after.
+        align_corners: as in ``F.interpolate``.
+        like: a tensor with the dtype and device of the result.
 
     Returns:
-        Indices of the lower and the upper input, and the upper one's weight, (out_size,) each.
+        The index of the lower input, that of the upper one, and the weight of the upper one,
+        (out_size,) each.
     """
     i = torch.arange(out_size, device=like.device, dtype=like.dtype)
     if align_corners:
@@ -30,7 +31,7 @@ def resize_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor
     """:func:`resize_taps` as a matrix.
 
     Returns:
-        (out_size, in_size), at most two entries a row, rows sum to 1.
+        (out_size, in_size), with at most two nonzero entries in each row, which sum to 1.
     """
     low, high, weight = resize_taps(in_size, out_size, align_corners, like)
     matrix = like.new_zeros(out_size, in_size)

@@ -1,18 +1,23 @@
-"""Losses of logits at any resolution: cross entropy, and OHEM for the refined one (Sec. 3.4)."""
+"""Losses on logits of any resolution: cross entropy, and OHEM for the refined ones (Sec. 3.4)."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from .upsampled_loss import upsampled_nll, upsampled_weighted_nll
-from .validation import check_labels
+from cdgc.upsampled_loss import upsampled_nll, upsampled_weighted_nll
+from cdgc.validation import check_labels
 
 
 def _pixel_weights(
     logits: Tensor, targets: Tensor, ignore_label: int, class_weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Check the arguments; valid pixels, targets with ignored ones at 0, weight of each pixel."""
+    """Check the arguments of a loss.
+
+    Returns:
+        The mask of valid pixels, the targets with 0 for ignored pixels, and the weight of each
+        pixel, (B, H, W) each.
+    """
     if logits.dim() != 4 or targets.dim() != 3 or logits.shape[0] != targets.shape[0]:
         raise ValueError(
             f"expected logits (B, M, h, w) and targets (B, H, W), got {tuple(logits.shape)} and "
@@ -33,16 +38,16 @@ def _pixel_weights(
         return valid, safe, valid.to(dtype)
     if class_weights.shape != (num_classes,):
         raise ValueError(
-            f"class_weights must have one number for each of the {num_classes} classes, got "
+            f"class_weights must have one value for each of the {num_classes} classes, got "
             f"shape {tuple(class_weights.shape)}"
         )
     return valid, safe, class_weights.to(dtype)[safe] * valid
 
 
 def _mean(logits: Tensor, targets: Tensor, weight: Tensor, align_corners: bool) -> Tensor:
-    # Without any weight zero is divided by one: 0 with a gradient path, never NaN.
-    mass = weight.sum()
-    weight = weight / torch.where(mass > 0, mass, torch.ones_like(mass))
+    # Without any valid pixel this is 0/1: a loss of 0 with a gradient path, never NaN.
+    total = weight.sum()
+    weight = weight / torch.where(total > 0, total, torch.ones_like(total))
     return upsampled_weighted_nll(logits, targets, weight, align_corners)
 
 
@@ -54,30 +59,30 @@ def cross_entropy(
     class_weights: Tensor | None = None,
     align_corners: bool = True,
 ) -> Tensor:
-    """Mean cross entropy over the valid pixels, of logits resized to the targets.
+    """Mean cross entropy over the valid pixels, with the logits resized to the targets.
 
     Args:
-        logits: (B, M, h, w) of any size; bilinearly resized to (H, W).
+        logits: (B, M, h, w) of any size; resized to (H, W) bilinearly.
         targets: (B, H, W) integer classes or ``ignore_label``.
-        class_weights: (M,) factors; the mean is then weighted, as torch's cross entropy does.
-        align_corners: of the resize.
+        class_weights: (M,) factors; the mean is then weighted, as in torch's cross entropy.
+        align_corners: whether that resize aligns corners.
 
     Returns:
-        Scalar; 0 with a gradient path if no pixel is valid.
+        Scalar; 0, with a gradient path, if no pixel is valid.
 
     Raises:
-        ValueError: if the shapes do not fit or a target is no class.
+        ValueError: if the shapes do not fit or a target is not a class.
     """
     _, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights)
     return _mean(logits, safe, weight, align_corners)
 
 
 def hard_pixels(nll: Tensor, valid: Tensor, thresh: float, min_kept: float) -> Tensor:
-    """Which pixels online hard example mining keeps.
+    """The pixels that online hard example mining keeps.
 
     Args:
-        nll: (B, H, W), -log of the true class's probability.
-        valid: (B, H, W) bool, False where there is no label.
+        nll: (B, H, W), the negative log-probability of the true class.
+        valid: (B, H, W) bool, False for ignored pixels.
         thresh, min_kept: see :func:`ohem_cross_entropy`.
 
     Returns:
@@ -86,8 +91,8 @@ def hard_pixels(nll: Tensor, valid: Tensor, thresh: float, min_kept: float) -> T
     keep = valid & (nll > -math.log(thresh))  # p(true) < thresh
     least = int(min_kept * nll.numel()) if 0 < min_kept < 1 else int(min_kept)
     least = min(least, nll.numel())
-    # Where more than `least` pixels are hard these are among them. topk takes exactly `least`: a
-    # threshold would let in every pixel that ties at a saturated p = 1.
+    # If more than `least` pixels are hard, these are already among them. topk takes exactly
+    # `least`; a threshold would also let in every pixel that ties at a saturated p = 1.
     hardest = nll.masked_fill(~valid, -1.0).flatten().topk(least, sorted=False).indices
     keep.view(-1)[hardest] = True
     return keep & valid
@@ -103,33 +108,35 @@ def ohem_cross_entropy(
     class_weights: Tensor | None = None,
     align_corners: bool = True,
 ) -> Tensor:
-    """Cross entropy over the hard pixels of a batch, of logits resized to the targets.
+    """Cross entropy over the hard pixels of a batch, with the logits resized to the targets.
 
-    A valid pixel is kept if the probability of its true class is below ``thresh``. If fewer than
-    ``min_kept`` are, the ``min_kept`` pixels with the lowest such probability are kept (all of
-    them if there are fewer), as in CCNet and openseg.
+    A valid pixel is kept if the probability of its true class is below ``thresh``. If that leaves
+    fewer than ``min_kept`` pixels, the ``min_kept`` valid pixels with the lowest probability are
+    kept instead (all of them if there are fewer), as in CCNet and openseg.
 
     Args:
-        logits: (B, M, h, w) of any size; bilinearly resized to (H, W).
+        logits: (B, M, h, w) of any size; resized to (H, W) bilinearly.
         targets: (B, H, W) integer classes or ``ignore_label``.
         thresh: probability below which a pixel counts as hard.
-        min_kept: pixels kept at least per call (one GPU's batch), 0 for no minimum; a number
-            within (0, 1) is a share of B*H*W, for crops smaller than the recipe's.
-        class_weights: (M,) factors; the mean is then weighted, as torch's cross entropy does.
-            They choose no pixels.
-        align_corners: of the resize.
+        min_kept: minimum number of pixels to keep per call (the batch of one GPU), 0 for none; a
+            number within (0, 1) is a fraction of B*H*W, for crops smaller than the recipe's.
+        class_weights: (M,) factors; the mean is then weighted, as in torch's cross entropy.
+            They do not affect which pixels are kept.
+        align_corners: whether that resize aligns corners.
 
     Returns:
-        Scalar mean over the kept pixels; 0 with a gradient path if no pixel is valid.
+        Scalar mean over the kept pixels; 0, with a gradient path, if no pixel is valid.
 
     Raises:
-        ValueError: if the shapes do not fit, a target is no class, or ``thresh`` or ``min_kept``
-            is out of range.
+        ValueError: if the shapes do not fit, a target is not a class, or ``thresh`` or
+            ``min_kept`` is out of range.
     """
     if not 0.0 < thresh <= 1.0:
         raise ValueError(f"thresh must be within (0, 1], got {thresh}")
     if min_kept < 0 or (min_kept > 1 and min_kept != int(min_kept)):
-        raise ValueError(f"min_kept must be a pixel count or a share within (0, 1), got {min_kept}")
+        raise ValueError(
+            f"min_kept must be a pixel count or a fraction within (0, 1), got {min_kept}"
+        )
     valid, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights)
     keep = hard_pixels(upsampled_nll(logits, safe, align_corners), valid, thresh, min_kept)
     return _mean(logits, safe, weight * keep, align_corners)

@@ -1,11 +1,11 @@
 """The class-wise dynamic graph convolution module (Sec. 3.3, Fig. 3).
 
-Shape shorthand: B images, C channels, h x w feature map, N = h*w, M classes (1 for
-scope="image"), K selected nodes of the batch.
+Shape shorthand: B images, C channels, h x w feature map, N = h*w pixels, M classes (1 for
+scope="image"), P = B*N pixels and K selected nodes of the batch.
 
-Two laws make the ragged form below and the paper's dense M x N x N form one function, forward
-and backward: pixels outside S_m are masked with -inf before the softmax (not given zero
-features), and the grouped W has neither bias nor normalisation before the classes are merged.
+The ragged form below and the paper's dense M x N x N form are the same function, forward and
+backward, for two reasons: pixels outside S_m are masked with -inf before the softmax (rather than
+given zero features), and the grouped W has neither bias nor normalization before the merge.
 """
 
 import math
@@ -14,19 +14,19 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from .attention import segment_attention, segment_topk_attention
-from .compilation import graph_break
-from .gather import (
+from cdgc.attention import TOPK_WEIGHTS, segment_attention, segment_topk_attention
+from cdgc.compilation import graph_break
+from cdgc.gather import (
     Segments,
-    coarse_nodes,
     in_layout_of,
+    is_coarse_node,
     map_to_rows,
     nodes_to_pixels,
     pixels_to_nodes,
     rows_to_map,
 )
-from .grouped_linear import class_linear
-from .nodes import (
+from cdgc.grouped_linear import class_linear
+from cdgc.nodes import (
     SAMPLES,
     NodeSet,
     check_options,
@@ -34,25 +34,44 @@ from .nodes import (
     select_nodes,
     soft_nodes,
 )
-from .sampling_grid import resize_targets
-from .validation import check_choice, check_device, check_finite
+from cdgc.sampling_grid import resize_targets
+from cdgc.validation import check_choice, check_device, check_finite, check_not_tracing
 
 EDGES = ("similarity", "uniform", "topk")
 SCOPES = ("class", "image")
-TOPK_WEIGHTS = ("softmax", "equal")
 SCALES = ("none", "sqrt")
 HARD_POSITIVES = ("nodes", "keys_only")
 
 
+def _scale_factor(scale: float | str, channels: int) -> float:
+    """The number that the ``scale`` option of :class:`CDGCModule` stands for."""
+    if isinstance(scale, str):
+        check_choice("scale", scale, SCALES)
+        return channels**-0.5 if scale == "sqrt" else 1.0
+    if not scale > 0:
+        raise ValueError(f"scale must be positive or one of {SCALES}, got {scale}")
+    return float(scale)
+
+
 class CDGCModule(nn.Module):
-    """Features and a coarse prediction in, features refined by class-wise graphs out.
+    """Refines features with one graph per class of a coarse prediction.
 
-    ``x̂_i = ReLU(norm(Σ_m U_m ReLU(A_m X W_m)_i + b))`` over the at most two classes m whose
-    node set S_m holds pixel i; with nodes="soft" each term is weighted by i's share of m.
+    ``x̂_i = ReLU(norm(Σ_m U_m ReLU(A_m X W_m)_i + b))``, where the sum runs over the at most two
+    classes m whose node set S_m contains pixel i; with nodes="soft" each term is weighted by the
+    membership of i in m.
 
-    Parameters: ``phi``, ``phi_prime`` (1 or M, C, C) of Eq. 2 (None for uniform edges);
+    Parameters: ``phi`` and ``phi_prime`` (1 or M, C, C) of Eq. 2 (None for uniform edges);
     ``graph_weight`` W and ``merge_weight`` U (M, C, C), applied as ``row @ W``; ``merge_bias``
-    (C,). One stacked tensor each, so that absent classes have zero, not missing, gradients.
+    (C,). They are stacked in one tensor each, so that absent classes have zero gradients rather
+    than none.
+
+    Mixed precision: under ``torch.autocast`` the matrix products and the attention run in the
+    autocast dtype, whatever the dtype of the features. Softmax, uniform means and top-k
+    similarities are computed at least in float32. Outside autocast the features must have the dtype
+    of the parameters.
+
+    ``torch.compile`` runs :meth:`select` and :meth:`propagate` uncompiled. ``torch.jit.trace`` is
+    refused, because a trace would record the segment lengths of one example.
     """
 
     phi: nn.Parameter | None
@@ -81,31 +100,33 @@ class CDGCModule(nn.Module):
     ):
         """
         Args:
-            in_channels: C, of the input and of the refined features.
+            in_channels: C, channels of the input and of the refined features.
             num_classes: M.
-            nodes: training nodes, "dynamic" (Eq. 4, needs targets) or "coarse" (Table 3 "sim").
-                Inference then takes the coarse prediction's nodes. "soft": :func:`soft_nodes`
-                in training and inference; needs edges="similarity", and the options of Eq. 4
-                (easy_ratio, samples, hard_positives) have no effect.
+            nodes: nodes in training: "dynamic" (Eq. 4, needs targets) or "coarse" (Table 3 "sim").
+                At inference, both use the nodes of the coarse prediction. "soft" uses
+                :func:`cdgc.soft_nodes` in training and at inference; it needs edges="similarity"
+                and ignores the options of Eq. 4 (easy_ratio, samples, hard_positives).
             edges: "similarity" (Eqs. 2-3), "uniform" (1/|S_m|) or "topk" (the ``topk`` most
-                similar nodes, weighted as ``topk_weights`` says).
-            scope: "class", or "image" for a plain GCN: one graph over all nodes (Table 1);
-                ``nodes`` then has no effect.
+                similar nodes, weighted according to ``topk_weights``).
+            scope: "class", or "image" for a plain GCN: one graph over all pixels (Table 1), which
+                ignores ``nodes``.
             easy_ratio, samples: see :func:`cdgc.select_nodes`.
-            hard_positives: "nodes" as in Eq. 4, or "keys_only": they are neighbors of the other
-                nodes of their true class but get nothing from its graph themselves, so that no
-                refined feature tells its pixel's label.
-            scale: factor on the similarity, "none" (1.0, the paper's) or "sqrt" for C**-0.5.
+            hard_positives: "nodes" as in Eq. 4, or "keys_only": hard positives are neighbors of
+                the other nodes of their true class but receive nothing from its graph themselves,
+                so that no refined feature reveals the label of its own pixel.
+            topk: neighbors per node for edges="topk".
+            topk_weights: "softmax" over their similarities, or "equal".
+            scale: factor on the similarity, "none" (1.0, as in the paper) or "sqrt" for C**-0.5.
             shared_phi: one φ and φ' for all classes, or one pair per class.
-            norm: builds the normalisation after the merge from a channel count; None for none.
-            relu: whether a ReLU ends the module.
-            ignore_label: target value that takes a pixel out of every graph in training.
-            align_corners: how targets are resized to nodes; as the logits are.
-            check_finite: for debugging: refuse features and logits that are NaN or infinite,
-                which costs a pass over them and waits for the device.
+            norm: builds the normalization after the merge from a channel count; None for none.
+            relu: whether the module ends with a ReLU.
+            ignore_label: target value that excludes a pixel from every graph in training.
+            align_corners: how targets are resized to the feature map; as the logits are.
+            check_finite: for debugging: refuse features and logits that are NaN or infinite, at
+                the cost of one pass over them and a wait for the device.
 
         Raises:
-            ValueError: on a value outside those named above.
+            ValueError: if a value is not one of those named above.
         """
         super().__init__()
         check_options(nodes, samples, easy_ratio)
@@ -115,15 +136,8 @@ class CDGCModule(nn.Module):
         check_choice("hard_positives", hard_positives, HARD_POSITIVES)
         if nodes == "soft" and edges != "similarity":
             raise ValueError(f"nodes='soft' needs edges='similarity', got {edges!r}")
-        if isinstance(scale, str):
-            check_choice("scale", scale, SCALES)
-        elif not scale > 0:
-            raise ValueError(f"scale must be positive or one of {SCALES}, got {scale}")
-        for name, value in (
-            ("in_channels", in_channels),
-            ("num_classes", num_classes),
-            ("topk", topk),
-        ):
+        sizes = {"in_channels": in_channels, "num_classes": num_classes, "topk": topk}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.in_channels = in_channels
@@ -136,8 +150,7 @@ class CDGCModule(nn.Module):
         self.hard_positives = hard_positives
         self.topk = topk
         self.topk_weights = topk_weights
-        named = {"none": 1.0, "sqrt": in_channels**-0.5}
-        self.scale = named[scale] if isinstance(scale, str) else float(scale)
+        self.scale = _scale_factor(scale, in_channels)
         self.ignore_label = ignore_label
         self.align_corners = align_corners
         self.check_finite = check_finite
@@ -150,7 +163,7 @@ class CDGCModule(nn.Module):
             self.phi = nn.Parameter(torch.empty(1 if shared_phi else graphs, *square))
             self.phi_prime = nn.Parameter(torch.empty_like(self.phi))
             if edges == "topk" and topk_weights == "equal":
-                # They choose the neighbors but get no gradient; distributed training would
+                # They choose the neighbors but get no gradient, and distributed training would
                 # wait for one.
                 self.phi.requires_grad_(False)
                 self.phi_prime.requires_grad_(False)
@@ -165,14 +178,14 @@ class CDGCModule(nn.Module):
         """Initialize so that similarities and activations are O(1) for features after BN-ReLU."""
         c = self.in_channels
         if self.phi is not None and self.phi_prime is not None:
-            # |x|² ≈ C/2 after BN and ReLU; entries of variance a² give φ(x)ᵀφ'(x) a standard
+            # |x|² ≈ C/2 after BN and ReLU, so entries of variance a² give φ(x)ᵀφ'(x) a standard
             # deviation of sqrt(C)·a²·C/2, which is 1/scale for a² = 2·C^-1.5/scale. Larger
-            # similarities saturate the softmax from the start.
+            # similarities would saturate the softmax from the start.
             std = math.sqrt(2.0 / self.scale) * c**-0.75
             nn.init.normal_(self.phi, std=std)
             nn.init.normal_(self.phi_prime, std=std)
         nn.init.normal_(self.graph_weight, std=math.sqrt(2.0 / c))
-        # A pixel's sum runs over its own class's C channels, not over M*C.
+        # The sum of a pixel runs over the C channels of its own class, not over M*C.
         nn.init.normal_(self.merge_weight, std=math.sqrt(1.0 / c))
         nn.init.zeros_(self.merge_bias)
 
@@ -181,6 +194,45 @@ class CDGCModule(nn.Module):
             f"{self.in_channels}, {self.num_classes}, nodes={self.nodes}, edges={self.edges}, "
             f"scope={self.scope}, easy_ratio={self.easy_ratio}, samples={self.samples}"
         )
+
+    def forward(
+        self,
+        x: Tensor,
+        coarse_logits: Tensor,
+        targets: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, C, h, w) features.
+            coarse_logits: (B, M, h, w), used without gradient: its class map or, for soft nodes,
+                the probabilities of its two best classes.
+            targets: (B, H, W) integer labels at full resolution, used in training only:
+                evaluation is bit-identical with and without them.
+            valid: (B, h, w) bool, False for batch padding.
+            generator: source of the random choice of easy positives.
+
+        Returns:
+            (B, C, h, w) refined features X̂.
+
+        Raises:
+            ValueError: if shapes, dtypes or devices do not fit, a target is not a class, or
+                dynamic nodes are used in training without targets.
+        """
+        check_not_tracing()
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"expected x (B, {self.in_channels}, h, w), got {tuple(x.shape)}")
+        expected = (x.shape[0], self.num_classes, *x.shape[2:])
+        if tuple(coarse_logits.shape) != expected:
+            raise ValueError(
+                f"expected coarse_logits (B, M, h, w) = {expected} to fit x {tuple(x.shape)}, got "
+                f"{tuple(coarse_logits.shape)}"
+            )
+        check_device("coarse_logits", coarse_logits.device, x.device, "x")
+        nodes = self.select(coarse_logits, targets, valid=valid, generator=generator)
+        return self.propagate(x, nodes)
 
     @graph_break
     def select(
@@ -191,34 +243,16 @@ class CDGCModule(nn.Module):
         valid: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> NodeSet:
-        """Choose the nodes; arguments as in :meth:`forward`."""
-        shape = coarse_logits.shape
-        if coarse_logits.dim() != 4 or shape[1] != self.num_classes:
-            raise ValueError(
-                f"expected coarse_logits (B, {self.num_classes}, h, w), got {tuple(shape)}"
-            )
-        if valid is not None and tuple(valid.shape) != (shape[0], *shape[2:]):
-            raise ValueError(
-                f"expected valid (B, h, w) = {(shape[0], *shape[2:])}, got {tuple(valid.shape)}"
-            )
-        device = coarse_logits.device
-        if valid is not None:
-            check_device("valid", valid.device, device, "coarse_logits")
-        if self.check_finite and coarse_logits.is_floating_point():
-            check_finite("coarse_logits", coarse_logits)
+        """Choose the nodes; the arguments are those of :meth:`forward`."""
+        check_not_tracing()
+        self._check_selection(coarse_logits, targets, valid)
+        batch, _, height, width = coarse_logits.shape
         if self.scope == "image":
-            one_class = torch.zeros(shape[0], *shape[2:], dtype=torch.long, device=device)
+            one_class = coarse_logits.new_zeros(batch, height, width, dtype=torch.long)
             return select_nodes(one_class, num_classes=1, valid=valid)
         target_map = None
         if self.training and targets is not None:
-            if targets.dim() != 3 or targets.shape[0] != shape[0]:
-                raise ValueError(
-                    f"expected targets (B, H, W) with B = {shape[0]}, got {tuple(targets.shape)}"
-                )
-            if targets.is_floating_point() or targets.is_complex():
-                raise ValueError(f"expected integer targets, got {targets.dtype}")
-            check_device("targets", targets.device, device, "coarse_logits")
-            target_map = resize_targets(targets, (int(shape[2]), int(shape[3])), self.align_corners)
+            target_map = resize_targets(targets, (int(height), int(width)), self.align_corners)
         if self.nodes == "soft":
             return soft_nodes(
                 coarse_logits, target_map, ignore_label=self.ignore_label, valid=valid
@@ -235,10 +269,105 @@ class CDGCModule(nn.Module):
             generator=generator,
         )
 
-    def _attend(
+    def _check_selection(
+        self, coarse_logits: Tensor, targets: Tensor | None, valid: Tensor | None
+    ) -> None:
+        shape, device = coarse_logits.shape, coarse_logits.device
+        if coarse_logits.dim() != 4 or shape[1] != self.num_classes:
+            raise ValueError(
+                f"expected coarse_logits (B, {self.num_classes}, h, w), got {tuple(shape)}"
+            )
+        if valid is not None:
+            expected = (shape[0], *shape[2:])
+            if tuple(valid.shape) != expected:
+                raise ValueError(f"expected valid (B, h, w) = {expected}, got {tuple(valid.shape)}")
+            check_device("valid", valid.device, device, "coarse_logits")
+        if self.check_finite and coarse_logits.is_floating_point():
+            check_finite("coarse_logits", coarse_logits)
+        if self.scope == "image" or not self.training or targets is None:
+            return
+        if targets.dim() != 3 or targets.shape[0] != shape[0]:
+            raise ValueError(
+                f"expected targets (B, H, W) with B = {shape[0]}, got {tuple(targets.shape)}"
+            )
+        if targets.is_floating_point() or targets.is_complex():
+            raise ValueError(f"expected integer targets, got {targets.dtype}")
+        check_device("targets", targets.device, device, "coarse_logits")
+
+    @graph_break
+    def propagate(self, x: Tensor, nodes: NodeSet) -> Tensor:
+        """Graph convolution over the chosen nodes (Eq. 1).
+
+        Args:
+            x: (B, C, h, w) features.
+            nodes: from :meth:`select`.
+
+        Returns:
+            (B, C, h, w) refined features X̂.
+
+        Raises:
+            ValueError: if x, the nodes and the parameters differ in shape, device or (outside
+                autocast) dtype.
+        """
+        check_not_tracing()
+        self._check_features(x, nodes)
+        pixels = map_to_rows(x)
+        counts = nodes.counts.tolist()
+        if self.edges == "uniform":
+            merged = self._propagate_uniform(pixels, nodes, counts)
+        else:
+            merged = self._propagate_attention(pixels, nodes, counts)
+        merged = merged.add_(self.merge_bias.to(merged.dtype))
+        return in_layout_of(x, self.relu(self.norm(rows_to_map(merged, x))))
+
+    def _check_features(self, x: Tensor, nodes: NodeSet) -> None:
+        batch, channels, height, width = x.shape
+        images, pixels = nodes.counts.shape[1], len(nodes.node_index)
+        if channels != self.in_channels or batch != images or pixels != batch * height * width:
+            raise ValueError(
+                f"expected x (B, {self.in_channels}, h, w) with B = {images} and B*h*w = {pixels} "
+                f"as the nodes were selected for, got {tuple(x.shape)}"
+            )
+        weight = self.graph_weight
+        check_device("x", x.device, weight.device, "the module's parameters")
+        check_device("nodes", nodes.pixel.device, x.device, "x")
+        if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
+            raise ValueError(
+                f"x is {x.dtype}, expected {weight.dtype}, the dtype of the module's parameters "
+                "(or use torch.autocast)"
+            )
+        if self.check_finite:
+            check_finite("x", x)
+
+    def _propagate_attention(
+        self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]
+    ) -> Tensor:
+        """Σ_m U_m ReLU(A_m X W_m) of every pixel for similarity and top-k edges.
+
+        Args:
+            pixels: (P, C).
+            nodes: K nodes.
+            counts: node counts per class and image.
+
+        Returns:
+            (P, C).
+        """
+        classes = [sum(per_image) for per_image in counts]
+        lengths = [n for per_image in counts for n in per_image]
+        x = pixels_to_nodes(pixels, nodes)
+        gathered = self._aggregate(x, lengths, classes, nodes.log_weight)
+        z = class_linear(gathered, self.graph_weight, classes).relu()
+        rows = class_linear(z, self.merge_weight, classes)
+        if nodes.log_weight is not None:
+            rows = rows * nodes.log_weight.exp().to(rows.dtype)[:, None]
+        elif self.hard_positives == "keys_only" and not nodes.disjoint:
+            rows = rows * is_coarse_node(nodes)[:, None]
+        return nodes_to_pixels(rows, nodes)
+
+    def _aggregate(
         self, x: Tensor, lengths: list[int], classes: list[int], log_weight: Tensor | None
     ) -> Tensor:
-        """A_m X for every node, rows (K, C) -> (K, C) (Eqs. 2-3)."""
+        """A_m X of every node, (K, C) -> (K, C) (Eqs. 2-3)."""
         assert self.phi is not None and self.phi_prime is not None
         groups = classes if self.phi.shape[0] > 1 else [len(x)]
         q = class_linear(x, self.phi, groups)
@@ -248,101 +377,16 @@ class CDGCModule(nn.Module):
             return segment_attention(q, k, x, lengths, self.scale, log_weight)
         return segment_topk_attention(q, k, x, lengths, self.scale, self.topk, self.topk_weights)
 
-    def _reason_similar(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
-        """Σ_m U_m ReLU(A_m X W_m) of every pixel, (P, C) -> (P, C)."""
-        classes = [sum(per_image) for per_image in counts]
-        lengths = [n for per_image in counts for n in per_image]  # M*B segments
-        gathered = self._attend(pixels_to_nodes(pixels, nodes), lengths, classes, nodes.log_weight)
-        z = class_linear(gathered, self.graph_weight, classes).relu()
-        rows = class_linear(z, self.merge_weight, classes)
-        if nodes.log_weight is not None:
-            rows = rows * nodes.log_weight.exp().to(rows.dtype)[:, None]
-        elif self.hard_positives == "keys_only" and not nodes.single:
-            rows = rows * coarse_nodes(nodes)[:, None]
-        return nodes_to_pixels(rows, nodes)
+    def _propagate_uniform(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
+        """:meth:`_propagate_attention` for uniform edges.
 
-    def _reason_uniform(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
-        """The same where all nodes of a segment share one row: the matrices see S rows only."""
+        All nodes of a segment have the same row, so the matrices multiply one row per segment.
+        """
         lengths = [n for per_image in counts for n in per_image if n]
         segments = Segments(nodes, lengths, coarse_only=self.hard_positives == "keys_only")
         classes = [sum(n > 0 for n in per_image) for per_image in counts]
-        # Means in full precision: autocast features may be half.
+        # Means in full precision, because features may be half under autocast.
         mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)
         mean = mean.to(self.graph_weight.dtype)
         z = class_linear(mean, self.graph_weight, classes).relu()
         return segments.to_pixels(class_linear(z, self.merge_weight, classes))
-
-    @graph_break
-    def reason(self, x: Tensor, nodes: NodeSet) -> Tensor:
-        """Graph convolution over chosen nodes: x (B, C, h, w) -> X̂ (B, C, h, w) (Eq. 1).
-
-        Raises:
-            ValueError: if x, the nodes and the parameters differ in shape, device or (outside
-                autocast) dtype.
-        """
-        batch, channels, height, width = x.shape
-        images = nodes.counts.shape[1]
-        if (
-            channels != self.in_channels
-            or batch != images
-            or len(nodes.slots) != batch * height * width
-        ):
-            raise ValueError(
-                f"expected x (B, {self.in_channels}, h, w) with B = {images} and B*h*w = "
-                f"{len(nodes.slots)} as the nodes were selected for, got {tuple(x.shape)}"
-            )
-        weight = self.graph_weight
-        check_device("x", x.device, weight.device, "the module's parameters")
-        check_device("nodes", nodes.pixel.device, x.device, "x")
-        if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
-            raise ValueError(
-                f"x is {x.dtype}, expected {weight.dtype} as the module's parameters are (or "
-                "autocast)"
-            )
-        if self.check_finite:
-            check_finite("x", x)
-        pixels = map_to_rows(x)  # (B*N, C)
-        counts = nodes.counts.tolist()
-        if self.edges == "uniform":
-            merged = self._reason_uniform(pixels, nodes, counts)
-        else:
-            merged = self._reason_similar(pixels, nodes, counts)
-        merged = merged.add_(self.merge_bias.to(merged.dtype))
-        return in_layout_of(x, self.relu(self.norm(rows_to_map(merged, x))))
-
-    def forward(
-        self,
-        x: Tensor,
-        coarse_logits: Tensor,
-        targets: Tensor | None = None,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """
-        Args:
-            x: (B, C, h, w) features.
-            coarse_logits: (B, M, h, w), used without gradient: its class map or, for soft nodes,
-                the probabilities of its two best classes.
-            targets: (B, H, W) integer labels at full resolution. Used in training only:
-                evaluation is bit-identical with and without them.
-            valid: (B, h, w) bool, False where a node is batch padding.
-            generator: source of the random share of easy positives.
-
-        Returns:
-            (B, C, h, w) refined features X̂.
-
-        Raises:
-            ValueError: on shapes, dtypes or devices that do not fit, targets that are no class,
-                or dynamic nodes in training without targets.
-        """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected x (B, {self.in_channels}, h, w), got {tuple(x.shape)}")
-        expected = (x.shape[0], self.num_classes, *x.shape[2:])
-        if tuple(coarse_logits.shape) != expected:
-            raise ValueError(
-                f"expected coarse_logits (B, M, h, w) = {expected} to fit x {tuple(x.shape)}, got "
-                f"{tuple(coarse_logits.shape)}"
-            )
-        check_device("coarse_logits", coarse_logits.device, x.device, "x")
-        return self.reason(x, self.select(coarse_logits, targets, valid=valid, generator=generator))

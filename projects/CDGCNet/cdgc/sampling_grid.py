@@ -1,4 +1,4 @@
-"""Where the nodes of a feature map lie on the image and its labels.
+"""Where the pixels of a feature map lie in the image and its labels.
 
 Shape shorthand: B images, h x w feature map, H x W image.
 """
@@ -12,21 +12,21 @@ from torch import Tensor
 def node_positions(
     length: int, nodes: int, align_corners: bool, device: torch.device | None = None
 ) -> Tensor:
-    """The pixel that each of ``nodes`` feature rows (or columns) stands for.
+    """The image row (or column) at the center of each row (or column) of the feature map.
 
     Args:
-        length: pixels of the full-resolution axis.
-        nodes: nodes along that axis.
-        align_corners: whether the logits are resized with corners aligned: node i then lies at
-            i*(length-1)/(nodes-1), else at (i+0.5)*length/nodes - 0.5.
-        device: of the result.
+        length: size of the image along this axis.
+        nodes: size of the feature map along this axis.
+        align_corners: whether the logits are resized with aligned corners: node i then lies at
+            i*(length-1)/(nodes-1), otherwise at (i+0.5)*length/nodes - 0.5.
+        device: device of the result.
 
     Returns:
-        (nodes,) int64 pixel indices; a node halfway between two pixels takes the later one. A
-        plain nearest resize drifts by up to 7 px at 769 -> 97.
+        (nodes,) int64 indices; a node halfway between two pixels takes the later one. A plain
+        nearest resize would drift by up to 7 pixels from 769 to 97.
     """
     i = torch.arange(nodes, device=device)
-    # In integers: floats fall short of an exact pixel (148 -> 18, node 13 is pixel 111).
+    # In integers, because floats can fall just short of a pixel (148 -> 18, node 13: pixel 111).
     if align_corners:
         gaps = max(nodes - 1, 1)
         return (2 * i * (length - 1) + gaps) // (2 * gaps)
@@ -39,13 +39,13 @@ def valid_nodes(
     size: Sequence[int],
     align_corners: bool,
 ) -> Tensor:
-    """Which nodes of a padded batch lie on an image.
+    """Which pixels of the feature maps of a padded batch lie inside their image.
 
     Args:
-        image_sizes: (H, W) of each image before it was padded at the right and bottom.
+        image_sizes: (H, W) of each image before padding at the right and bottom.
         padded: (H, W) of the batch tensor.
         size: (h, w) of the feature map.
-        align_corners: as the logits are resized.
+        align_corners: whether the logits are resized with aligned corners.
 
     Returns:
         (B, h, w) bool.
@@ -56,7 +56,7 @@ def valid_nodes(
 
 
 def resize_targets(targets: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """The target at each node's own pixel: (B, H, W) -> (B, h, w) for ``size`` = (h, w).
+    """Read the target at the center of each node: (B, H, W) -> (B, h, w) for ``size`` = (h, w).
 
     Equals ``targets[:, ::8, ::8]`` for 8k+1 crops with align_corners.
     """

@@ -1,8 +1,8 @@
-"""Cross entropy of logits resized to the targets, without ever holding the resized logits.
+"""Cross entropy of logits resized to the targets, without ever storing the resized logits.
 
-Shape shorthand: logits (B, M, h, w), targets (B, H, W). Full-size logits and their gradient are
-M*H*W numbers each, several times over in the plain formulation; here a band of rows at a time
-lives in the cache, and what is kept has the size of ``logits`` or of ``targets``.
+Shape shorthand: logits (B, M, h, w), targets (B, H, W). The plain formulation stores full-size
+logits and gradients of M*H*W values several times over. Here one band of rows at a time is
+processed in the cache, and only tensors of the size of ``logits`` or ``targets`` are kept.
 """
 
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interpolation import resize_matrix
+from cdgc.interpolation import resize_matrix
 
-# Numbers of a band: it stays in a CPU core's cache. A GPU wants fewer, larger launches.
-_BAND_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 26}
+# Values per row band, sized to fit a CPU core's cache. A GPU prefers fewer, larger launches.
+_BAND_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 
 
 def _source_rows(rows: slice, in_size: int, out_size: int, align_corners: bool) -> tuple[int, int]:
-    """Bounds of the source rows that some resized rows are made of, with one to spare."""
+    """Bounds of the source rows that contribute to some resized rows, with one row to spare."""
     if align_corners:
         step = (in_size - 1) / max(out_size - 1, 1)
         first, last = rows.start * step, (rows.stop - 1) * step
@@ -30,27 +30,27 @@ def _source_rows(rows: slice, in_size: int, out_size: int, align_corners: bool) 
 def _scan(
     logits: Tensor, targets: Tensor, align_corners: bool, weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Go over the resized logits once, a band of rows at a time.
+    """Process the resized logits once, one band of rows at a time.
 
     Args:
         logits: (B, M, h, w) float32 or float64.
         targets: (B, H, W) int64, all within [0, M).
-        weight: (B, H, W) factor of each pixel's loss, or None for no gradient.
+        weight: (B, H, W), a factor for the loss of each pixel, or None for no gradient.
 
     Returns:
         -log p(target) (B, H, W), and the gradient (B, M, h, w) of Σ weight * -log p(target).
     """
-    logits = logits.contiguous()  # channels_last would be copied at every product
+    logits = logits.contiguous()  # channels_last would be copied in every product
     classes, h, w = logits.shape[1:]
     height, width = targets.shape[1:]
     weight = None if weight is None else weight.to(logits.dtype)
     vertical = resize_matrix(h, height, align_corners, logits)
     horizontal = resize_matrix(w, width, align_corners, logits)
-    band = max(1, _BAND_NUMBERS[logits.device.type] // (classes * width))
+    band = max(1, _BAND_VALUES[logits.device.type] // (classes * width))
     nll = logits.new_empty(targets.shape)
     grad = None if weight is None else torch.empty_like(logits)
     for image, x in enumerate(logits):
-        wide = x @ horizontal.t()  # (M, h, W), an eighth of the full size
+        wide = x @ horizontal.t()  # (M, h, W)
         wide_grad = torch.zeros_like(wide)
         for begin in range(0, height, band):
             rows = slice(begin, min(begin + band, height))
@@ -63,9 +63,9 @@ def _scan(
             total = x.exp_().sum(dim=0, keepdim=True)
             torch.sub(total[0].log(), at_target, out=nll[image, rows])
             if weight is not None:
-                share = weight[image, rows][None]
-                x *= share / total  # weight * p
-                x.scatter_add_(0, target, -share)
+                band_weight = weight[image, rows][None]
+                x *= band_weight / total  # weight * p
+                x.scatter_add_(0, target, -band_weight)
                 wide_grad[:, first:last] += taps.t() @ x
         if grad is not None:
             torch.matmul(wide_grad, horizontal, out=grad[image])
@@ -75,14 +75,14 @@ def _scan(
 def _in_full_precision(
     logits: Tensor, targets: Tensor, align_corners: bool, weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`_scan` in float32 (float64 for float64), whatever autocast says."""
+    """:func:`_scan` in float32 (float64 for float64), regardless of autocast."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     with torch.autocast(logits.device.type, enabled=False):
         return _scan(logits, targets, align_corners, weight)
 
 
 class _WeightedSum(torch.autograd.Function):
-    """Σ weight * -log p(target); the gradient is made in the forward pass, in the same scan."""
+    """Σ weight * -log p(target); the forward pass computes the gradient in the same scan."""
 
     @staticmethod
     def forward(
@@ -92,7 +92,7 @@ class _WeightedSum(torch.autograd.Function):
         nll, grad = _in_full_precision(logits, targets, align_corners, weight if needed else None)
         if grad is not None:
             ctx.save_for_backward(grad.to(logits.dtype))
-        # Pixels without weight may hold anything: 0 * inf would be NaN.
+        # Pixels of weight 0 may have an infinite loss, and 0 * inf would be NaN.
         return (nll * weight).where(weight != 0, 0).sum()
 
     @staticmethod
@@ -102,12 +102,12 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def upsampled_nll(logits: Tensor, targets: Tensor, align_corners: bool) -> Tensor:
-    """-log p(target) of every pixel, without gradient.
+    """The negative log-probability of every pixel's target, without gradient.
 
     Args:
         logits: (B, M, h, w).
         targets: (B, H, W) int64 within [0, M).
-        align_corners: how the logits are resized to (H, W).
+        align_corners: whether the resize to (H, W) aligns corners.
 
     Returns:
         (B, H, W), float32 unless ``logits`` are float64.
@@ -118,13 +118,13 @@ def upsampled_nll(logits: Tensor, targets: Tensor, align_corners: bool) -> Tenso
 def upsampled_weighted_nll(
     logits: Tensor, targets: Tensor, weight: Tensor, align_corners: bool
 ) -> Tensor:
-    """Σ weight * -log p(target) over all pixels, with gradient for ``logits``.
+    """Σ weight * -log p(target) over all pixels, with a gradient for ``logits``.
 
     Args:
         logits: (B, M, h, w).
         targets: (B, H, W) int64 within [0, M).
-        weight: (B, H, W); 0 leaves a pixel out.
-        align_corners: how the logits are resized to (H, W).
+        weight: (B, H, W); 0 excludes a pixel.
+        align_corners: whether the resize to (H, W) aligns corners.
 
     Returns:
         Scalar, float32 unless ``logits`` are float64.

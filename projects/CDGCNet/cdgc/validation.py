@@ -1,4 +1,4 @@
-"""Checks of options, tensors and integer label maps that name what is wrong."""
+"""Checks of options, tensors and label maps, with messages that name what is wrong."""
 
 from collections.abc import Collection
 from typing import NoReturn
@@ -8,53 +8,85 @@ from torch import Tensor
 
 
 def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    """Refuse a value that is not one of the allowed ones."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
 
 
 def check_device(name: str, found: torch.device, expected: torch.device, of: str) -> None:
+    """Refuse a tensor on another device than that of ``of``."""
     if found != expected:
         raise ValueError(f"{name} is on {found}, expected {expected}, the device of {of}")
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    wrong = int(values.numel() - values.detach().isfinite().sum())  # waits for the device
+    """Refuse NaN and infinity. The host waits for the device."""
+    wrong = int(values.numel() - values.detach().isfinite().sum())
     if wrong:
         raise ValueError(
             f"{name}: {wrong} of {values.numel()} values are NaN or infinite, expected finite ones"
         )
 
 
+def check_not_tracing() -> None:
+    """Refuse ``torch.jit.trace`` (and the ONNX exporter built on it).
+
+    ``torch.export`` and the ONNX exporter built on it do not trace and are not affected.
+
+    Raises:
+        RuntimeError: while tracing.
+    """
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "CDGCModule cannot be traced: its node lists depend on the input, and the trace would "
+            "repeat those of the example for every other image. Use `cdgcnet export` instead"
+        )
+
+
 def check_integers(labels: Tensor, name: str) -> None:
+    """Refuse labels of any dtype but an integer one."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{name} must be integers, got {labels.dtype}")
 
 
-def outside(labels: Tensor, num_classes: int, ignore_label: int | None) -> Tensor:
-    """Where labels are neither a class nor the ignore label."""
-    wrong = (labels < 0) | (labels >= num_classes)
-    return wrong if ignore_label is None else wrong & (labels != ignore_label)
-
-
-def refuse(
-    labels: Tensor, wrong: Tensor, num_classes: int, ignore_label: int | None, name: str
-) -> NoReturn:
-    value = int(labels[wrong][0])
-    if ignore_label is None:
-        raise ValueError(f"{name} value {value} is no class in [0, {num_classes})")
-    raise ValueError(
-        f"{name} value {value} is neither a class in [0, {num_classes}) nor the ignore label "
-        f"{ignore_label}"
-    )
-
-
 def check_labels(labels: Tensor, num_classes: int, ignore_label: int | None, name: str) -> None:
-    """Refuse labels that are neither a class nor the ignore label.
+    """Refuse labels that are neither a class nor the ignore label. The host waits for the device.
 
     Raises:
         ValueError: naming the dtype or the first wrong value.
     """
     check_integers(labels, name)
-    wrong = outside(labels, num_classes, ignore_label)
-    if bool(wrong.any()):  # waits for the device
-        refuse(labels, wrong, num_classes, ignore_label, name)
+    check = LabelCheck(name, labels, num_classes, ignore_label)
+    if bool(check.wrong.any()):
+        check.refuse()
+
+
+class LabelCheck:
+    """A check of labels that leaves it to the caller when the host waits for the device."""
+
+    def __init__(self, name: str, labels: Tensor, num_classes: int, ignore_label: int | None):
+        """
+        Args:
+            name: what the message calls the labels.
+            labels: integers of any shape.
+            num_classes: labels within [0, num_classes) are classes.
+            ignore_label: a further label that is allowed, or None.
+        """
+        self.name = name
+        self.labels = labels
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        #: Mask of the labels that are neither a class nor the ignore label.
+        self.wrong = (labels < 0) | (labels >= num_classes)
+        if ignore_label is not None:
+            self.wrong = self.wrong & (labels != ignore_label)
+
+    def refuse(self) -> NoReturn:
+        """Raise a ValueError that names the first wrong label."""
+        value, classes = int(self.labels[self.wrong][0]), f"a class in [0, {self.num_classes})"
+        if self.ignore_label is None:
+            raise ValueError(f"{self.name} value {value} is not {classes}")
+        raise ValueError(
+            f"{self.name} value {value} is neither {classes} nor the ignore label "
+            f"{self.ignore_label}"
+        )

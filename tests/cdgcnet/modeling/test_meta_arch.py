@@ -168,8 +168,8 @@ def test_batch_padding_is_never_a_node(
     model = build_model(cfg).train()
     graph = model.sem_seg_head.graph
     chosen = []
-    reason = graph.reason
-    monkeypatch.setattr(graph, "reason", lambda x, n: chosen.append(n) or reason(x, n))
+    propagate = graph.propagate
+    monkeypatch.setattr(graph, "propagate", lambda x, n: chosen.append(n) or propagate(x, n))
     sizes = [(33, 65), (65, 40)]
     batch = make_batch(*sizes)
     for x in batch:

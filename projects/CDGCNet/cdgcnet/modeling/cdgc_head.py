@@ -260,10 +260,11 @@ class CDGCNetHead(nn.Module):
         if self.graph is None:
             return HeadOutput(coarse, aux=aux)
         nodes = self.graph.select(coarse, targets, valid=valid)
-        refined = self._predict(x, self.graph.reason(x, nodes))
+        refined = self._predict(x, self.graph.propagate(x, nodes))
         best = None
         if oracle is not None and self.graph.scope == "class":
-            best = self._predict(x, self.graph.reason(x, self._oracle_nodes(coarse, oracle, valid)))
+            oracle_nodes = self._oracle_nodes(coarse, oracle, valid)
+            best = self._predict(x, self.graph.propagate(x, oracle_nodes))
         return HeadOutput(refined, coarse, aux, nodes, best)
 
     def _predict(self, x: Tensor, refined: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class Observer:
         coarse = output.refined if output.coarse is None else output.coarse
         after = None
         if head.graph is not None:
-            after = head.graph.reason(before, head.graph.select(coarse))
+            after = head.graph.propagate(before, head.graph.select(coarse))
         elif head.refiner is not None:
             after = head.refiner(before, coarse)
         return before, after, coarse

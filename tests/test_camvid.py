@@ -93,7 +93,7 @@ def test_training_and_evaluation_through_the_config(tmp_path):
     trainer.train()
     assert (tmp_path / "model_final.pth").is_file()
 
-    from cdgcnet.evaluation.evaluator import evaluate
+    from cdgcnet.evaluation.testing import evaluate
 
     [name] = test_sets
     loader = Trainer.build_test_loader(cfg, name)

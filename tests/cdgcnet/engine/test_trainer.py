@@ -13,7 +13,7 @@ from detectron2.utils.env import seed_all_rng
 
 from cdgcnet import Trainer
 from cdgcnet.engine.defaults import run
-from cdgcnet.engine.trainer import BestModel
+from cdgcnet.engine.hooks import BestModel
 
 pytestmark = pytest.mark.usefixtures("run_data", "clean_logging")
 

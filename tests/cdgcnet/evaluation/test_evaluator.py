@@ -18,9 +18,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from cdgcnet.evaluation.confusion import confusion_matrix
-from cdgcnet.evaluation.evaluator import CDGCEvaluator, evaluate
+from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.evaluation.metrics import segmentation_metrics
 from cdgcnet.evaluation.report import format_table, write_results
+from cdgcnet.evaluation.testing import evaluate
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 
 SET = "cdgc_test_evaluation"

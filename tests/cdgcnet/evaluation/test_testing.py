@@ -13,9 +13,9 @@ from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
 from cdgcnet import Trainer
-from cdgcnet.evaluation import testing as module
+from cdgcnet.evaluation import resume as resume_module
 from cdgcnet.evaluation.metrics import graph_metrics, node_metrics, segmentation_metrics
-from cdgcnet.evaluation.testing import check_test_set, choose_images, evaluate_and_write
+from cdgcnet.evaluation.testing import build_evaluator, check_test_set, evaluate_dataset
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 from cdgcnet.modeling.predictions import PredictionKind
 
@@ -53,8 +53,9 @@ def configured(cfg, **changes):
 
 
 def evaluate(cfg, model, name=SET):
-    return evaluate_and_write(
-        cfg, model, name, lambda skip: Trainer.build_test_loader(cfg, name, skip)
+    evaluator = build_evaluator(cfg, name)
+    return evaluate_dataset(
+        cfg, model, name, evaluator, lambda skip: Trainer.build_test_loader(cfg, name, skip)
     )
 
 
@@ -79,22 +80,6 @@ def test_node_metrics_by_hand():
     # Four images; class a has 6 nodes in two of them, b none.
     found = node_metrics(np.array([6, 0]), np.array([2, 0]), 4, ["a", "b"])
     assert found == {"nodes-a": 3, "node_images-a": 50, "nodes-b": 0, "node_images-b": 0}
-
-
-def test_chosen_images_are_named_once_with_all_reasons():
-    nan = float("nan")
-    scores = {
-        "a": {"mIoU": 90.0, "fixed": 7, "broken": 0},
-        "b": {"mIoU": 10.0, "fixed": 0, "broken": 5},
-        "c": {"mIoU": nan, "fixed": 0, "broken": 0},  # nothing labeled
-        "d": {"mIoU": 20.0, "fixed": 3, "broken": 1},
-    }
-    assert choose_images(scores, 2) == {
-        "b": "worst 1: mIoU 10.0; most broken 1: 5 pixels",
-        "d": "worst 2: mIoU 20.0; most fixed 2: 3 pixels; most broken 2: 1 pixels",
-        "a": "most fixed 1: 7 pixels",
-    }
-    assert choose_images(scores, 0) == {}
 
 
 # ---------------------------------------------------------------- models without class-wise nodes
@@ -163,6 +148,53 @@ def test_files_of_an_evaluation_agree_with_its_scores(run_data, run_cfg, model):
             assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
 
 
+def counted_predictions(model, monkeypatch) -> list[str]:
+    """The file names that the model predicts from now on."""
+    seen = []
+    predict = model.predict_labels
+
+    def counting(batch):
+        seen.extend(x["file_name"] for x in batch)
+        return predict(batch)
+
+    monkeypatch.setattr(model, "predict_labels", counting)
+    return seen
+
+
+def test_pictures_need_no_second_prediction(run_data, run_cfg, model, monkeypatch):
+    cfg = configured(run_cfg, PICTURES=True, WORST_IMAGES=1)
+    seen = counted_predictions(model, monkeypatch)
+    evaluate(cfg, model)
+    assert list((folder_of(cfg) / "pictures").iterdir())
+    assert len(seen) == 3  # every image once
+
+
+def test_an_interrupted_evaluation_draws_the_same_pictures(run_data, run_cfg, model, monkeypatch):
+    cfg = configured(run_cfg, PICTURES=True, WORST_IMAGES=1)
+    evaluate(cfg, model)
+    cfg = configured(cfg, RESUME=True)
+    interrupted(cfg, model, monkeypatch, 2)
+    evaluate(cfg, model)
+    folder = folder_of(cfg)
+    now = {p.name: p.read_bytes() for p in (folder / "pictures").iterdir()}
+    before = folder.with_name(SET + ".1") / "pictures"
+    assert now == {p.name: p.read_bytes() for p in before.iterdir()}
+
+
+def test_a_picture_that_fails_costs_no_score(run_data, run_cfg, model, monkeypatch, caplog):
+    from cdgcnet.visualization import evaluation_images
+
+    def fail(*args):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(evaluation_images, "write_heat_map", fail)
+    results = evaluate(configured(run_cfg, PICTURES=True), model)
+    assert results["sem_seg"]["mIoU"] >= 0
+    assert (folder_of(run_cfg) / "per_image.csv").is_file()
+    [message] = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert "are incomplete (no font)" in message
+
+
 def test_rle_is_what_detectron2_dumps(run_data, run_cfg, model, tmp_path):
     cfg = configured(run_cfg, SAVE_RLE=True)
     evaluate(cfg, model)
@@ -209,7 +241,7 @@ class Killed(BaseException):
 
 def interrupted(cfg, model, monkeypatch, after: int) -> None:
     """Evaluate and be killed when ``after`` images are finished."""
-    append = module.PartialResults.append
+    append = resume_module.PartialResults.append
     done = []
 
     def kill(self, record):
@@ -219,7 +251,7 @@ def interrupted(cfg, model, monkeypatch, after: int) -> None:
         done.append(record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.PartialResults, "append", kill)
+        patch.setattr(resume_module.PartialResults, "append", kill)
         with pytest.raises(Killed):
             evaluate(cfg, model)
 
@@ -230,21 +262,14 @@ def test_resume_gives_the_same_results_and_predicts_nothing_twice(
     expected = evaluate(run_cfg, model)
     cfg = configured(run_cfg, RESUME=True)
     interrupted(cfg, model, monkeypatch, 2)
-    seen = []
-    forward = model.predict_labels
-
-    def counting(batch, **kwargs):
-        seen.extend(x["file_name"] for x in batch)
-        return forward(batch, **kwargs)
-
-    monkeypatch.setattr(model, "predict_labels", counting)
+    seen = counted_predictions(model, monkeypatch)
     results = evaluate(cfg, model)
     assert results.keys() == expected.keys()
     for task, scores in expected.items():
         assert results[task] == pytest.approx(scores, nan_ok=True)
     assert len(seen) == 1  # of three
     folder = folder_of(cfg)
-    assert not (folder / "finished").exists()  # complete: nothing to go on with
+    assert not (folder / "finished").exists()  # complete, nothing is left to resume
     kept = folder.with_name(SET + ".1")
     assert (folder / "per_image.csv").read_bytes() == (kept / "per_image.csv").read_bytes()
 
@@ -296,7 +321,7 @@ def test_a_broken_line_is_named(run_data, run_cfg, model, monkeypatch):
     interrupted(cfg, model, monkeypatch, 1)
     (part,) = (folder_of(cfg) / "finished").glob("*.jsonl")
     part.write_text("nonsense\n" + part.read_text())
-    with pytest.raises(ValueError, match=r"000\.0\.jsonl, line 1: not a kept image"):
+    with pytest.raises(ValueError, match=r"000\.0\.jsonl, line 1: not the result of an image"):
         evaluate(cfg, model)
 
 
@@ -397,5 +422,5 @@ def test_two_images_never_share_a_label_file(run_data, run_cfg, model, own_set, 
     Image.open(dicts[0]["file_name"]).save(double)
     dicts.append({**dicts[0], "file_name": str(double)})
     name = own_set(dicts)
-    with pytest.raises(ValueError, match=r"TEST\.SAVE_LABELS: .* would share the file"):
+    with pytest.raises(ValueError, match=r"TEST\.SAVE_LABELS: .* would both be written to"):
         evaluate(configured(run_cfg, SAVE_LABELS=True), model, name)

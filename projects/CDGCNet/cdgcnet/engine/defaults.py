@@ -2,11 +2,13 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -20,10 +22,9 @@ from cdgcnet.config.validation import adapt_cfg
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.datasets.check import check_datasets
 from cdgcnet.data.preflight import check_data
+from cdgcnet.engine.results_file import ResultsFile
 from cdgcnet.engine.trainer import Trainer
-from cdgcnet.evaluation.report import COLUMNS, format_table, write_results
 from cdgcnet.evaluation.testing import TTA_SUFFIX, check_test_set, evaluation_folder
-from cdgcnet.utils.io import backup_existing
 
 # A resumed run may differ from its start in these keys; all others define the run.
 _FREE_KEYS = (
@@ -179,44 +180,49 @@ def predict_test_set(cfg: CfgNode) -> Path:
     return evaluation_folder(cfg, name, TTA_SUFFIX if cfg.TEST.AUG.ENABLED else "") / "labels"
 
 
-def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict:
-    """Train (or only evaluate), then write ``OUTPUT_DIR/results.json``.
+def run(
+    cfg: CfgNode,
+    *,
+    eval_only: bool = False,
+    resume: bool = False,
+    trainer_class: type[Trainer] = Trainer,
+    evaluators: Sequence[DatasetEvaluator] | None = None,
+) -> dict:
+    """Train and evaluate, or only evaluate; the scores go to ``OUTPUT_DIR/results.json``.
+
+    The file is written as soon as the scores of a dataset are known, before test-time augmentation
+    and before anything is drawn.
+
+    Args:
+        cfg: of :func:`setup`.
+        eval_only: evaluate MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR with ``resume``.
+        resume: continue the training in OUTPUT_DIR.
+        trainer_class: trains and evaluates; may add evaluators.
+        evaluators: one per dataset instead of the trainer's, see :meth:`Trainer.test`.
 
     Returns:
-        Metrics by task, "_TTA" tasks beside the plain ones if TEST.AUG.ENABLED; {} on processes
-        other than the main one.
+        Metrics by task, with "_TTA" tasks if TEST.AUG.ENABLED, or by dataset and task if there are
+        several datasets; {} on all but the main process.
     """
-    logger = logging.getLogger(__name__)
+    results = ResultsFile(Path(cfg.OUTPUT_DIR) / "results.json", cfg.DATASETS.TEST)
     if eval_only:
         model = load_for_evaluation(cfg, resume)
-        results: dict = Trainer.test(cfg, model)
+        trainer_class.test(cfg, model, evaluators, on_results=results.add)
     else:
-        trainer = Trainer(cfg)
+        trainer = trainer_class(cfg, evaluators)
+        trainer.on_results = results.add
         trainer.resume_or_load(resume=resume)
         # Only now, when data, model and weights are known to fit: a failed start must not make
         # the folder look like a run.
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "config.yaml"
             path.write_text(cfg.dump(), encoding="utf-8")
-            logger.info(f"Full config: {path}")
+            logging.getLogger(__name__).info(f"Full config: {path}")
         trainer.train()
         model = trainer.model
-        results = trainer._last_eval_results
     if cfg.TEST.AUG.ENABLED:
-        with_tta = Trainer.test_with_TTA(cfg, model)
-        if len(cfg.DATASETS.TEST) == 1:
-            results = {**results, **with_tta}
-        else:
-            results = {name: {**results[name], **with_tta[name]} for name in results}
+        trainer_class.test_with_TTA(cfg, model, on_results=results.add)
     if not comm.is_main_process():
         return {}
-    for name in cfg.DATASETS.TEST:
-        scores = results if len(cfg.DATASETS.TEST) == 1 else results[name]
-        if not scores:
-            continue  # a set without labels
-        logger.info(f"Final IoU in percent on {name}:\n{format_table(scores, COLUMNS)}")
-    path = Path(cfg.OUTPUT_DIR) / "results.json"
-    backup_existing(path)
-    write_results(path, results)
-    logger.info(f"Results: {path}")
-    return results
+    results.log()
+    return results.content()

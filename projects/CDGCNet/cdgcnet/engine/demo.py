@@ -24,8 +24,8 @@ from cdgcnet.data.datasets import register_all
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.engine.trainer import Trainer
-from cdgcnet.evaluation.evaluator import evaluate
 from cdgcnet.evaluation.report import format_table, write_results
+from cdgcnet.evaluation.testing import evaluate
 from cdgcnet.modeling.meta_arch import CDGCSegmentor
 from cdgcnet.modeling.predictions import PredictionKind
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA

@@ -3,14 +3,15 @@
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -20,49 +21,14 @@ from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.train_loader import TrainLoader, stream_seed
-from cdgcnet.evaluation.testing import TTA_SUFFIX, evaluate_and_write
+from cdgcnet.engine.hooks import BestModel
+from cdgcnet.evaluation.testing import (
+    TTA_SUFFIX,
+    build_evaluator,
+    evaluate_dataset,
+    evaluation_folder,
+)
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
-
-
-class BestModel(HookBase):
-    """Keeps the weights of the best refined mIoU (of the first test set) as ``model_best.pth``.
-
-    Unlike Detectron2's ``BestCheckpointer`` it remembers the best score over a resume and does
-    not become the checkpoint that a run resumes from.
-    """
-
-    def __init__(self, folder: str, model: nn.Module, metric: str):
-        """
-        Args:
-            folder: where the file goes.
-            model: whose weights are kept.
-            metric: name of the score in the event storage.
-        """
-        self.metric = metric
-        self.path = Path(folder) / "model_best.pth"
-        self.model = getattr(model, "module", model)
-        self.best = float("-inf")
-
-    def before_train(self) -> None:
-        if self.trainer.start_iter and self.path.is_file():
-            self.best = torch.load(self.path, map_location="cpu", weights_only=True)["mIoU"]
-
-    def _keep(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self.metric, (None, None))
-        if value is None or iteration != self.trainer.storage.iter or not value > self.best:
-            return
-        self.best = float(value)
-        tmp_path = self.path.with_suffix(".pth.part")
-        state = {"model": self.model.state_dict(), "iteration": iteration, "mIoU": self.best}
-        torch.save(state, tmp_path)
-        tmp_path.replace(self.path)
-        logging.getLogger(__name__).info(f"Best mIoU so far {self.best:.2f}: {self.path}")
-
-    def after_step(self) -> None:
-        self._keep()
-
-    def after_train(self) -> None:
-        self._keep()
 
 
 class Trainer(DefaultTrainer):
@@ -71,15 +37,27 @@ class Trainer(DefaultTrainer):
     The randomness of an iteration (samples, augmentation, dropout, node sampling) depends on the
     run's seed, the process and the iteration number alone, so a run resumed with the same number
     of processes repeats the uninterrupted one (on a GPU up to its non-deterministic kernels).
+
+    Attributes:
+        on_results: called with a dataset's name and results at the end of the training, see
+            :meth:`test`.
     """
 
-    def __init__(self, cfg: CfgNode):
-        # The weights of an evaluation in training exist once: there is nothing to go on with.
+    def __init__(self, cfg: CfgNode, evaluators: Sequence[DatasetEvaluator] | None = None):
+        """
+        Args:
+            cfg: of the run.
+            evaluators: used by all evaluations, see :meth:`test`.
+        """
+        # Weights that are evaluated during training exist only then: such an evaluation cannot
+        # be resumed.
         cfg = cfg.clone()
         cfg.defrost()
         cfg.TEST.RESUME = False
         cfg.freeze()
         self.run_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.evaluators = evaluators
+        self.on_results: Callable[[str, dict], None] | None = None
         super().__init__(cfg)
 
     def build_hooks(self) -> list:
@@ -88,12 +66,22 @@ class Trainer(DefaultTrainer):
             self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         built = [h for h in super().build_hooks() if h is not None]
+        at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built[at] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         if comm.is_main_process():
-            after_eval = 1 + next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
             sets = self.cfg.DATASETS.TEST
             metric = f"{sets[0]}/sem_seg/mIoU" if len(sets) > 1 else "sem_seg/mIoU"
-            built.insert(after_eval, BestModel(self.cfg.OUTPUT_DIR, self._trainer.model, metric))
+            built.insert(at + 1, BestModel(self.cfg.OUTPUT_DIR, self._trainer.model, metric))
         return built
+
+    def _evaluate(self) -> OrderedDict:
+        options: dict[str, Any] = {}
+        if self.evaluators is not None:
+            options["evaluators"] = self.evaluators
+        if self.on_results is not None and self.iter + 1 >= self.max_iter:
+            options["on_results"] = self.on_results
+        self._last_eval_results = self.test(self.cfg, self.model, **options)
+        return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -172,29 +160,99 @@ class Trainer(DefaultTrainer):
     def build_test_loader(
         cls, cfg: CfgNode, dataset_name: str, skip: Collection[str] = ()
     ) -> Iterable:
-        """Batches of one image, without those of the file names in ``skip``."""
+        """Batches of one image.
+
+        Args:
+            cfg: of the evaluation.
+            dataset_name: registered name.
+            skip: file names of images that are left out.
+        """
         dicts = [d for d in DatasetCatalog.get(dataset_name) if d["file_name"] not in skip]
         if not dicts:
-            return []  # Detectron2's loader refuses an empty set
+            return []  # Detectron2's loader refuses an empty dataset
         return build_detection_test_loader(
             dicts, mapper=build_evaluation_mapper(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
         )
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> OrderedDict:
-        """Metrics by task, or by dataset and task if DATASETS.TEST names several."""
-        return cls._evaluate(cfg, model)
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluators:
+        """The evaluators of one dataset; override it to add your own.
+
+        ``DatasetEvaluators([super().build_evaluator(cfg, name), MyEvaluator()])`` adds the tasks of
+        ``MyEvaluator`` to the results.
+
+        Args:
+            cfg: of the evaluation.
+            dataset_name: registered name.
+            output_folder: for all files; by default OUTPUT_DIR/inference/DATASET.
+        """
+        return build_evaluator(cfg, dataset_name, output_folder)
 
     @classmethod
-    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
-        """As :meth:`test` with test-time augmentation; task names end with "_TTA"."""
-        logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
-        return cls._evaluate(cfg, SemanticSegmentorWithTTA(cfg, model), TTA_SUFFIX)
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+        on_results: Callable[[str, dict], None] | None = None,
+    ) -> OrderedDict:
+        """Evaluate a model on DATASETS.TEST.
 
-    @classmethod
-    def _evaluate(cls, cfg: CfgNode, model: nn.Module, suffix: str = "") -> OrderedDict:
-        results = OrderedDict()
-        for name in cfg.DATASETS.TEST:
+        Args:
+            cfg: of the evaluation.
+            model: with its weights.
+            evaluators: one per dataset, instead of those of :meth:`build_evaluator`.
+            on_results: called on the main process with a dataset's name and its results as soon
+                as they are known.
+
+        Returns:
+            Metrics by task, or by dataset and task if DATASETS.TEST names several.
+
+        Raises:
+            ValueError: if the number of evaluators is not that of the datasets, if a dataset
+                cannot be evaluated, and at the end, naming images that could not be read.
+        """
+        names = cfg.DATASETS.TEST
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise ValueError(
+                f"{len(evaluators)} evaluators for the {len(names)} datasets of DATASETS.TEST "
+                f"{list(names)}; expected one per dataset"
+            )
+        results: OrderedDict = OrderedDict()
+        for i, name in enumerate(names):
+            evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
             loader = partial(cls.build_test_loader, cfg, name)
-            results[name] = evaluate_and_write(cfg, model, name, loader, suffix)
+            results[name] = evaluate_dataset(cfg, model, name, evaluator, loader, on_results)
         return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def test_with_TTA(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        on_results: Callable[[str, dict], None] | None = None,
+    ) -> OrderedDict:
+        """As :meth:`test` with test-time augmentation; the names of all tasks end with "_TTA"."""
+        logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
+
+        def with_suffix(results: dict) -> OrderedDict:
+            return OrderedDict((task + TTA_SUFFIX, scores) for task, scores in results.items())
+
+        def report_results(name: str, results: dict) -> None:
+            if on_results is not None:
+                on_results(name, with_suffix(results))
+
+        names = cfg.DATASETS.TEST
+        evaluators = [
+            cls.build_evaluator(cfg, name, str(evaluation_folder(cfg, name, TTA_SUFFIX)))
+            for name in names
+        ]
+        wrapped = SemanticSegmentorWithTTA(cfg, model)
+        results = cls.test(cfg, wrapped, evaluators, report_results)
+        if len(names) == 1:
+            return with_suffix(results)
+        return OrderedDict((name, with_suffix(scores)) for name, scores in results.items())

@@ -4,16 +4,14 @@ Shape shorthand: M classes, confusion (M, M) with ground truth in rows, predicti
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from torch import nn
 
 from cdgcnet.data.datasets.cityscapes_classes import NAMES as CITYSCAPES_NAMES
 from cdgcnet.data.evaluation_mapper import read_ground_truth
@@ -23,17 +21,18 @@ from cdgcnet.evaluation.cityscapes_metrics import (
     instance_metrics,
 )
 from cdgcnet.evaluation.image_result import ImageRecord, count_image, to_sparse, total
+from cdgcnet.evaluation.inference import arrays_of, label_prediction_of
 from cdgcnet.evaluation.metrics import (
     boundary_metrics,
     graph_metrics,
     node_metrics,
     segmentation_metrics,
 )
-from cdgcnet.modeling.meta_arch import CDGCSegmentor
+from cdgcnet.evaluation.notable_images import NotableImages
+from cdgcnet.evaluation.writers import rle_entries
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
-from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
-# Prediction -> its task in the results.
+# Detectron2's task name of each prediction.
 TASKS = {
     PredictionKind.REFINED: "sem_seg",
     PredictionKind.COARSE: "sem_seg_coarse",
@@ -41,42 +40,16 @@ TASKS = {
 }
 
 
-def predictions_of(
-    output: LabelPrediction | dict, num_classes: int
-) -> dict[PredictionKind, np.ndarray]:
-    """The label maps in a segmentor's output for one image.
-
-    Args:
-        output: label maps, or "sem_seg" (M, H, W) logits or probabilities.
-        num_classes: M.
-
-    Returns:
-        (H, W) uint8 per kind, as far as there are.
-
-    Raises:
-        ValueError: if "sem_seg" has another number of classes.
-    """
-    if isinstance(output, LabelPrediction):
-        return {
-            kind: labels.to("cpu", torch.uint8).numpy() for kind, labels in output.labels.items()
-        }
-    scores = output["sem_seg"]
-    if len(scores) != num_classes:
-        raise ValueError(f'"sem_seg" has {len(scores)} classes; expected {num_classes}')
-    return {PredictionKind.REFINED: scores.max(dim=0).indices.to("cpu", torch.uint8).numpy()}
-
-
 class CDGCEvaluator(DatasetEvaluator):
-    """mIoU and its relatives of every prediction a model gives, and what the graph changed.
+    """Scores every prediction that a model makes, and what the graph changed.
 
-    Understands the label maps of :class:`CDGCSegmentor` and the "sem_seg" logits or probabilities
-    of any Detectron2 segmentor. Works on CPU and over several processes; all counts are whole
-    numbers, so the scores do not depend on how images are shared out.
+    It understands the label maps of CDGCNet's segmentors and the "sem_seg" scores of any other
+    Detectron2 segmentor. It works on the CPU and across several processes. All counts are whole
+    numbers, so the scores do not depend on how the images are divided among the processes.
 
     Attributes:
-        records: this process's images; on the main process, after :meth:`evaluate`, all images,
+        records: this process's images; after :meth:`evaluate`, on the main process, all images
             sorted by file name.
-        unusable: (file name, message) of images that could not be read, likewise.
     """
 
     def __init__(
@@ -87,20 +60,26 @@ class CDGCEvaluator(DatasetEvaluator):
         *,
         boundary_ratio: float = 0.0,
         labeled: bool = True,
-        earlier: Sequence[ImageRecord] = (),
-        finish: Callable[[ImageRecord, dict[str, np.ndarray]], None] | None = None,
+        output_dir: str | Path | None = None,
+        worst_images: int = 0,
+        draw: bool = False,
+        save_rle: bool = False,
     ):
         """
         Args:
             dataset_name: registered name; gives the class names.
             num_classes: M of the model.
             ignore_label: left out of every score.
-            boundary_ratio: width of the boundary as a share of the diagonal; 0: no boundary IoU.
-            labeled: False for a set without ground truth, which has no scores.
-            earlier: images of an interrupted evaluation, on the main process.
-            finish: called with each image's record and label maps.
+            boundary_ratio: width of the boundary as a fraction of the image's diagonal; 0 turns
+                boundary IoU off.
+            labeled: False for a dataset without ground truth, which gets no scores.
+            output_dir: where the report on this evaluation goes; None writes no files.
+            worst_images: number of worst, most fixed and most broken images to report.
+            draw: draw these images and the confusion matrices.
+            save_rle: keep predictions for Detectron2's ``sem_seg_predictions.json``.
         """
-        self.names = list(MetadataCatalog.get(dataset_name).stuff_classes)
+        self.metadata = MetadataCatalog.get(dataset_name)
+        self.names = list(self.metadata.stuff_classes)
         if len(self.names) != num_classes:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; {dataset_name} has "
@@ -111,39 +90,48 @@ class CDGCEvaluator(DatasetEvaluator):
         self.ignore_label = ignore_label
         self.boundary_ratio = boundary_ratio
         self.labeled = labeled
-        self.earlier = earlier
-        self.finish = finish
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.worst_images = worst_images
+        self.draw = draw
+        self.save_rle = save_rle
         self.reset()
 
     def reset(self) -> None:
-        self.records: list[ImageRecord] = list(self.earlier)
-        self.unusable: list[tuple[str, str]] = []
+        self.records: list[ImageRecord] = []
+        self._notable = NotableImages(self.names, self.worst_images if self.draw else 0)
 
-    def process(self, inputs: list[dict], outputs: list[LabelPrediction | dict]) -> None:
-        """Count one batch; ground truth is in the inputs, or read from "sem_seg_file_name"."""
-        for x, output in zip(inputs, outputs, strict=True):
-            if "unusable" in x:
-                self.unusable.append((x["file_name"], x["unusable"]))
-                continue
-            predictions = predictions_of(output, self.num_classes)
-            record = ImageRecord(x["file_name"])
-            if self.labeled:
-                self._count(record, x, predictions)
-            if isinstance(output, LabelPrediction) and output.node_counts is not None:
-                record.counts["nodes"] = to_sparse(output.node_counts.cpu().numpy())
-            if self.finish is not None:
-                self.finish(record, predictions)
+    def restore(self, records: Iterable[ImageRecord]) -> None:
+        """Continue with images that an interrupted evaluation has counted."""
+        for record in records:
+            self._notable.add(record)
             self.records.append(record)
 
-    def _count(self, record: ImageRecord, x: dict, predictions: dict[str, np.ndarray]) -> None:
-        size = predictions["refined"].shape
-        truth: dict[str, Any] = x
-        if "ground_truth" not in x:
-            if "sem_seg_file_name" not in x:
-                raise ValueError(
-                    f"{x['file_name']}: {self.dataset_name} has no ground truth to evaluate on"
-                )
-            truth = read_ground_truth(x, (size[0], size[1]), self.num_classes, self.ignore_label)
+    def process(self, inputs: list[dict], outputs: list[LabelPrediction | dict]) -> None:
+        """Count one batch.
+
+        Args:
+            inputs: "file_name" and the ground truth: "ground_truth", or "sem_seg_file_name".
+            outputs: one per input, see :func:`label_prediction_of`.
+        """
+        for x, output in zip(inputs, outputs, strict=True):
+            prediction = label_prediction_of(output, self.num_classes)
+            labels = arrays_of(prediction)
+            record = ImageRecord(x["file_name"])
+            if self.labeled:
+                self._count(record, x, labels)
+            if prediction.node_counts is not None:
+                record.counts["nodes"] = to_sparse(prediction.node_counts.cpu().numpy())
+            if self.save_rle:
+                refined = labels[PredictionKind.REFINED]
+                record.rle = rle_entries(refined, record.file_name, self.metadata)
+            self._notable.add(record, labels)
+            self.records.append(record)
+
+    def _count(
+        self, record: ImageRecord, x: dict, predictions: dict[PredictionKind, np.ndarray]
+    ) -> None:
+        size = predictions[PredictionKind.REFINED].shape
+        truth = x if "ground_truth" in x else self.read_ground_truth(x, (size[0], size[1]))
         labels = truth["ground_truth"].numpy()
         if labels.shape != size:
             raise ValueError(
@@ -156,47 +144,65 @@ class CDGCEvaluator(DatasetEvaluator):
         if "instance_ids" in truth and self.names == CITYSCAPES_NAMES:
             instances = truth["instance_ids"].numpy()
             record.instances = {
-                name: count_instances(instances, prediction).tolist()
-                for name, prediction in predictions.items()
+                kind.value: count_instances(instances, prediction).tolist()
+                for kind, prediction in predictions.items()
             }
 
-    def evaluate(self) -> OrderedDict | None:
-        """Metrics by task on the main process, None elsewhere; no task for sets without labels.
+    def read_ground_truth(self, dataset_dict: dict, size: tuple[int, int]) -> dict[str, Any]:
+        """Read "ground_truth" (H, W) and, where the dataset has them, "instance_ids" (H, W).
 
-        Tasks are "sem_seg", "sem_seg_coarse", "sem_seg_oracle" and "graph", what it changed.
+        Raises:
+            FileNotFoundError, ValueError: naming a file that is missing or wrong, or an image
+                without one.
+        """
+        if "sem_seg_file_name" not in dataset_dict:
+            raise ValueError(
+                f"{dataset_dict['file_name']}: {self.dataset_name} has no ground truth to "
+                "evaluate on"
+            )
+        return read_ground_truth(dataset_dict, size, self.num_classes, self.ignore_label)
+
+    def evaluate(self) -> OrderedDict | None:
+        """Metrics by task on the main process, None elsewhere; no task without ground truth.
+
+        The tasks are "sem_seg", "sem_seg_coarse", "sem_seg_oracle" and "graph", which says what
+        the graph changed.
         """
         comm.synchronize()
-        gathered = comm.gather((self.records, self.unusable))
+        gathered = comm.gather(self.records)
         if not comm.is_main_process():
             return None
-        self.records = sorted((r for part, _ in gathered for r in part), key=lambda r: r.file_name)
-        self.unusable = sorted(u for _, part in gathered for u in part)
+        self.records = sorted((r for part in gathered for r in part), key=lambda r: r.file_name)
         results = OrderedDict()
-        for name, task in TASKS.items():
-            if self.total(name) is not None:
-                results[task] = self._metrics(name)
+        for kind, task in TASKS.items():
+            if self.total(kind.value) is not None:
+                results[task] = self._metrics(kind)
         graph = self._graph()
         if graph and results:
             results["graph"] = graph
         return results
 
     def total(self, name: str) -> np.ndarray | None:
-        """A count summed over the records that have it (:class:`ImageRecord`); None if none."""
+        """The sum of a count over the records that have it; None if there is none.
+
+        Args:
+            name: of a count in :class:`ImageRecord`.
+        """
         parts = [r.counts[name] for r in self.records if name in r.counts]
         return total(parts) if parts else None
 
-    def _metrics(self, name: str) -> dict[str, float]:
-        confusion = self.total(name)
+    def _metrics(self, kind: PredictionKind) -> dict[str, float]:
+        confusion = self.total(kind.value)
         assert confusion is not None
         metrics = segmentation_metrics(confusion, self.names)
-        boundary = self.total(f"boundary_{name}")
+        boundary = self.total(f"boundary_{kind.value}")
         if boundary is not None:
             metrics |= boundary_metrics(boundary, self.names)
         if self.names == CITYSCAPES_NAMES:
             metrics |= category_metrics(confusion)
-            # Without the instances of all images iIoU would be that of some.
-            if all(name in r.instances for r in self.records):
-                rows = [row for r in self.records for row in r.instances[name]]
+            # Without the instances of every image iIoU would cover only a part of the dataset.
+            if all(kind.value in r.instances for r in self.records):
+                rows = [row for r in self.records for row in r.instances[kind.value]]
                 instances = np.array(rows, np.int64).reshape(-1, 4)
                 metrics |= instance_metrics(confusion, instances)
         return metrics
@@ -205,7 +211,7 @@ class CDGCEvaluator(DatasetEvaluator):
         metrics: dict[str, float] = {}
         fixed, broken = self.total("fixed"), self.total("broken")
         if fixed is not None and broken is not None:
-            refined = self.total("refined")
+            refined = self.total(PredictionKind.REFINED.value)
             assert refined is not None
             metrics |= graph_metrics(refined, fixed, broken, self.names)
         nodes = self.total("nodes")
@@ -218,72 +224,10 @@ class CDGCEvaluator(DatasetEvaluator):
         return metrics
 
 
-class LabelOutput(nn.Module):
-    """Any segmentor, for Detectron2's evaluation loop: ours answers with label maps.
-
-    Inputs without an image, from ``EvaluationMapper``, get no output.
-    """
-
-    def __init__(self, model: nn.Module, oracle: bool = False):
-        """
-        Args:
-            model: a segmentor of ours or of Detectron2, perhaps wrapped for several GPUs.
-            oracle: hand the ground truth over, for a prediction with it as the graph's classes.
-        """
-        super().__init__()
-        self.model = getattr(model, "module", model)  # evaluation needs no gradient averaging
-        self.oracle = oracle
-        self.train(self.model.training)  # Detectron2's evaluation loop restores this mode
-
-    def forward(self, batched_inputs: list[dict]) -> list[LabelPrediction | dict]:
-        usable = [x for x in batched_inputs if "unusable" not in x]
-        if self.oracle:
-            usable = [
-                {**x, "oracle_sem_seg": x["ground_truth"]} if "ground_truth" in x else x
-                for x in usable
-            ]
-        outputs = iter(self._predict(usable) if usable else [])
-        return [{} if "unusable" in x else next(outputs) for x in batched_inputs]
-
-    def _predict(self, batch: list[dict]) -> list[LabelPrediction] | list[dict]:
-        if isinstance(self.model, (CDGCSegmentor, SemanticSegmentorWithTTA)):
-            return self.model.predict_labels(batch)
-        return self.model(batch)
-
-
-def run_evaluator(
-    cfg: CfgNode, model: nn.Module, loader: Iterable, evaluator: CDGCEvaluator
-) -> OrderedDict:
-    """Run a model over a test loader; {} on processes other than the main one."""
-    wrapped = LabelOutput(model, cfg.TEST.ORACLE)
-    return inference_on_dataset(wrapped, loader, evaluator) or OrderedDict()
-
-
-def raise_on_failed_images(evaluator: CDGCEvaluator) -> None:
-    """End an evaluation in which images could not be read, on all processes.
-
-    Raises:
-        ValueError: with their number and the first messages.
-    """
-    unusable = comm.all_gather(evaluator.unusable if comm.is_main_process() else None)[0]
-    if unusable:
-        raise ValueError(
-            f"dataset {evaluator.dataset_name}: {len(unusable)} images could not be evaluated:\n  "
-            + "\n  ".join(message for _, message in unusable[:5])
-            + ("\n  …" if len(unusable) > 5 else "")
-        )
-
-
-def evaluate(cfg: CfgNode, model: nn.Module, loader: Iterable, dataset_name: str) -> OrderedDict:
-    """The scores of a model on a test loader, no files; {} on all but the main process.
-
-    Raises:
-        ValueError: after all images, naming those that could not be read.
-    """
-    head = cfg.MODEL.SEM_SEG_HEAD
-    evaluator = CDGCEvaluator(
-        dataset_name, head.NUM_CLASSES, head.IGNORE_VALUE, boundary_ratio=cfg.TEST.BOUNDARY_RATIO
-    )
-    results = run_evaluator(cfg, model, loader, evaluator)
-    raise_on_failed_images(evaluator)
-    return results
+def find_cdgc_evaluator(evaluator: DatasetEvaluator) -> CDGCEvaluator | None:
+    """The first :class:`CDGCEvaluator` in an evaluator that may combine several."""
+    if isinstance(evaluator, CDGCEvaluator):
+        return evaluator
+    parts = getattr(evaluator, "_evaluators", ())  # Detectron2's DatasetEvaluators
+    found = (find_cdgc_evaluator(part) for part in parts)
+    return next((e for e in found if e is not None), None)

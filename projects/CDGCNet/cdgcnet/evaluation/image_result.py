@@ -1,8 +1,9 @@
-"""What is kept of one evaluated image: exact counts, small enough to keep for every image.
+"""The result of one image: exact counts, small enough to be kept for every image.
 
 Shape shorthand: M classes.
 """
 
+import base64
 import csv
 import json
 import math
@@ -16,16 +17,15 @@ import numpy as np
 from cdgcnet.evaluation.boundary_iou import boundary_counts, boundary_radius
 from cdgcnet.evaluation.confusion import confusion_matrix, graph_effect
 from cdgcnet.evaluation.metrics import segmentation_metrics
+from cdgcnet.modeling.predictions import PredictionKind
 from cdgcnet.utils.io import atomic_write
-
-PREDICTIONS = ("refined", "coarse", "oracle")
 
 
 class Sparse(NamedTuple):
-    """The entries of a whole-number array that are not 0: most classes are in no given image."""
+    """The non-zero entries of an integer array; a single image holds few of the classes."""
 
     shape: tuple[int, ...]
-    place: np.ndarray  # int32, in the flattened array
+    place: np.ndarray  # int32, index in the flattened array
     value: np.ndarray  # int64
 
 
@@ -50,15 +50,17 @@ class ImageRecord:
     Attributes:
         file_name: of the image.
         counts: "refined", "coarse", "oracle" (confusion), "fixed", "broken" (M, M);
-            "boundary_refined", … (3, M); "nodes" (M,); as far as there are any.
+            "boundary_refined", … (3, M); "nodes" (M,); those that exist.
         instances: "refined", …: rows of ``cityscapes_metrics.count_instances``.
         rle: entries of Detectron2's ``sem_seg_predictions.json``.
+        label_maps: "refined", …: PNG of (H, W) uint8, of images that may be drawn.
     """
 
     file_name: str
     counts: dict[str, Sparse] = field(default_factory=dict)
     instances: dict[str, list[list[int]]] = field(default_factory=dict)
     rle: list[dict] = field(default_factory=list)
+    label_maps: dict[str, bytes] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of text."""
@@ -66,21 +68,26 @@ class ImageRecord:
             name: [list(part.shape), part.place.tolist(), part.value.tolist()]
             for name, part in self.counts.items()
         }
-        return json.dumps({**vars(self), "counts": counts}, separators=(",", ":"))
+        maps = {name: base64.b64encode(png).decode() for name, png in self.label_maps.items()}
+        content = {**vars(self), "counts": counts, "label_maps": maps}
+        return json.dumps(content, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "ImageRecord":
+        """The record of a line that :meth:`to_json` made."""
         content = json.loads(text)
         counts = {
             name: Sparse(tuple(shape), np.array(place, np.int32), np.array(value, np.int64))
             for name, (shape, place, value) in content.pop("counts").items()
         }
-        return cls(counts=counts, **content)
+        maps = content.pop("label_maps")
+        label_maps = {name: base64.b64decode(png) for name, png in maps.items()}
+        return cls(counts=counts, label_maps=label_maps, **content)
 
 
 def count_image(
     labels: np.ndarray,
-    predictions: dict[str, np.ndarray],
+    predictions: dict[PredictionKind, np.ndarray],
     num_classes: int,
     ignore_label: int,
     boundary_ratio: float,
@@ -89,29 +96,30 @@ def count_image(
 
     Args:
         labels: (H, W) uint8 ground truth.
-        predictions: "refined" and, where there are, "coarse" and "oracle": (H, W) uint8.
+        predictions: (H, W) uint8 each; the refined one, and the others that exist.
         num_classes: M.
         ignore_label: M or more.
-        boundary_ratio: width of the boundary as a share of the diagonal; 0 for no boundary IoU.
+        boundary_ratio: width of the boundary as a fraction of the diagonal; 0 for no boundary IoU.
     """
+    maps = {kind.value: prediction for kind, prediction in predictions.items()}
     counts = {
         name: confusion_matrix(labels, prediction, num_classes, ignore_label)
-        for name, prediction in predictions.items()
+        for name, prediction in maps.items()
     }
-    if "coarse" in predictions:
+    if "coarse" in maps:
         counts["fixed"], counts["broken"] = graph_effect(
-            labels, predictions["coarse"], predictions["refined"], num_classes
+            labels, maps["coarse"], maps["refined"], num_classes
         )
     if boundary_ratio:
         height, width = labels.shape
         radius = boundary_radius((height, width), boundary_ratio)
-        at_boundary = boundary_counts(labels, predictions, num_classes, ignore_label, radius)
+        at_boundary = boundary_counts(labels, maps, num_classes, ignore_label, radius)
         counts |= {f"boundary_{name}": part for name, part in at_boundary.items()}
     return {name: to_sparse(array) for name, array in counts.items()}
 
 
 def image_scores(record: ImageRecord, names: Sequence[str]) -> dict[str, float]:
-    """What stands in the CSV: mIoU, pixel accuracy, coarse mIoU, fixed and broken pixels, IoUs."""
+    """One row of the CSV: mIoU, pixel accuracy, coarse mIoU, fixed and broken pixels, IoUs."""
     metrics = segmentation_metrics(total([record.counts["refined"]]), names)
     scores = {"mIoU": metrics["mIoU"], "pACC": metrics["pACC"]}
     if "coarse" in record.counts:

@@ -1,67 +1,77 @@
-"""Finished images of an evaluation, kept so that it can be interrupted and gone on with."""
+"""Resumes an interrupted evaluation: every finished image is kept in a file."""
 
 import json
+import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 
 from cdgcnet.config.identity import differences
+from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.evaluation.image_result import ImageRecord
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, backup_existing
 
 
-def read_partial_results(folder: Path, fingerprint: dict[str, Any]) -> list[ImageRecord]:
+def read_partial_results(folder: Path, identity: dict[str, Any]) -> list[ImageRecord]:
     """The images that an interrupted evaluation has finished.
 
     Args:
-        folder: of the journal; without one nothing is finished.
-        fingerprint: of the evaluation that goes on.
+        folder: of the partial results; nothing is finished if it does not exist.
+        identity: of the evaluation that continues.
 
     Raises:
-        ValueError: naming what differs from the evaluation that was interrupted, or a broken file.
+        ValueError: naming what differs from the interrupted evaluation, or a broken file.
     """
-    path = folder / "fingerprint.json"
+    path = folder / "identity.json"
     if not path.is_file():
         return []
-    different = differences(json.loads(path.read_text(encoding="utf-8")), fingerprint)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not readable ({error}); remove {folder} to evaluate all images again"
+        ) from error
+    different = differences(stored, identity)
     if different:
         raise ValueError(
-            f"TEST.RESUME: {folder} holds the images of another evaluation; nothing was changed:"
-            "\n  " + "\n  ".join(different[:10]) + "\nGo on with the same model, data and config; "
-            "or set TEST.RESUME False, which starts anew and keeps what is there beside."
+            f"TEST.RESUME: {folder} holds partial results of another evaluation; nothing was "
+            "changed:\n  " + "\n  ".join(different[:10]) + "\nContinue with the same model, data "
+            "and config, or set TEST.RESUME False to start again and keep the old folder under "
+            "another name."
         )
     records = []
     for part in sorted(folder.glob("*.jsonl")):
         lines = part.read_text(encoding="utf-8").split("\n")
-        # A line without its end was being written when the evaluation was killed.
+        # The evaluation was killed while it wrote a last line without a line break.
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 records.append(ImageRecord.from_json(line))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(
-                    f"{part}, line {number}: not a kept image ({error}); remove that line"
+                    f"{part}, line {number}: not the result of an image ({error}); remove that "
+                    "line to evaluate the image again"
                 ) from error
     return records
 
 
 class PartialResults:
-    """Appends finished images, one line each, to a file of this process and start alone."""
+    """Appends finished images, one per line, to a file that only this process writes."""
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any], rank: int):
+    def __init__(self, folder: Path, rank: int):
         """
         Args:
-            folder: of the journal.
-            fingerprint: stored by the process of rank 0.
+            folder: of the partial results.
             rank: of this process.
         """
-        if rank == 0:
-            with atomic_write(folder / "fingerprint.json") as tmp_path:
-                tmp_path.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
         number = 0
         while (path := folder / f"{number:03}.{rank}.jsonl").exists():
             number += 1
         self.path = path
-        self._file: IO[str] = path.open("x", encoding="utf-8")
+        path.touch()
 
     def append(self, record: ImageRecord) -> None:
         """Keep one image.
@@ -70,8 +80,8 @@ class PartialResults:
             OSError: naming the file, if it cannot be written.
         """
         try:
-            self._file.write(record.to_json() + "\n")
-            self._file.flush()
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(record.to_json() + "\n")
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -80,5 +90,75 @@ class PartialResults:
                 str(self.path),
             ) from error
 
-    def close(self) -> None:
-        self._file.close()
+
+class ResumableEvaluator(DatasetEvaluator):
+    """Wraps an evaluation so that it can be interrupted and continued with the missing images.
+
+    Only :class:`CDGCEvaluator` can be restored from its records; evaluators beside it must not
+    keep results of their own.
+
+    Attributes:
+        finished: file names of the images that need no prediction any more.
+    """
+
+    def __init__(
+        self,
+        evaluator: DatasetEvaluator,
+        counter: CDGCEvaluator,
+        compute_identity: Callable[[], dict[str, Any]],
+    ):
+        """
+        Args:
+            evaluator: holds ``counter``.
+            counter: with an output folder. Unfinished results in it are continued; anything else
+                there is moved aside.
+            compute_identity: what must be the same for an evaluation to be continued; called on
+                the main process.
+
+        Raises:
+            ValueError: on all processes, if the partial results belong to another evaluation.
+        """
+        assert counter.output_dir is not None
+        self.evaluator = evaluator
+        self.counter = counter
+        self.folder = counter.output_dir / "finished"
+        self._restored: list[ImageRecord] = []
+        problem = None
+        if comm.is_main_process():
+            try:
+                self._start(compute_identity())
+            except (ValueError, OSError) as error:
+                problem = str(error)
+        names = [record.file_name for record in self._restored]
+        # Every process must stop with the main one, and skip the same images.
+        problem, names = comm.all_gather((problem, names))[0]
+        if problem:
+            raise ValueError(problem)
+        self.finished: Collection[str] = frozenset(names)
+        self._partial = PartialResults(self.folder, comm.get_rank())
+
+    def _start(self, identity: dict[str, Any]) -> None:
+        if self.folder.is_dir():
+            self._restored = read_partial_results(self.folder, identity)
+        else:
+            backup_existing(self.folder.parent)
+        with atomic_write(self.folder / "identity.json") as tmp_path:
+            tmp_path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+
+    def reset(self) -> None:
+        self.evaluator.reset()
+        self.counter.restore(self._restored)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        before = len(self.counter.records)
+        self.evaluator.process(inputs, outputs)
+        for record in self.counter.records[before:]:
+            self._partial.append(record)
+
+    def evaluate(self) -> Any:
+        return self.evaluator.evaluate()
+
+    def remove_partial_results(self) -> None:
+        """Remove what only an unfinished evaluation needs."""
+        if comm.is_main_process():
+            shutil.rmtree(self.folder)

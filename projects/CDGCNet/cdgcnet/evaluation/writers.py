@@ -5,18 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import Metadata
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from pycocotools import mask as mask_util
 
+from cdgcnet.evaluation.inference import arrays_of, label_prediction_of
+from cdgcnet.modeling.predictions import PredictionKind
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.visualization.colors import class_colors, label_image
 
 
 def label_paths(folder: Path, file_names: Sequence[str]) -> dict[str, Path]:
-    """Where each image's label PNG goes: below ``folder`` as images lie below their common folder.
+    """The path of each image's label PNG.
+
+    Below ``folder`` the files are arranged as the images are below their common folder.
 
     Raises:
-        ValueError: naming two images that would share one file.
+        ValueError: naming two images that would get the same file.
     """
     common = os.path.commonpath([os.path.dirname(f) for f in file_names])
     taken: dict[Path, str] = {}
@@ -24,8 +29,8 @@ def label_paths(folder: Path, file_names: Sequence[str]) -> dict[str, Path]:
         path = (folder / os.path.relpath(name, common)).with_suffix(".png")
         if path in taken:
             raise ValueError(
-                f"TEST.SAVE_LABELS: {taken[path]} and {name} would share the file {path}; rename "
-                "one of them"
+                f"TEST.SAVE_LABELS: {taken[path]} and {name} would both be written to {path}; "
+                "rename one of them"
             )
         taken[path] = name
     return {name: path for path, name in taken.items()}
@@ -55,3 +60,27 @@ def rle_entries(labels: np.ndarray, file_name: str, metadata: Metadata) -> list[
             }
         )
     return entries
+
+
+class LabelMapWriter(DatasetEvaluator):
+    """Writes the refined label map of every image as a palette PNG; it computes no scores."""
+
+    def __init__(
+        self, dataset_name: str, file_names: Sequence[str], num_classes: int, folder: Path
+    ):
+        """
+        Args:
+            dataset_name: registered name; gives the colors.
+            file_names: of all images of the dataset.
+            num_classes: M of the model.
+            folder: of the PNGs, see :func:`label_paths`.
+        """
+        self.metadata = MetadataCatalog.get(dataset_name)
+        self.num_classes = num_classes
+        self.paths = label_paths(folder, file_names)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for x, output in zip(inputs, outputs, strict=True):
+            labels = arrays_of(label_prediction_of(output, self.num_classes))
+            path = self.paths[x["file_name"]]
+            write_label_png(path, labels[PredictionKind.REFINED], self.metadata)

@@ -62,9 +62,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Detectron2 finds the parts of the network by name once these are imported.
-    for part in ("backbone", "cdgc_head", "meta_arch"):
-        importlib.import_module(f"cdgcnet.modeling.{part}")
+    importlib.import_module("cdgcnet.modeling")  # registers the network with Detectron2
     value = getattr(importlib.import_module(f"cdgcnet.{_MODULES[name]}"), name)
     globals()[name] = value  # from now on found without this function
     return value

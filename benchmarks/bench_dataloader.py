@@ -22,6 +22,7 @@ from protocol import Unsteady, arguments, measure, one_thread, report
 from cdgcnet.data.augmentation import PaddedCrop, ScaledCrop, ScaleJitter
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.datasets.cityscapes import load_tree
+from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.data.synthetic.writer import write_street_scenes
 from cdgcnet.data.train_loader import seeded
 
@@ -51,8 +52,7 @@ def our_mapper(crop: tuple[int, int], cache: str = "") -> SemSegMapper:
             T.RandomFlip(),
         ],
         image_format="RGB",
-        num_classes=19,
-        ignore_label=IGNORE,
+        label_spec=LabelSpec(19, IGNORE),
         is_train=True,
         cache=cache,
     )

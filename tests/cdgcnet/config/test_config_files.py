@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from cdgcnet import load_cfg, register_all
 from cdgcnet.config.validation import adapt_cfg
-from cdgcnet.data.datasets.check import check_datasets
+from cdgcnet.data.preflight import check_datasets
 
 ROOT = Path(__file__).resolve().parents[3] / "configs"
 # The rows of configs/experiments are the same small files in every profile, and all are loaded in

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from cdgcnet.data.preflight import check_data, image_size
+from cdgcnet.data.decoding import MAX_PIXELS
+from cdgcnet.data.preflight import check_data
 from cdgcnet.engine.defaults import setup
 
 
@@ -21,17 +23,38 @@ def pair(tmp_path):
     return {"file_name": str(tmp_path / "i.png"), "sem_seg_file_name": str(tmp_path / "l.png")}
 
 
-def check(*dicts, level="labels", classes=3):
-    check_data("mine", dicts, classes, 255, level)
+@pytest.fixture
+def check():
+    """Run the check on samples given as DATASETS.TRAIN "mine" of classes a, b, c, …"""
+
+    def run(*dicts, level="labels", classes=3, key="TRAIN", max_pixels=MAX_PIXELS):
+        cfg = CfgNode(
+            {
+                "DATASETS": {"TRAIN": (), "TEST": (), "CHECK": level},
+                "INPUT": {"MAX_PIXELS": max_pixels},
+                "MODEL": {"SEM_SEG_HEAD": {"NUM_CLASSES": classes, "IGNORE_VALUE": 255}},
+            }
+        )
+        cfg.DATASETS[key] = ("mine",)
+        MetadataCatalog.get("mine").set(stuff_classes=list("abcdef"[:classes]))
+        check_data(cfg, {"mine": dicts})
+
+    yield run
+    MetadataCatalog.remove("mine")
 
 
-def test_sound_pairs_pass(pair):
+def relabel(pair, value):
+    Image.fromarray(np.full((4, 6), value, np.uint8)).save(pair["sem_seg_file_name"])
+    return pair
+
+
+def test_sound_pairs_pass(pair, check):
     check(pair, pair)
     check(pair, level="all")
     check({"file_name": pair["file_name"]})  # a test set has no labels
 
 
-def test_wrong_value_names_file_value_and_way_out(pair):
+def test_wrong_value_names_file_value_and_way_out(pair, check):
     with pytest.raises(ValueError) as caught:
         check(pair, pair, classes=2)
     message = str(caught.value)
@@ -40,13 +63,13 @@ def test_wrong_value_names_file_value_and_way_out(pair):
     assert "prepare_data.py audit mine" in message
 
 
-def test_many_problems_are_cut_short(pair):
+def test_many_problems_are_cut_short(pair, check):
     with pytest.raises(ValueError) as caught:
         check(*[pair] * 7, classes=2)
     assert str(caught.value).count("label value 2") == 5 and "…" in str(caught.value)
 
 
-def test_labels_of_another_size(pair):
+def test_labels_of_another_size(pair, check):
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(pair["sem_seg_file_name"])
     with pytest.raises(ValueError, match=r"l\.png: labels are 4 x 5, but the image is 4 x 6"):
         check(pair)
@@ -54,13 +77,13 @@ def test_labels_of_another_size(pair):
 
 @pytest.mark.parametrize("key", ["file_name", "sem_seg_file_name"])
 @pytest.mark.parametrize("content", [b"", b"not an image"])
-def test_files_that_are_no_images(pair, key, content):
+def test_files_that_are_no_images(pair, check, key, content):
     Path(pair[key]).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{Path(pair[key]).name}: not a readable"):
         check(pair)
 
 
-def test_truncated_image_is_found_when_all_is_decoded(pair):
+def test_truncated_image_is_found_when_all_is_decoded(pair, check):
     path = Path(pair["file_name"])
     noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     Image.fromarray(noise).save(path)
@@ -70,21 +93,46 @@ def test_truncated_image_is_found_when_all_is_decoded(pair):
         check(pair, level="all")
 
 
-def test_none_looks_at_nothing():
+def test_none_looks_at_nothing(check):
     check({"file_name": "gone.png"}, level="none")
 
 
-def test_missing_image(pair):
+def test_missing_image(pair, check):
     Path(pair["file_name"]).unlink()
     with pytest.raises(ValueError, match=r"i\.png: no such image"):
         check(pair)
 
 
-def test_size_of_a_photo_taken_sideways(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    Image.new("RGB", (8, 4)).save(tmp_path / "phone.jpg", exif=exif)
-    assert image_size(str(tmp_path / "phone.jpg")) == (8, 4)  # stored 4 high, 8 wide
+def test_size_limit_holds_for_headers(pair, check):
+    check(pair, max_pixels=24)
+    with pytest.raises(ValueError, match=r"i\.png: 4 x 6 .*INPUT\.MAX_PIXELS"):
+        check(pair, max_pixels=23)
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("level", ["labels", "all"])
+def test_labels_without_any_class_are_refused(pair, check, key, level):
+    # Training would report loss 0, evaluation mIoU 100.
+    with pytest.raises(ValueError, match=rf"DATASETS\.{key} mine: no pixel .*IDS and IGNORE"):
+        check(relabel(pair, 255), key=key, level=level)
+
+
+def test_a_single_class_cannot_be_trained(pair, check, caplog):
+    relabel(pair, 1)
+    with pytest.raises(ValueError, match=r"TRAIN mine: 'b' is the only class .*background"):
+        check(pair)
+    check(pair, key="TEST")  # few validation images may well show one class
+    assert "TEST mine: 'b' is the only class that occurs" in caplog.text
+
+
+def test_classes_that_never_occur_are_named(pair, check, caplog):
+    check(pair, classes=5)
+    assert "2 of 5 classes never occur (it cannot be learned): d, e" in caplog.text
+
+
+def test_one_labeled_image_is_enough(pair, check, tmp_path):
+    blank = {**pair, "sem_seg_file_name": str(tmp_path / "blank.png")}
+    check(relabel(blank, 255), pair)
 
 
 def test_run_does_not_start_on_broken_data(run_data, run_yaml, tmp_path, clean_logging):

@@ -9,7 +9,8 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS, NAMES
-from cdgcnet.evaluation.cityscapes_metrics import count_instances, instance_metrics, read_instances
+from cdgcnet.data.label_io import read_instances
+from cdgcnet.evaluation.cityscapes_metrics import count_instances, instance_metrics
 from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 
@@ -123,11 +124,11 @@ def test_instances_are_counted_by_class_and_category():
 
 
 def test_bad_instance_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone_instanceIds\.png: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"gone_instanceIds\.png: no such instance file"):
         read_instances(tmp_path / "gone_instanceIds.png", (2, 2))
     path = tmp_path / "x_instanceIds.png"
     path.write_bytes(b"\x89PNG broken")
-    with pytest.raises(ValueError, match=r"x_instanceIds\.png: not a readable file"):
+    with pytest.raises(ValueError, match=r"x_instanceIds\.png: not a readable instance file"):
         read_instances(path, (2, 2))
     Image.fromarray(np.zeros((2, 3), np.uint16)).save(path)
     with pytest.raises(ValueError, match=r"x_instanceIds\.png: instances are 2 x 3.*2 x 2"):

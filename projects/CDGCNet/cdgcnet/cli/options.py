@@ -67,7 +67,7 @@ def load_config(
     path = find_config(args.config_file)
 
     from cdgcnet import load_cfg, register_all, register_folders
-    from cdgcnet.data.datasets.check import check_datasets
+    from cdgcnet.data.preflight import check_datasets
 
     cfg = load_cfg(str(path), [*args.opts, *overrides])
     register_all()

@@ -79,7 +79,7 @@ def predict(
     failures = []
     for path in tqdm(images, desc="predicting", unit="image"):
         try:
-            bgr = read_image(path, "BGR")
+            bgr = read_image(path, "BGR", predictor.cfg.INPUT.MAX_PIXELS)
             labels = predictor.labels(bgr)
             label_image(labels, metadata.stuff_colors).save(output / f"{path.stem}.png")
             overlay(bgr[:, :, ::-1], labels, metadata).save(output / f"{path.stem}_overlay.jpg")

@@ -94,6 +94,8 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.INPUT.CROP.TYPE = "absolute"
     cfg.INPUT.CROP.SIZE = [769, 769]
 
+    # Larger images and labels (height x width) are refused; 100 million take 300 MB as RGB.
+    cfg.INPUT.MAX_PIXELS = 100_000_000
     # A folder for decoded training images (the mapper fills it, 4 bytes per pixel); "" for none.
     cfg.INPUT.CACHE = ""
 

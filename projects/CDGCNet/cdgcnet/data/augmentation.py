@@ -153,6 +153,36 @@ class ScaledCrop(T.Augmentation):
         return self.draw(image.shape, sem_seg)
 
 
+class ResizeForTest(T.Augmentation):
+    """Detectron2's ``ResizeShortestEdge``, except that the upper limit always holds.
+
+    Detectron2 ignores ``max_size`` where ``min_size`` is 0, so a photo of any size would go
+    through the network as it is.
+    """
+
+    def __init__(self, min_size: int, max_size: int):
+        """
+        Args:
+            min_size: the shorter edge in pixels; 0 keeps the image's own size.
+            max_size: the longer edge at most, in pixels.
+        """
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
+        scale = self.min_size / min(height, width) if self.min_size else 1.0
+        scale = min(scale, self.max_size / max(height, width))
+        if scale == 1:
+            return T.NoOpTransform()
+        if self.min_size:  # exactly as Detectron2 rounds
+            return T.ResizeShortestEdge(
+                [self.min_size, self.min_size], self.max_size
+            ).get_transform(image)
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        return T.ResizeTransform(height, width, *size)
+
+
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The training augmentations of a config."""
     jitter = ScaleJitter(cfg.INPUT.SCALE_JITTER, cfg.INPUT.MIN_SIZE_TRAIN)
@@ -177,6 +207,5 @@ def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """The resize that ``DefaultPredictor`` applies too; none for INPUT.MIN_SIZE_TEST 0."""
-    edge = cfg.INPUT.MIN_SIZE_TEST
-    return [T.ResizeShortestEdge([edge, edge], cfg.INPUT.MAX_SIZE_TEST)]
+    """The resize before inference, INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST."""
+    return [ResizeForTest(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]

@@ -1,4 +1,4 @@
-"""From a dataset dict to the model's input: read, check, augment, turn into tensors."""
+"""Turns a dataset dict into the model's input: reads, checks, augments, makes tensors."""
 
 import copy
 
@@ -13,15 +13,18 @@ from cdgcnet.data.augmentation import (
     build_train_augmentations,
 )
 from cdgcnet.data.decode_cache import ArrayCache
+from cdgcnet.data.decoding import MAX_PIXELS
 from cdgcnet.data.image_io import ImageFile, read_image
-from cdgcnet.data.label_io import read_checked_labels
+from cdgcnet.data.label_io import read_sample_labels
+from cdgcnet.data.label_spec import LabelSpec
 
 
 class SemSegMapper:
     """Dataset dict -> {"image": (3, H, W) uint8, "sem_seg": (H, W) int64, "height", "width", …}.
 
-    "sem_seg" is there in training only; the evaluator reads its own ground truth. "height" and
-    "width" are those of the image file, the size predictions are made for.
+    "sem_seg" is there in training only; ``EvaluationMapper`` reads the ground truth. "height" and
+    "width" are those of the image file, the size that predictions are made for. At test time
+    "original_image" (H, W, 3) uint8 is there too if it is asked for and "image" was resized.
     """
 
     @configurable
@@ -30,18 +33,21 @@ class SemSegMapper:
         *,
         augmentations: list[T.Augmentation],
         image_format: str,
-        num_classes: int,
-        ignore_label: int,
+        label_spec: LabelSpec,
         is_train: bool,
         cache: str = "",
+        max_pixels: int = MAX_PIXELS,
+        keep_original: bool = False,
     ):
         """
         Args:
             augmentations: applied to image and labels.
             image_format: "RGB" or "BGR".
-            num_classes, ignore_label: what the labels may hold.
+            label_spec: what the labels may hold.
             is_train: read labels too.
             cache: folder for decoded training images; "" for none.
+            max_pixels: height x width of an image at most.
+            keep_original: hand over the image before it is resized, for test-time augmentation.
         """
         # Drawn before the image is decoded: rows below the crop need not be.
         self.crop = None
@@ -49,10 +55,11 @@ class SemSegMapper:
             self.crop, *augmentations = augmentations
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
-        self.num_classes = num_classes
-        self.ignore_label = ignore_label
+        self.label_spec = label_spec
         self.is_train = is_train
         self.cache = ArrayCache(cache) if cache and is_train else None
+        self.max_pixels = max_pixels
+        self.keep_original = keep_original and not is_train
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict:
@@ -60,35 +67,42 @@ class SemSegMapper:
         return {
             "augmentations": build(cfg),
             "image_format": cfg.INPUT.FORMAT,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "label_spec": LabelSpec.from_config(cfg),
             "is_train": is_train,
             "cache": cfg.INPUT.CACHE,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
+            "keep_original": cfg.TEST.AUG.ENABLED,
         }
 
     def _image(self, path: str) -> ImageFile | np.ndarray:
-        """Undecoded, or decoded and cached."""
+        """Not decoded yet, or decoded and cached."""
         if self.cache is None:
-            return ImageFile(path, self.image_format)
-        return self.cache.get(path, self.image_format, lambda: read_image(path, self.image_format))
+            return ImageFile(path, self.image_format, self.max_pixels)
+        return self.cache.get(
+            path,
+            self.image_format,
+            lambda: read_image(path, self.image_format, self.max_pixels),
+        )
 
     def _labels(self, dataset_dict: dict, size: tuple[int, int]) -> np.ndarray:
         path = dataset_dict.get("sem_seg_file_name")
         if path is None:
-            raise ValueError(f"{dataset_dict['file_name']}: no labels, cannot train on it")
-        lut = dataset_dict.get("sem_seg_lut")
+            raise ValueError(
+                f"{dataset_dict['file_name']}: the image has no labels, so it cannot be trained on"
+            )
 
         def decode() -> np.ndarray:
-            return read_checked_labels(path, self.num_classes, self.ignore_label, size, lut)
+            labels = read_sample_labels(dataset_dict, self.label_spec, size, self.max_pixels)
+            assert labels is not None  # there is a path
+            return labels
 
         if self.cache is None:
             return decode()
-        # What the check depends on is part of the entry, so that no stored one has to be checked.
-        variant = f"{self.num_classes} {self.ignore_label} {size} {lut!r}"
-        return self.cache.get(path, variant, decode)
+        # An entry belongs to what was checked, so a stored one need not be checked again.
+        return self.cache.get(path, f"{self.label_spec.for_sample(dataset_dict)} {size}", decode)
 
     def __call__(self, dataset_dict: dict) -> dict:
-        dataset_dict = copy.copy(dataset_dict)  # one level is all that is changed
+        dataset_dict = copy.copy(dataset_dict)  # only the top level is changed
         image = self._image(dataset_dict["file_name"])
         size = (image.height, image.width) if isinstance(image, ImageFile) else image.shape[:2]
         dataset_dict["height"], dataset_dict["width"] = size
@@ -102,7 +116,10 @@ class SemSegMapper:
         else:
             pixels = image.rows(size[0]) if isinstance(image, ImageFile) else image
             inputs = T.AugInput(pixels, sem_seg=labels)
+        original = inputs.image
         self.augmentations(inputs)
+        if self.keep_original and inputs.image is not original:
+            dataset_dict["original_image"] = original
         chw = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
         dataset_dict["image"] = torch.from_numpy(chw)
         if labels is not None:

@@ -20,8 +20,7 @@ from cdgcnet.config.defaults import add_cdgcnet_config, load_cfg
 from cdgcnet.config.identity import flat_config
 from cdgcnet.config.validation import adapt_cfg
 from cdgcnet.data.datasets import register_all, register_folders
-from cdgcnet.data.datasets.check import check_datasets
-from cdgcnet.data.preflight import check_data
+from cdgcnet.data.preflight import check_data, check_datasets
 from cdgcnet.engine.results_file import ResultsFile
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.testing import TTA_SUFFIX, check_test_set, evaluation_folder
@@ -121,9 +120,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         try:
             if not args.eval_only:
                 check_output_dir(cfg, args.resume)
-            head = cfg.MODEL.SEM_SEG_HEAD
-            for name, dicts in listed.items():
-                check_data(name, dicts, head.NUM_CLASSES, head.IGNORE_VALUE, cfg.DATASETS.CHECK)
+            check_data(cfg, listed)
         except ValueError as error:
             problem = str(error)
     # All processes stop together, or the others would wait for the main one.

@@ -4,10 +4,8 @@ Equal to cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling, from train
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cdgcnet.data.datasets.cityscapes_classes import CATEGORIES, LABEL_IDS, NAMES
 
@@ -26,32 +24,11 @@ _INSTANCE_CATEGORIES = ("human", "vehicle")
 _CATEGORY = np.array([[n in names for names in CATEGORIES.values()].index(True) for n in NAMES])
 
 
-def read_instances(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """A ``*_instanceIds.png`` as (H, W) int32: label id * 1000 + number, or a label id alone.
-
-    Raises:
-        FileNotFoundError, ValueError: naming a file that is missing, broken or of another size.
-    """
-    try:
-        with Image.open(path) as image:
-            instances = np.asarray(image)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file of instances") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable file of instances ({error})") from error
-    if instances.shape != tuple(size):
-        raise ValueError(
-            f"{path}: instances are {' x '.join(map(str, instances.shape))}, but the image is "
-            f"{size[0]} x {size[1]} (height x width)"
-        )
-    return instances.astype(np.int32)
-
-
 def count_instances(instances: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Rows (I, 4) int64, one per instance: class, pixels, those of its class, of its category.
 
     Args:
-        instances: (H, W) int32, see :func:`read_instances`.
+        instances: (H, W) int32, as ``cdgcnet.data.label_io.read_instances`` gives them.
         prediction: (H, W) uint8 train ids.
     """
     single = instances > 1000  # groups have a label id alone

@@ -14,7 +14,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from cdgcnet.data.datasets.cityscapes_classes import NAMES as CITYSCAPES_NAMES
+from cdgcnet.data.decoding import NO_LIMIT
 from cdgcnet.data.evaluation_mapper import read_ground_truth
+from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.evaluation.cityscapes_metrics import (
     category_metrics,
     count_instances,
@@ -160,7 +162,8 @@ class CDGCEvaluator(DatasetEvaluator):
                 f"{dataset_dict['file_name']}: {self.dataset_name} has no ground truth to "
                 "evaluate on"
             )
-        return read_ground_truth(dataset_dict, size, self.num_classes, self.ignore_label)
+        spec = LabelSpec(self.num_classes, self.ignore_label)
+        return read_ground_truth(dataset_dict, size, spec, NO_LIMIT)
 
     def evaluate(self) -> OrderedDict | None:
         """Metrics by task on the main process, None elsewhere; no task without ground truth.

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog
 
+from cdgcnet.data.decoding import NO_LIMIT
 from cdgcnet.data.image_io import read_image
 from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.evaluation.image_result import ImageRecord, image_scores, write_csv
@@ -156,7 +157,7 @@ def _draw_image(
     truth = evaluator.read_ground_truth(dataset_dict, (height, width))
     write_image(
         path,
-        read_image(record.file_name),
+        read_image(record.file_name, max_pixels=NO_LIMIT),
         truth["ground_truth"].numpy(),
         labels,
         evaluator.metadata,

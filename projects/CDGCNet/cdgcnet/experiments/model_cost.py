@@ -131,7 +131,7 @@ def run_cost(folder: Path) -> dict[str, Any]:
     register_all()
     register_folders(cfg)
     first = DatasetCatalog.get(cfg.DATASETS.TEST[0])[0]
-    image = read_image(first["file_name"], cfg.INPUT.FORMAT)
+    image = read_image(first["file_name"], cfg.INPUT.FORMAT, cfg.INPUT.MAX_PIXELS)
     weights = None
     if (folder / "model_final.pth").is_file():
         file = torch.load(folder / "model_final.pth", map_location="cpu", weights_only=True)

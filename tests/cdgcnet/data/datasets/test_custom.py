@@ -17,7 +17,8 @@ from cdgcnet import load_cfg
 from cdgcnet.data.datasets.catalog import color_map
 from cdgcnet.data.datasets.class_list import MAX_CLASSES, parse_classes
 from cdgcnet.data.datasets.custom import KEY, label_lut, register_folders
-from cdgcnet.data.label_io import check_labels, read_checked_labels
+from cdgcnet.data.label_io import check_labels, read_sample_labels
+from cdgcnet.data.label_spec import LabelSpec
 
 ROOT = Path(__file__).resolve().parents[4]
 CLASSES = ["background", "street lamp", "car"]
@@ -231,20 +232,19 @@ def test_a_value_is_refused_unless_it_is_a_class_or_ignored(ids, ignored, data):
     lut = label_lut(ids, ignored)
     value = data.draw(raw)
     labels = np.array([[value]], np.uint8)
-    if lut is not None:
-        labels = np.frombuffer(lut, np.uint8)[labels]
+    spec = LabelSpec(len(ids), 255, lut)
     if value in ids or value in ignored:
-        check_labels(labels, len(ids), 255, "label.png")
-        assert labels[0, 0] == (ids.index(value) if value in ids else 255)
+        check_labels(labels, spec, "label.png")
+        assert spec.to_ids(labels)[0, 0] == (ids.index(value) if value in ids else 255)
     else:
         with pytest.raises(ValueError, match=r"label\.png"):
-            check_labels(labels, len(ids), 255, "label.png")
+            check_labels(labels, spec, "label.png")
 
 
 def test_an_unexpected_value_stops_the_reader(root):
     one = load(root, IDS=[0, 2, 4])[0]  # the files hold 1
     with pytest.raises(ValueError, match=re.escape(str(root / "my" / "labels" / "a.png"))):
-        read_checked_labels(one["sem_seg_file_name"], 3, 255, (4, 6), one["sem_seg_lut"])
+        read_sample_labels(one, LabelSpec(3), (4, 6))
 
 
 # ---------------------------------------------------------------- mistakes in the entry

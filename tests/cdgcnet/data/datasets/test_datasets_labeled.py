@@ -11,7 +11,9 @@ from PIL import Image
 from cdgcnet import register_all
 from cdgcnet.data.datasets import coco_stuff, voc
 from cdgcnet.data.datasets.catalog import color_map, look_up_table
-from cdgcnet.data.label_io import read_checked_labels
+from cdgcnet.data.decoding import image_size
+from cdgcnet.data.label_io import read_checked_labels, read_sample_labels
+from cdgcnet.data.label_spec import LabelSpec
 
 # Real files: lists and a subset of VOC. See CONTRIBUTING.md.
 REAL = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
@@ -40,10 +42,9 @@ def labels_of(name: str) -> np.ndarray:
     """The first image's labels as the model sees them, checked."""
     entry = DatasetCatalog.get(name)[0]
     classes = len(MetadataCatalog.get(name).stuff_classes)
-    path, lut = entry["sem_seg_file_name"], entry.get("sem_seg_lut")
-    with Image.open(path) as image:
-        size = image.size[::-1]
-    return read_checked_labels(path, classes, 255, size, lut)
+    labels = read_sample_labels(entry, LabelSpec(classes), image_size(entry["sem_seg_file_name"]))
+    assert labels is not None
+    return labels
 
 
 # ---------------------------------------------------------------- shared
@@ -180,7 +181,7 @@ def test_coco_stuff_164k_values_are_ids_minus_one(tmp_path):
     register_all(tmp_path)
     assert labels_of("cdgc_coco_stuff_164k_val").tolist() == [[0, 11, 170, 255]]
     write(labels, [[0, 11, 181, 255]])  # raw 11 is id 12, which does not occur
-    with pytest.raises(ValueError, match="label value 11 is none that the dataset knows"):
+    with pytest.raises(ValueError, match="the dataset does not know label value 11"):
         labels_of("cdgc_coco_stuff_164k_val")
 
 
@@ -208,7 +209,7 @@ def test_ade20k_zero_is_ignored(tmp_path):
     assert labels_of("cdgc_ade20k_val").tolist() == [[255, 0, 149]]
     assert MetadataCatalog.get("cdgc_ade20k_val").stuff_classes[0] == "wall"
     write(folder / "annotations" / "validation" / "ADE_val_1.png", [[0, 1, 151]])
-    with pytest.raises(ValueError, match="label value 151 is none that the dataset knows"):
+    with pytest.raises(ValueError, match="the dataset does not know label value 151"):
         labels_of("cdgc_ade20k_val")
 
 
@@ -244,7 +245,7 @@ def test_real_voc_labels_are_raw_indices():
     for entry in dicts[:10]:
         with Image.open(entry["file_name"]) as image:
             size = image.size[::-1]
-        labels = read_checked_labels(entry["sem_seg_file_name"], 21, 255, size)
+        labels = read_checked_labels(entry["sem_seg_file_name"], LabelSpec(21), size)
         assert (labels == 255).any()  # the void border of the official masks
         assert set(np.unique(labels)) <= {0, 3, 8, 10, 12, 13, 15, 17, 255} | set(range(21))
 

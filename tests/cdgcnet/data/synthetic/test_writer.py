@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[4] / "projects/CDGCNet/cdgcnet/data/synthetic"
+from cdgcnet.data.synthetic import writer
+from cdgcnet.data.synthetic.scene import draw_scene
+
 TARGETS = {7, 8, 11, 17, 20, 21, 22, 23, 24, 25, 26, 33}
 IGNORED = {0, 1}  # unlabeled borders, ego vehicle
 SMALL = {"num_train": 2, "num_val": 1, "height": 64, "width": 96}
 # id -> train id, typed over from cityscapesscripts.helpers.labels
 OFFICIAL = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11,
             25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
-
-
-def _load() -> ModuleType:
-    # Past the real package: scenes must be drawn where Detectron2, which it needs, is missing.
-    package = ModuleType("streets_under_test")
-    package.__path__ = [str(FOLDER)]
-    sys.modules[package.__name__] = package
-    return importlib.import_module(f"{package.__name__}.streets")
-
-
-streets = _load()
 
 
 def _digests(root: Path) -> dict[str, str]:
@@ -46,11 +34,11 @@ def _digests(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "deep" / "streets"
-    return streets.write_street_scenes(root, num_train=3, num_val=12)
+    return writer.write_street_scenes(root, num_train=3, num_val=12)
 
 
 def test_a_seed_fixes_the_scene() -> None:
-    first, again, other = (streets.draw_scene(seed) for seed in ((3, 1, 4), (3, 1, 4), (3, 1, 5)))
+    first, again, other = (draw_scene(seed) for seed in ((3, 1, 4), (3, 1, 4), (3, 1, 5)))
     for one, same, third in zip(first, again, other, strict=True):
         np.testing.assert_array_equal(one, same)
         assert not np.array_equal(one, third)
@@ -58,14 +46,14 @@ def test_a_seed_fixes_the_scene() -> None:
 
 def test_drawing_leaves_the_global_random_state_alone() -> None:
     before = np.random.get_state()[1].copy()
-    streets.draw_scene(0, 64, 64)
+    draw_scene(0, 64, 64)
     np.testing.assert_array_equal(before, np.random.get_state()[1])
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 131), (96, 512), (256, 128)])
 def test_any_size_from_the_minimum_on(height: int, width: int) -> None:
     for seed in range(3):
-        image, label_ids = streets.draw_scene(seed, height, width)
+        image, label_ids = draw_scene(seed, height, width)
         assert (image.shape, image.dtype) == ((height, width, 3), np.uint8)
         assert (label_ids.shape, label_ids.dtype) == ((height, width), np.uint8)
         assert set(np.unique(label_ids)) <= TARGETS | IGNORED
@@ -74,7 +62,7 @@ def test_any_size_from_the_minimum_on(height: int, width: int) -> None:
 
 def test_objects_scale_with_the_height() -> None:
     def tallest(height: int) -> float:
-        people = [streets.draw_scene(seed, height, 2 * height)[1] == 24 for seed in range(6)]
+        people = [draw_scene(seed, height, 2 * height)[1] == 24 for seed in range(6)]
         return float(np.median([p.any(axis=1).sum() for p in people])) / height
 
     assert tallest(320) == pytest.approx(tallest(96), rel=0.15)
@@ -83,14 +71,14 @@ def test_objects_scale_with_the_height() -> None:
 @pytest.mark.parametrize(("height", "width"), [(63, 320), (160, 10)])
 def test_a_tiny_scene_is_refused(height: int, width: int) -> None:
     with pytest.raises(ValueError, match=r"sides >= 64.*" + f"{height} x {width}"):
-        streets.draw_scene(0, height, width)
+        draw_scene(0, height, width)
 
 
 def test_the_labels_lie_on_the_picture() -> None:
     """Sky is brighter than road, vegetation greener than sky: in the mean over scenes."""
     means = {label: [] for label in (7, 21, 23)}
     for seed in range(8):
-        image, label_ids = streets.draw_scene(seed)
+        image, label_ids = draw_scene(seed)
         for label, values in means.items():
             values.append(image[label_ids == label].mean(axis=0))
     road, leaves, sky = (np.mean(means[label], axis=0) for label in (7, 21, 23))
@@ -117,14 +105,14 @@ def test_the_tree_is_what_a_cityscapes_reader_globs(tree: Path) -> None:
 
 def test_the_files_hold_the_scenes(tree: Path) -> None:
     path = next(tree.glob("leftImg8bit/val/*/*_000002_*.png"))
-    image, label_ids = streets.draw_scene((0, 1, 2))
+    image, label_ids = draw_scene((0, 1, 2))
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], image)
     truth = next(tree.glob("gtFine/val/*/*_000002_*_labelIds.png"))
     np.testing.assert_array_equal(cv2.imread(str(truth), cv2.IMREAD_UNCHANGED), label_ids)
 
 
 def test_train_ids_follow_the_official_table(tree: Path) -> None:
-    assert streets.TRAIN_ID_OF_LABEL_ID == OFFICIAL
+    assert writer.TRAIN_ID_OF_LABEL_ID == OFFICIAL
     for path in tree.rglob("*_gtFine_labelIds.png"):
         label_ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         twin = path.with_name(path.name.replace("labelIds", "labelTrainIds"))
@@ -147,7 +135,7 @@ def test_every_class_occurs_often_enough_to_be_learned(tree: Path) -> None:
 def test_a_rider_is_over_a_bicycle_a_person_is_not() -> None:
     below = {24: [], 25: []}
     for seed in range(6):
-        _, label_ids = streets.draw_scene(seed)
+        _, label_ids = draw_scene(seed)
         wheels = cv2.dilate((label_ids == 33).astype(np.uint8), np.ones((9, 9), np.uint8))
         for label, shares in below.items():
             shares.append(wheels[label_ids == label].mean())
@@ -167,25 +155,25 @@ def test_train_and_val_share_nothing(tree: Path) -> None:
 def test_writing_twice_gives_the_same_bytes_and_the_second_call_draws_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = (streets.write_street_scenes(tmp_path / name, **SMALL) for name in ("one", "two"))
+    one, two = (writer.write_street_scenes(tmp_path / name, **SMALL) for name in ("one", "two"))
     assert _digests(one) == _digests(two)
-    monkeypatch.setattr(streets, "draw_scene", None)
+    monkeypatch.setattr(writer, "draw_scene", None)
     before = _digests(one)
-    assert streets.write_street_scenes(str(one), **SMALL) == one
+    assert writer.write_street_scenes(str(one), **SMALL) == one
     assert _digests(one) == before
     assert json.loads((one / "streets.json").read_text()) == {
         **SMALL,
         "seed": 0,
-        "generator_version": streets.GENERATOR_VERSION,
+        "generator_version": writer.GENERATOR_VERSION,
     }
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"height": 80}, {"num_val": 2}])
 def test_other_parameters_are_refused(tmp_path: Path, other: dict[str, int]) -> None:
-    root = streets.write_street_scenes(tmp_path / "streets", **SMALL)
+    root = writer.write_street_scenes(tmp_path / "streets", **SMALL)
     before = _digests(root)
     with pytest.raises(ValueError, match="expected") as caught:
-        streets.write_street_scenes(root, **{**SMALL, **other})
+        writer.write_street_scenes(root, **{**SMALL, **other})
     name, value = next(iter(other.items()))
     found, expected = str(caught.value).split("expected")
     assert str(root) in found
@@ -195,10 +183,10 @@ def test_other_parameters_are_refused(tmp_path: Path, other: dict[str, int]) -> 
 
 
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = streets.write_street_scenes(tmp_path / "streets", **SMALL)
-    monkeypatch.setattr(streets, "GENERATOR_VERSION", streets.GENERATOR_VERSION + 1)
+    root = writer.write_street_scenes(tmp_path / "streets", **SMALL)
+    monkeypatch.setattr(writer, "GENERATOR_VERSION", writer.GENERATOR_VERSION + 1)
     with pytest.raises(ValueError, match="generator_version"):
-        streets.write_street_scenes(root, **SMALL)
+        writer.write_street_scenes(root, **SMALL)
 
 
 @pytest.mark.parametrize("note", [None, "{", '["a list"]'])
@@ -210,7 +198,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, note: str | None) -> Non
         (root / "streets.json").write_text(note)
     before = _digests(root)
     with pytest.raises(ValueError, match=str(root)):
-        streets.write_street_scenes(root, **SMALL)
+        writer.write_street_scenes(root, **SMALL)
     assert _digests(root) == before
 
 
@@ -218,7 +206,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "file"
     root.write_text("precious")
     with pytest.raises(ValueError, match=str(root)):
-        streets.write_street_scenes(root, **SMALL)
+        writer.write_street_scenes(root, **SMALL)
     assert root.read_text() == "precious"
 
 
@@ -229,7 +217,7 @@ def test_bad_numbers_are_refused_before_anything_is_made(
     tmp_path: Path, bad: dict[str, int]
 ) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))}={next(iter(bad.values()))}"):
-        streets.write_street_scenes(tmp_path / "deep" / "streets", **{**SMALL, **bad})
+        writer.write_street_scenes(tmp_path / "deep" / "streets", **{**SMALL, **bad})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,25 +225,25 @@ def test_bad_numbers_are_refused_before_anything_is_made(
 def test_an_interruption_leaves_no_half_tree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    whole = streets.draw_scene
+    whole = writer.draw_scene
 
     def stop_at_the_second(seed: tuple[int, int, int], *size: int) -> tuple[np.ndarray, np.ndarray]:
         if seed[2] == 1:
             raise error("stopped")
         return whole(seed, *size)
 
-    monkeypatch.setattr(streets, "draw_scene", stop_at_the_second)
+    monkeypatch.setattr(writer, "draw_scene", stop_at_the_second)
     with pytest.raises(error, match="stopped"):
-        streets.write_street_scenes(tmp_path / "streets", **SMALL)
+        writer.write_street_scenes(tmp_path / "streets", **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_that_cannot_be_written_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streets.cv2, "imwrite", lambda *_: False)
+    monkeypatch.setattr(writer.cv2, "imwrite", lambda *_: False)
     with pytest.raises(OSError, match=r"could not write .*_leftImg8bit\.png"):
-        streets.write_street_scenes(tmp_path / "streets", **SMALL)
+        writer.write_street_scenes(tmp_path / "streets", **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,26 +251,26 @@ def test_a_picture_that_cannot_be_written_is_an_error(
 def test_the_loser_of_a_race_takes_the_winners_tree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
 ) -> None:
-    root, whole = tmp_path / "streets", streets.draw_scene
+    root, whole = tmp_path / "streets", writer.draw_scene
 
     def let_another_finish_first(*arguments: object) -> tuple[np.ndarray, np.ndarray]:
-        monkeypatch.setattr(streets, "draw_scene", whole)
-        streets.write_street_scenes(root, **{**SMALL, "seed": 0 if same else 9})
+        monkeypatch.setattr(writer, "draw_scene", whole)
+        writer.write_street_scenes(root, **{**SMALL, "seed": 0 if same else 9})
         return whole(*arguments)
 
-    monkeypatch.setattr(streets, "draw_scene", let_another_finish_first)
+    monkeypatch.setattr(writer, "draw_scene", let_another_finish_first)
     if same:
-        assert streets.write_street_scenes(root, **SMALL) == root
+        assert writer.write_street_scenes(root, **SMALL) == root
     else:
         with pytest.raises(ValueError, match="'seed': 9"):
-            streets.write_street_scenes(root, **SMALL)
+            writer.write_street_scenes(root, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["streets"]
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:
     root = tmp_path / "streets"
     with ThreadPoolExecutor(2) as pool:
-        writers = [pool.submit(streets.write_street_scenes, root, **SMALL) for _ in range(2)]
+        writers = [pool.submit(writer.write_street_scenes, root, **SMALL) for _ in range(2)]
     assert [writer.result() for writer in writers] == [root, root]
     assert [path.name for path in tmp_path.iterdir()] == ["streets"]
     assert len(_digests(root)) == 10

@@ -16,6 +16,7 @@ from PIL import Image
 from cdgcnet.data.audit.issues import Report, Sample
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
+from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.visualization.colors import label_image
 
@@ -100,7 +101,8 @@ def _figure(report: Report, sample: Sample, reason: str) -> str:
     picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     caption = f"<b>{escape(reason)}</b> {escape(Path(sample.image).name)}"
     if sample.label is not None:
-        labels = read_labels(sample.label, sample.lut)
+        spec = LabelSpec(len(report.classes), lut=sample.lut)
+        labels = spec.to_ids(read_labels(sample.label))
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
         colors = color_labels(labels, list(report.colors))
         picture = np.hstack([picture, cv2.addWeighted(picture, 0.45, colors, 0.55, 0)])

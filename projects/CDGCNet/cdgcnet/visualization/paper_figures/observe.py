@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from cdgc import class_map, resize_targets, select_nodes
 from cdgcnet.data.augmentation import build_test_augmentations
 from cdgcnet.data.image_io import read_image
-from cdgcnet.data.label_io import read_checked_labels
+from cdgcnet.data.label_io import read_sample_labels
+from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.engine.predictor import Predictor
 from cdgcnet.modeling.meta_arch import CDGCSegmentor
 from cdgcnet.modeling.predictions import PredictionKind
@@ -157,17 +158,11 @@ class Observer:
             FileNotFoundError, ValueError: for files that cannot be used.
         """
         image_format = self.cfg.INPUT.FORMAT
-        image = read_image(dataset_dict["file_name"], image_format)
+        image = read_image(dataset_dict["file_name"], image_format, self.cfg.INPUT.MAX_PIXELS)
         height, width = image.shape[:2]
-        truth = None
-        if "sem_seg_file_name" in dataset_dict:
-            truth = read_checked_labels(
-                dataset_dict["sem_seg_file_name"],
-                self.num_classes,
-                self.ignore_label,
-                (height, width),
-                dataset_dict.get("sem_seg_lut"),
-            )
+        spec = LabelSpec.from_config(self.cfg)
+        max_pixels = self.cfg.INPUT.MAX_PIXELS
+        truth = read_sample_labels(dataset_dict, spec, (height, width), max_pixels)
         resized = self.augmentation.get_transform(image).apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         inputs = {"image": tensor, "height": height, "width": width}

@@ -1,13 +1,17 @@
 """Every configuration key of CDGCNet: default, unit and where it comes from."""
 
+import warnings
+from ast import literal_eval
 from pathlib import Path
+from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from cdgc import SAMPLES
-from cdgcnet.config.validation import check_cfg
+from cdgcnet.config.reading import flatten, read_config_file
+from cdgcnet.config.rules import RULES, Items, Number, Text, show
+from cdgcnet.config.validation import ConfigError, check_cfg, suggest, value_of
 
 
 def add_cdgcnet_config(cfg: CfgNode) -> None:
@@ -37,6 +41,16 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.ASPP_DILATIONS = [12, 24, 36]  # DeepLabv3 at output stride 8
     cfg.MODEL.SEM_SEG_HEAD.ASPP_CHANNELS = 256
 
+    # Weights to start from: a file, or "from_scratch" for random weights. Training refuses "".
+    cfg.MODEL.WEIGHTS = ""
+    # Fine-tuning on other classes: initialize the tensors whose shape depends on the classes and
+    # load all others.
+    cfg.MODEL.WEIGHTS_PARTIAL = False
+    # Names and [R, G, B] of the classes. Training copies them from the dataset, so that a run's
+    # config and weights are all that prediction needs.
+    cfg.MODEL.CLASS_NAMES = []
+    cfg.MODEL.CLASS_COLORS = []
+
     # Memory layout of convolutions and activations, in training and inference (CDGCSegmentor).
     cfg.MODEL.CHANNELS_LAST = True
 
@@ -54,7 +68,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.NODES = "dynamic"
     cfg.MODEL.CDGC.EASY_RATIO = 1.0  # share of the easy positives kept (Table 3 "ds")
     cfg.MODEL.CDGC.SAMPLES = list(SAMPLES)  # parts of Eq. 4 that enter (Table 5)
-    # Hard positives are full "nodes" (Eq. 4), or "context": seen by others, without a feature of
+    # Hard positives are full "nodes" (Eq. 4), or "keys_only": seen by others, without a feature of
     # their own from the true class's graph, which would tell their label.
     cfg.MODEL.CDGC.HARD_POSITIVES = "nodes"
     cfg.MODEL.CDGC.EDGES = "similarity"  # Eqs. 2-3, or "uniform", "topk"
@@ -139,34 +153,110 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.TEST.RESUME = False  # keep per-image results; go on with those there are
 
 
-def load_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
-    """A checked, unfrozen config from a YAML file and ``KEY VALUE`` overrides.
-
-    Raises:
-        FileNotFoundError, ValueError: naming the file or the key.
-    """
+def default_cfg() -> CfgNode:
+    """Detectron2's defaults and those of CDGCNet, unchecked."""
     cfg = get_cfg()
     add_cdgcnet_config(cfg)
-    if config_file:
-        if not Path(config_file).is_file():
-            raise FileNotFoundError(f"--config-file {config_file}: there is no such file")
-        try:
-            cfg.merge_from_file(config_file)
-        # What yacs, fvcore and PyYAML raise for unknown keys, wrong types and broken files.
-        except (AssertionError, AttributeError, KeyError, yaml.YAMLError, OSError) as error:
-            raise ValueError(f"{config_file}: {_message(error)}") from error
-    if overrides:
-        if len(overrides) % 2:
-            raise ValueError(f"overrides come in pairs KEY VALUE; found {overrides}")
-        for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-            try:
-                cfg.merge_from_list([key, value])
-            except (AssertionError, KeyError, ValueError) as error:
-                raise ValueError(f"override {key} {value}: {_message(error)}") from error
-    check_cfg(cfg)
     return cfg
 
 
-def _message(error: Exception) -> str:
-    # str() of a KeyError is the repr of its message.
-    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
+def load_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
+    """A checked, unfrozen config from a YAML file and ``KEY VALUE`` overrides.
+
+    Args:
+        config_file: "" for the defaults alone.
+        overrides: keys and values in turn.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file or the override, the key, what was found
+            and what was expected.
+    """
+    cfg = default_cfg()
+    overrides = overrides or []
+    if len(overrides) % 2:
+        raise ValueError(f"overrides come in pairs KEY VALUE; found {overrides}")
+    known = {key for key, _ in flatten(cfg)}
+    set_by: dict[str, str] = {}  # what gave a key its value
+    if config_file:
+        path = Path(config_file).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"--config-file {config_file}: there is no such file")
+        for file, key, value in read_config_file(path):
+            set_by[key] = str(file)
+            _set(cfg, key, value, str(file), known)
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        set_by[key] = "overrides"
+        _set(cfg, key, value, set_by[key], known)
+    for key in ("OUTPUT_DIR", "INPUT.CACHE", "MODEL.WEIGHTS"):
+        path_text = value_of(cfg, key)
+        if path_text.startswith("~"):
+            _put(cfg, key, str(Path(path_text).expanduser()))
+    try:
+        check_cfg(cfg)
+    except ConfigError as error:
+        if error.key in set_by:
+            raise ValueError(f"{set_by[error.key]}: {error}") from error
+        raise
+    return cfg
+
+
+def _put(cfg: CfgNode, key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    node = value_of(cfg, ".".join(sections)) if sections else cfg
+    node[last] = value
+
+
+def _set(cfg: CfgNode, key: str, value: Any, origin: str, known: set[str]) -> None:
+    """Set one key to a value from a file or the command line.
+
+    Raises:
+        ValueError: naming the origin, for an unknown key or a value that the key cannot have.
+    """
+    if key not in known:
+        if any(k.startswith(f"{key}.") for k in known):
+            if value is None:  # a section without entries
+                return
+            raise ValueError(f"{origin}: {key} is {show(value)}; expected a section of keys")
+        raise ValueError(f"{origin}: there is no key {key}{suggest(key, sorted(known))}")
+    default = value_of(cfg, key)
+    rule = RULES.get(key)
+    value = _decode(value, keep_text=isinstance(rule, Text))
+    if rule is None:  # a key that only other projects' models read: any value of its type
+        if type(default) is float and type(value) is int:
+            value = float(value)
+        try:
+            cfg.merge_from_list([key, value])
+        except Exception as error:  # yacs asserts and raises several types
+            raise ValueError(f"{origin}: {key} is {show(value)}: {error}") from error
+        return
+    if not rule.accepts(value):
+        raise ValueError(f"{origin}: {ConfigError(key, value, rule.expected)}")
+    _put(cfg, key, _convert(value, default, rule))
+
+
+def _decode(value: Any, keep_text: bool) -> Any:
+    """A string as the Python literal it stands for, such as "(1, 2)", as yacs does.
+
+    Args:
+        value: from YAML or the command line.
+        keep_text: leave a string that is a number or a list as it is, since a text is wanted.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        with warnings.catch_warnings():  # Python's hints on doubtful literals
+            warnings.simplefilter("ignore")
+            decoded = literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+    return value if keep_text and not (decoded is None or isinstance(decoded, str)) else decoded
+
+
+def _convert(value: Any, default: Any, rule: Any) -> Any:
+    """An accepted value in the type of the default: whole numbers as floats, lists as tuples."""
+    if type(value) is int and (isinstance(rule, Number) or type(default) is float):
+        return float(value)
+    if isinstance(rule, Items):
+        items = (_convert(item, None, rule.item) for item in value)
+        return tuple(items) if isinstance(default, tuple) else list(items)
+    return value

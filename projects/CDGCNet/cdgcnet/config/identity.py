@@ -1,42 +1,92 @@
-"""What decides the outcome of an evaluation, in a form that can be stored and compared."""
+"""Which keys make two runs, rows of an experiment or evaluations the same: one list for all.
+
+The weights themselves are compared by their contents, never by the path in MODEL.WEIGHTS.
+"""
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-# Keys that decide what is predicted and counted, and those below them that do not.
-_DECISIVE = (
-    "MODEL.",
-    "INPUT.FORMAT",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "TEST.",
-)
-_FREE = (
-    "MODEL.WEIGHTS",  # the numbers themselves are compared
-    "MODEL.DEVICE",
-    "MODEL.CDGC.LOSS.",
-    "TEST.RESUME",
-    "TEST.WORST_IMAGES",
-    "TEST.PICTURES",
-    "TEST.EVAL_PERIOD",
-    "TEST.EXPECTED_RESULTS",
-)
+from cdgcnet.config.reading import flatten
+
+# "run": a resumed training must repeat the key. "row": it changes what a row of an experiment
+# measures. "evaluation": it changes what an evaluation predicts and counts for given weights.
+Scope = Literal["run", "row", "evaluation"]
+
+# Keys or their beginnings -> what the keys identify; the longest match counts.
+_IDENTIFIES: dict[str, tuple[Scope, ...]] = {
+    "": ("run", "row"),
+    "CUDNN_BENCHMARK": (),
+    "DATALOADER.NUM_WORKERS": (),
+    "DATASETS.CHECK": (),
+    "INPUT.CACHE": (),
+    "INPUT.FORMAT": ("run", "row", "evaluation"),
+    "INPUT.MAX_SIZE_TEST": ("run", "row", "evaluation"),
+    "INPUT.MIN_SIZE_TEST": ("run", "row", "evaluation"),
+    "MODEL.": ("run", "row", "evaluation"),
+    "MODEL.CDGC.LOSS.": ("run", "row"),
+    "MODEL.CHANNELS_LAST": ("run", "evaluation"),  # changes rounding and time only
+    "MODEL.CLASS_COLORS": (),
+    "MODEL.CLASS_NAMES": (),  # copied from the dataset
+    "MODEL.DEVICE": (),
+    # Belongs to the weights: records carry both.
+    "MODEL.RESNETS.STRIDE_IN_1X1": ("run", "evaluation"),
+    "MODEL.WEIGHTS": (),  # and WEIGHTS_PARTIAL
+    "OUTPUT_DIR": (),
+    "SEED": ("run",),
+    "SOLVER.CHECKPOINT_PERIOD": (),
+    "SOLVER.RECIPE_": ("run",),  # only for a warning
+    "TEST.": ("row", "evaluation"),
+    "TEST.BOUNDARY_RATIO": ("evaluation",),
+    "TEST.CHANNELS_LAST": (),  # an earlier name of MODEL.CHANNELS_LAST, in finished runs
+    "TEST.EVAL_PERIOD": (),
+    "TEST.EXPECTED_RESULTS": (),
+    "TEST.ORACLE": ("evaluation",),
+    "TEST.PICTURES": (),
+    "TEST.RESUME": (),
+    "TEST.SAVE_": ("evaluation",),
+    "TEST.WORST_IMAGES": (),
+    "VERSION": ("run",),
+    "VIS_PERIOD": (),
+}
+NORM_KEYS = ("MODEL.RESNETS.NORM", "MODEL.SEM_SEG_HEAD.NORM", "MODEL.CDGC.NORM")
 
 
-def _flatten(node: dict, prefix: str = "") -> dict:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def identifies(key: str, scope: Scope) -> bool:
+    """Whether two runs, rows or evaluations that differ in a key are different ones."""
+    longest = max((known for known in _IDENTIFIES if key.startswith(known)), key=len)
+    return scope in _IDENTIFIES[longest]
+
+
+def merge_sync_bn(cfg: CfgNode) -> list[str]:
+    """Set SyncBN to BN, in place; in a single process both compute the same.
+
+    Returns:
+        The keys that were changed.
+    """
+    changed = []
+    for key in NORM_KEYS:
+        node = cfg
+        *sections, last = key.split(".")
+        for section in sections:
+            node = node[section]
+        if node[last] == "SyncBN":
+            node[last] = "BN"
+            changed.append(key)
+    return changed
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML would store it: tuples are lists."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def flat_config(cfg: CfgNode | str) -> dict[str, Any]:
@@ -45,7 +95,61 @@ def flat_config(cfg: CfgNode | str) -> dict[str, Any]:
     Args:
         cfg: a config, or one as YAML text.
     """
-    return _flatten(yaml.safe_load(cfg if isinstance(cfg, str) else cfg.dump()))
+    loaded = yaml.safe_load(cfg) if isinstance(cfg, str) else cfg
+    return {key: _plain(value) for key, value in flatten(loaded)}
+
+
+def _without_sync_bn(flat: dict[str, Any]) -> dict[str, Any]:
+    return {k: "BN" if k in NORM_KEYS and v == "SyncBN" else v for k, v in flat.items()}
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    from cdgcnet.config.defaults import default_cfg
+
+    return _without_sync_bn(flat_config(default_cfg()))
+
+
+def complete_config(cfg: CfgNode | str) -> dict[str, Any]:
+    """Flat config in which keys newer than the run have their defaults and SyncBN is BN."""
+    return {**_defaults(), **_without_sync_bn(flat_config(cfg))}
+
+
+def run_differences(before: CfgNode | str, now: CfgNode | str) -> list[str]:
+    """One line for each key that makes a config another run than the stored one."""
+    stored, current = complete_config(before), complete_config(now)
+    kept = {key for key in stored.keys() | current.keys() if identifies(key, "run")}
+    return differences(*({k: v for k, v in c.items() if k in kept} for c in (stored, current)))
+
+
+def row_hash(
+    config: CfgNode | str | dict[str, Any], *, training: bool = False, tta: bool | None = None
+) -> str:
+    """Ten hexadecimal digits that identify what a config measures.
+
+    Only keys that differ from their defaults enter, so a new key leaves finished rows finished.
+    The seed is not part of it.
+
+    Args:
+        config: resolved, as the YAML text of a run's config.yaml, or by :func:`complete_config`.
+        training: leave out all of TEST: configs with this hash in common share their weights.
+        tta: as if TEST.AUG.ENABLED had this value.
+    """
+    flat = dict(config) if type(config) is dict else complete_config(config)
+    if tta is not None:
+        flat["TEST.AUG.ENABLED"] = tta
+    left_out: tuple[str, ...] = ()
+    if training:
+        left_out = ("TEST.",)
+    elif not flat["TEST.AUG.ENABLED"]:
+        left_out = ("TEST.AUG.",)  # without effect
+    defaults = _defaults()
+    kept = {
+        key: value
+        for key, value in sorted(flat.items())
+        if value != defaults.get(key) and identifies(key, "row") and not key.startswith(left_out)
+    }
+    return hashlib.blake2b(repr(kept).encode(), digest_size=5).hexdigest()
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -65,7 +169,7 @@ def _weights(model: nn.Module) -> Iterable[bytes]:
 def evaluation_fingerprint(
     cfg: CfgNode, model: nn.Module, dataset_name: str, dicts: Sequence[dict]
 ) -> dict[str, Any]:
-    """Dataset, images, weights and config keys of an evaluation.
+    """Dataset, images, weights and keys that decide the outcome of an evaluation.
 
     Args:
         cfg: of the evaluation.
@@ -74,15 +178,12 @@ def evaluation_fingerprint(
         dicts: of the dataset.
     """
     listed = (repr(sorted(d.items())).encode() for d in dicts)
-    values = {
+    return {
         "dataset": dataset_name,
         "images": f"{len(dicts)}, {_digest(listed)}",
         "weights": _digest(_weights(model)),
+        **{k: v for k, v in complete_config(cfg).items() if identifies(k, "evaluation")},
     }
-    for key, value in flat_config(cfg).items():
-        if key.startswith(_DECISIVE) and not key.startswith(_FREE):
-            values[key] = value
-    return values
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
-"""What the configuration keys may be, and what a config becomes on this machine."""
+"""Checks a config before anything else is done, and fits it to the machine."""
 
+import difflib
 import logging
-import math
-from collections.abc import Collection
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,278 +11,287 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 
-from cdgc import (
-    EDGES,
-    HARD_POSITIVES,
-    NODE_MODES,
-    SAMPLES,
-    SCALES,
-    SCOPES,
-    TOPK_WEIGHTS,
-)
-from cdgcnet.data.preflight import LEVELS
-from cdgcnet.modeling.context_modules import CONTEXT_MODULES
+from cdgcnet.config.identity import complete_config, merge_sync_bn
+from cdgcnet.config.rules import RULES, show
 
-DEPTHS = (18, 34, 50, 101, 152)
-# What Detectron2's get_norm knows; "" is none.
-NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN")
-SCHEDULES = ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR")
+FROM_SCRATCH = "from_scratch"  # the MODEL.WEIGHTS of a training from random weights
 
 
-def _check(condition: bool, key: str, found: Any, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{key} is {found!r}; expected {expected}")
+class ConfigError(ValueError):
+    """A key with a value that it cannot have."""
+
+    def __init__(self, key: str, found: Any, expected: str):
+        super().__init__(f"{key} is {show(found)}; expected {expected}")
+        self.key = key
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def suggest(key: str, known: list[str]) -> str:
+    """ "; did you mean …?" for a key close to a known one, else nothing."""
+    last = key.rpartition(".")[2]
+    close = [k for k in known if k.rpartition(".")[2] == last]  # right name, wrong section
+    close = close or difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# ---- rules that involve several keys or the machine ----
+# Norm keys and the channels that they normalize.
+_NORMALIZED = {
+    "MODEL.RESNETS.NORM": (
+        "MODEL.RESNETS.STEM_OUT_CHANNELS",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        "MODEL.RESNETS.WIDTH_PER_GROUP",
+    ),
+    "MODEL.SEM_SEG_HEAD.NORM": (
+        "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS",
+        "MODEL.CDGC.CHANNELS",
+        "MODEL.CDGC.AUX_CHANNELS",
+    ),
+    "MODEL.CDGC.NORM": ("MODEL.CDGC.CHANNELS",),
+}
+
+
+def _group_norm_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Norm keys that are GN over channels that Detectron2's 32 groups do not divide."""
+    for norm, channels in _NORMALIZED.items():
+        for key in channels:
+            if value_of(cfg, norm) == "GN" and value_of(cfg, key) % 32:
+                yield norm, f"another norm, or {key} {value_of(cfg, key)} as a multiple of 32"
+
+
+def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Keys of MODEL that do not fit each other: the key and what was expected of it."""
+    head, res, cdgc = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.RESNETS, cfg.MODEL.CDGC
+    classes = head.NUM_CLASSES
+    for key, registry in (
+        ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
+        ("MODEL.SEM_SEG_HEAD.NAME", SEM_SEG_HEADS_REGISTRY),
+    ):
+        if value_of(cfg, key) not in registry:
+            yield key, f"one of {sorted(name for name, _ in registry)}"
+    if classes > head.IGNORE_VALUE:
+        yield (
+            "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
+            f"a label that is no class, {classes} (MODEL.SEM_SEG_HEAD.NUM_CLASSES) to 255",
+        )
+    for key in ("MODEL.CDGC.LOSS.CLASS_WEIGHTS", "MODEL.CLASS_NAMES", "MODEL.CLASS_COLORS"):
+        if len(value_of(cfg, key)) not in (0, classes):
+            yield (
+                key,
+                (
+                    f"an empty list or {classes} entries, one per class "
+                    "(MODEL.SEM_SEG_HEAD.NUM_CLASSES)"
+                ),
+            )
+    if len(cdgc.LOSS.CLASS_WEIGHTS) and not any(cdgc.LOSS.CLASS_WEIGHTS):
+        yield "MODEL.CDGC.LOSS.CLASS_WEIGHTS", "at least one weight above 0"
+    if not set(head.IN_FEATURES) <= set(res.OUT_FEATURES):
+        yield (
+            "MODEL.RESNETS.OUT_FEATURES",
+            f"all of MODEL.SEM_SEG_HEAD.IN_FEATURES {head.IN_FEATURES}",
+        )
+    if (res.RES4_DILATION, res.RES5_DILATION) not in ((1, 1), (1, 2), (2, 4)):
+        yield (
+            "MODEL.RESNETS.RES5_DILATION",
+            f"a value that fits MODEL.RESNETS.RES4_DILATION {res.RES4_DILATION}: 2 (RES4) and 4 "
+            "(RES5) for output stride 8, 1 and 2 for 16, 1 and 1 for 32",
+        )
+    if cdgc.NODES == "soft" and cdgc.EDGES != "similarity":
+        yield "MODEL.CDGC.EDGES", "'similarity', which MODEL.CDGC.NODES soft needs"
+    least = 8 if cdgc.ENABLED and cdgc.CONTEXT_MODULE != "graph" else 1
+    if least > cdgc.CHANNELS:
+        yield (
+            "MODEL.CDGC.CHANNELS",
+            (f"{least} or more with MODEL.CDGC.CONTEXT_MODULE {cdgc.CONTEXT_MODULE}"),
+        )
+    yield from _group_norm_problems(cfg)
+    device = re.fullmatch(r"cpu|cuda(?::(\d+))?", cfg.MODEL.DEVICE)
+    if device is None:
+        yield "MODEL.DEVICE", "cpu, cuda or cuda:N"
+    elif cfg.MODEL.DEVICE != "cpu" and not torch.cuda.is_available():
+        yield (
+            "MODEL.DEVICE",
+            "cpu, since no CUDA device is available here (override it with MODEL.DEVICE cpu)",
+        )
+    elif device[1] and int(device[1]) >= torch.cuda.device_count():
+        yield "MODEL.DEVICE", f"a device below cuda:{torch.cuda.device_count()}"
+
+
+def _training_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Keys of INPUT and SOLVER that do not fit each other."""
+    solver, cdgc = cfg.SOLVER, cfg.MODEL.CDGC
+    low, high = cfg.INPUT.SCALE_JITTER
+    if low > high:
+        yield "INPUT.SCALE_JITTER", "[lowest, highest] ratio, in this order"
+    if list(solver.STEPS) != sorted(solver.STEPS):
+        yield "SOLVER.STEPS", "iterations in rising order"
+    world = solver.REFERENCE_WORLD_SIZE
+    if world and solver.IMS_PER_BATCH % world:
+        yield (
+            "SOLVER.REFERENCE_WORLD_SIZE",
+            f"0, or a divisor of SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}",
+        )
+    if solver.NESTEROV and not solver.MOMENTUM:
+        yield "SOLVER.NESTEROV", "False with SOLVER.MOMENTUM 0"
+    if solver.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        yield (
+            "SOLVER.AMP.ENABLED",
+            "False with MODEL.DEVICE cpu: Detectron2's mixed precision needs CUDA",
+        )
+    pools = cdgc.ENABLED and cdgc.CONTEXT_MODULE == "psp" and cdgc.NORM.endswith("BN")
+    if pools and cdgc.NORM != "FrozenBN" and comm.get_world_size() == solver.IMS_PER_BATCH:
+        yield (
+            "SOLVER.IMS_PER_BATCH",
+            "two images or more per process: MODEL.CDGC.CONTEXT_MODULE psp pools to a single pixel, "
+            "and batch norm (MODEL.CDGC.NORM) cannot be trained on a single value",
+        )
+
+
+def _inference_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Keys of TEST that do not fit each other."""
+    slide = cfg.TEST.SLIDE
+    for stride, crop in zip(slide.STRIDE, slide.CROP, strict=True):
+        if not crop / 16 <= stride <= crop:
+            yield (
+                "TEST.SLIDE.STRIDE",
+                f"from a sixteenth of TEST.SLIDE.CROP {list(slide.CROP)} to all of it: a larger "
+                "stride would leave out pixels between the windows",
+            )
+            break
+    if cfg.MODEL.META_ARCHITECTURE != "CDGCSegmentor":
+        for key, plain in (("TEST.SLIDE.ENABLED", False), ("TEST.PRECISION", "fp32")):
+            if value_of(cfg, key) != plain:
+                yield (
+                    key,
+                    f"{plain} with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; only "
+                    "CDGCSegmentor knows this key",
+                )
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """Check every value of ours, and those of Detectron2's that we depend on.
+    """Check every key that the program reads, then the keys that depend on each other.
 
     Raises:
-        ValueError: naming the key, the value found and the allowed values.
+        ConfigError: naming the key, the value found and the values allowed.
     """
-    cdgc = cfg.MODEL.CDGC
-    loss = cdgc.LOSS
+    for key, rule in RULES.items():
+        value = value_of(cfg, key)
+        if not rule.accepts(value):
+            raise ConfigError(key, value, rule.expected)
+    for problems in (_model_problems, _training_problems, _inference_problems):
+        for key, expected in problems(cfg):
+            raise ConfigError(key, value_of(cfg, key), expected)
 
-    def one_of(key: str, value: Any, allowed: Collection) -> None:
-        _check(value in allowed, key, value, f"one of {list(allowed)}")
 
-    def positive(key: str, value: Any) -> None:
-        _check(isinstance(value, (int, float)) and value > 0, key, value, "a number above 0")
+# ---- keys without effect ----
+_GRAPH_KEYS = (
+    *("NODES", "EASY_RATIO", "SAMPLES", "HARD_POSITIVES", "EDGES", "TOPK", "TOPK_WEIGHTS"),
+    *("SCALE", "SHARED_PHI", "SCOPE", "RELU", "CHECK_FINITE"),
+)
+_REFINING_KEYS = ("CONTEXT_MODULE", "NORM", "FUSION", "FUSE_CONV", *_GRAPH_KEYS)
 
-    def within(key: str, value: Any, low: float, high: float) -> None:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _check(number and low <= value <= high, key, value, f"a number within [{low}, {high}]")
 
-    one_of("MODEL.CDGC.CONTEXT_MODULE", cdgc.CONTEXT_MODULE, ("graph", *CONTEXT_MODULES))
-    one_of("MODEL.CDGC.LOSS.BASELINE", loss.BASELINE, ("ce", "ohem"))
-    one_of("MODEL.CDGC.CONTEXT", cdgc.CONTEXT, ("aspp", "none"))
-    one_of("MODEL.CDGC.NODES", cdgc.NODES, NODE_MODES)
-    one_of("MODEL.CDGC.EDGES", cdgc.EDGES, EDGES)
-    if cdgc.NODES == "soft":
-        _check(
-            cdgc.EDGES == "similarity",
-            "MODEL.CDGC.EDGES",
-            cdgc.EDGES,
-            "'similarity', which NODES 'soft' needs",
+def _unused_sections(cfg: CfgNode) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Why keys have no effect in this config, and which."""
+    cdgc, solver = cfg.MODEL.CDGC, cfg.SOLVER
+
+    def below(section: str, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f"{section}.{name}" for name in names)
+
+    if not cdgc.ENABLED:
+        unused = below("MODEL.CDGC", _REFINING_KEYS)
+        losses = below("MODEL.CDGC.LOSS", ("COARSE_WEIGHT", "REFINED_WEIGHT"))
+        yield "MODEL.CDGC.ENABLED is False", unused + losses
+    else:
+        yield (
+            "MODEL.CDGC.ENABLED is True",
+            below("MODEL.CDGC.LOSS", ("BASELINE", "BASELINE_WEIGHT")),
         )
-    one_of("MODEL.CDGC.SCOPE", cdgc.SCOPE, SCOPES)
-    one_of("MODEL.CDGC.FUSION", cdgc.FUSION, ("concat", "sum"))
-    one_of("MODEL.CDGC.HARD_POSITIVES", cdgc.HARD_POSITIVES, HARD_POSITIVES)
-    one_of("MODEL.CDGC.TOPK_WEIGHTS", cdgc.TOPK_WEIGHTS, TOPK_WEIGHTS)
-    one_of("MODEL.CDGC.SCALE", cdgc.SCALE, SCALES)
-    _check(
-        len(cdgc.SAMPLES) > 0 and set(cdgc.SAMPLES) <= set(SAMPLES),
-        "MODEL.CDGC.SAMPLES",
-        cdgc.SAMPLES,
-        f"a non-empty list out of {list(SAMPLES)}",
-    )
-    finite = cdgc.CHECK_FINITE
-    _check(isinstance(finite, bool), "MODEL.CDGC.CHECK_FINITE", finite, "True or False")
-    within("MODEL.CDGC.EASY_RATIO", cdgc.EASY_RATIO, 0.0, 1.0)
-    within("MODEL.CDGC.DROPOUT", cdgc.DROPOUT, 0.0, 0.999)
-    for key in ("CHANNELS", "AUX_CHANNELS", "TOPK"):
-        positive(f"MODEL.CDGC.{key}", cdgc[key])
-    for key in ("COARSE_WEIGHT", "REFINED_WEIGHT", "AUX_WEIGHT", "BASELINE_WEIGHT"):
-        within(f"MODEL.CDGC.LOSS.{key}", loss[key], 0.0, 1e6)
-    positive("MODEL.CDGC.LOSS.OHEM_THRESH", loss.OHEM_THRESH)
-    within("MODEL.CDGC.LOSS.OHEM_THRESH", loss.OHEM_THRESH, 0.0, 1.0)
-    kept = loss.OHEM_MIN_KEPT
-    _check(
-        math.isfinite(kept) and kept >= 0 and (kept < 1 or kept == int(kept)),
-        "MODEL.CDGC.LOSS.OHEM_MIN_KEPT",
-        kept,
-        "a pixel count, or a share of the batch below 1",
-    )
-    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    _check(1 <= classes <= 255, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes, "1 to 255 classes")
-    ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    _check(
-        classes <= ignore <= 255,
-        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
-        ignore,
-        f"a label that is no class, {classes} to 255",
-    )
-    _check(
-        len(loss.CLASS_WEIGHTS) in (0, classes),
-        "MODEL.CDGC.LOSS.CLASS_WEIGHTS",
-        loss.CLASS_WEIGHTS,
-        f"an empty list or {classes} numbers (NUM_CLASSES)",
-    )
-    _check(
-        all(w >= 0 for w in loss.CLASS_WEIGHTS),
-        "MODEL.CDGC.LOSS.CLASS_WEIGHTS",
-        loss.CLASS_WEIGHTS,
-        "numbers of 0 or more",
-    )
-    for key, name, registry in (
-        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
-        ("MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
-    ):
-        one_of(key, name, sorted(n for n, _ in registry))
-    for node, key in (
-        (cfg.MODEL.RESNETS, "MODEL.RESNETS.NORM"),
-        (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NORM"),
-        (cdgc, "MODEL.CDGC.NORM"),
-    ):
-        one_of(key, node.NORM, NORMS)
-    for key, length in (("ASPP_DILATIONS", 3), ("IN_FEATURES", 2)):
-        value = cfg.MODEL.SEM_SEG_HEAD[key]
-        _check(len(value) == length, f"MODEL.SEM_SEG_HEAD.{key}", value, f"a list of {length}")
-    grid = cfg.MODEL.RESNETS.RES5_MULTI_GRID
-    _check(
-        len(grid) > 0 and all(isinstance(g, int) and g > 0 for g in grid),
-        "MODEL.RESNETS.RES5_MULTI_GRID",
-        grid,
-        "a non-empty list of whole numbers above 0",
-    )
-    needed = [
-        f for f in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if f not in cfg.MODEL.RESNETS.OUT_FEATURES
-    ]
-    _check(
-        not needed,
-        "MODEL.RESNETS.OUT_FEATURES",
-        cfg.MODEL.RESNETS.OUT_FEATURES,
-        f"all of MODEL.SEM_SEG_HEAD.IN_FEATURES {cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES}",
-    )
-    one_of("DATASETS.CHECK", cfg.DATASETS.CHECK, LEVELS)
-    one_of("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, ("horizontal", "none"))
-    sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    _check(
-        len(sizes) > 0 and all(s >= 0 for s in sizes),
-        "INPUT.MIN_SIZE_TRAIN",
-        sizes,
-        "shortest edges in pixels, 0 for the image's own",
-    )
-    _check(
-        len(cfg.MODEL.PIXEL_STD) == 3 and all(s > 0 for s in cfg.MODEL.PIXEL_STD),
-        "MODEL.PIXEL_STD",
-        cfg.MODEL.PIXEL_STD,
-        "three numbers above 0",
-    )
-    one_of("MODEL.RESNETS.DEPTH", cfg.MODEL.RESNETS.DEPTH, DEPTHS)
-    one_of("MODEL.RESNETS.STEM_TYPE", cfg.MODEL.RESNETS.STEM_TYPE, ("basic", "deeplab"))
-    dilations = (cfg.MODEL.RESNETS.RES4_DILATION, cfg.MODEL.RESNETS.RES5_DILATION)
-    _check(
-        dilations in ((1, 1), (1, 2), (2, 4)),
-        "MODEL.RESNETS.{RES4,RES5}_DILATION",
-        dilations,
-        "(2, 4) for output stride 8, (1, 2) for 16 or (1, 1) for 32",
-    )
-    jitter = cfg.INPUT.SCALE_JITTER
-    _check(
-        len(jitter) == 2 and 0 < jitter[0] <= jitter[1],
-        "INPUT.SCALE_JITTER",
-        jitter,
-        "[lowest, highest] ratio above 0",
-    )
-    crop = cfg.INPUT.CROP
-    one_of("INPUT.CROP.TYPE", crop.TYPE, ("absolute",))
-    _check(
-        len(crop.SIZE) == 2 and all(isinstance(s, int) and s > 0 for s in crop.SIZE),
-        "INPUT.CROP.SIZE",
-        crop.SIZE,
-        "[height, width] in pixels",
-    )
-    _check(
-        0 < crop.SINGLE_CATEGORY_MAX_AREA <= 1,
-        "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
-        crop.SINGLE_CATEGORY_MAX_AREA,
-        "a share of the crop within (0, 1]; 1 switches the limit off",
-    )
-    one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, ("RGB", "BGR"))
-    scales = cfg.TEST.AUG.SCALES
-    _check(
-        len(scales) > 0 and all(isinstance(s, (int, float)) and s > 0 for s in scales),
-        "TEST.AUG.SCALES",
-        scales,
-        "a non-empty list of ratios above 0",
-    )
-    slide = cfg.TEST.SLIDE
-    for key in ("CROP", "STRIDE"):
-        _check(
-            len(slide[key]) == 2 and all(isinstance(s, int) and s > 0 for s in slide[key]),
-            f"TEST.SLIDE.{key}",
-            slide[key],
-            "[height, width] in pixels, above 0",
+        if cdgc.CONTEXT_MODULE != "graph":
+            keys = below("MODEL.CDGC", _GRAPH_KEYS)
+            yield f"MODEL.CDGC.CONTEXT_MODULE is {cdgc.CONTEXT_MODULE}", keys
+        if cdgc.NODES != "dynamic":
+            keys = below("MODEL.CDGC", ("EASY_RATIO", "SAMPLES", "HARD_POSITIVES"))
+            yield f"MODEL.CDGC.NODES is {cdgc.NODES}", keys
+        if cdgc.EDGES != "topk":
+            yield f"MODEL.CDGC.EDGES is {cdgc.EDGES}", below("MODEL.CDGC", ("TOPK", "TOPK_WEIGHTS"))
+    if cdgc.CONTEXT == "none":
+        keys = below("MODEL.SEM_SEG_HEAD", ("ASPP_DILATIONS", "ASPP_CHANNELS"))
+        yield "MODEL.CDGC.CONTEXT is none", keys
+    if cdgc.LOSS.AUX_WEIGHT == 0:
+        yield "MODEL.CDGC.LOSS.AUX_WEIGHT is 0", ("MODEL.CDGC.AUX_CHANNELS",)
+    if cfg.MODEL.RESNETS.DEPTH < 50:
+        keys = below("MODEL.RESNETS", ("NUM_GROUPS", "WIDTH_PER_GROUP", "STRIDE_IN_1X1"))
+        yield f"MODEL.RESNETS.DEPTH is {cfg.MODEL.RESNETS.DEPTH}", keys
+    if not cfg.INPUT.CROP.ENABLED:
+        yield (
+            "INPUT.CROP.ENABLED is False",
+            below("INPUT.CROP", ("SIZE", "SINGLE_CATEGORY_MAX_AREA")),
         )
-    _check(
-        all(s <= c for s, c in zip(slide.STRIDE, slide.CROP, strict=True)),
-        "TEST.SLIDE.STRIDE",
-        slide.STRIDE,
-        f"at most TEST.SLIDE.CROP {slide.CROP}, or pixels between the windows would be left out",
-    )
-    if cfg.MODEL.META_ARCHITECTURE != "CDGCSegmentor":
-        for key, value, plain in (
-            ("TEST.SLIDE.ENABLED", slide.ENABLED, False),
-            ("TEST.PRECISION", cfg.TEST.PRECISION, "fp32"),
-        ):
-            _check(
-                value == plain,
-                key,
-                value,
-                f"{plain} with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; only "
-                "CDGCSegmentor knows this key",
-            )
-    one_of("TEST.PRECISION", cfg.TEST.PRECISION, ("fp32", "bf16", "fp16"))
-    one_of("TEST.ACCUMULATE.DEVICE", cfg.TEST.ACCUMULATE.DEVICE, ("model", "cpu"))
-    one_of("TEST.ACCUMULATE.DTYPE", cfg.TEST.ACCUMULATE.DTYPE, ("fp32", "fp16"))
-    within("TEST.BOUNDARY_RATIO", cfg.TEST.BOUNDARY_RATIO, 0.0, 1.0)
-    _check(
-        isinstance(cfg.TEST.WORST_IMAGES, int) and cfg.TEST.WORST_IMAGES >= 0,
-        "TEST.WORST_IMAGES",
-        cfg.TEST.WORST_IMAGES,
-        "a whole number, 0 or more",
-    )
-    one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("SGD", "ADAMW"))
-    positive("SOLVER.HEAD_LR_FACTOR", cfg.SOLVER.HEAD_LR_FACTOR)
-    one_of("SOLVER.LR_SCHEDULER_NAME", cfg.SOLVER.LR_SCHEDULER_NAME, SCHEDULES)
-    world = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    _check(
-        world == 0 or (world > 0 and cfg.SOLVER.IMS_PER_BATCH % world == 0),
-        "SOLVER.REFERENCE_WORLD_SIZE",
-        world,
-        f"0, or a divisor of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}",
-    )
-    positive("SOLVER.BASE_LR", cfg.SOLVER.BASE_LR)
-    positive("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER)
-    positive("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH)
-    _check(
-        not (cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"),
-        "SOLVER.AMP.ENABLED",
-        True,
-        "False with MODEL.DEVICE cpu: Detectron2's mixed precision needs CUDA",
-    )
-    device = str(cfg.MODEL.DEVICE)
-    _check(device.split(":")[0] in ("cpu", "cuda"), "MODEL.DEVICE", device, "cpu or cuda")
-    _check(
-        not device.startswith("cuda") or torch.cuda.is_available(),
-        "MODEL.DEVICE",
-        device,
-        "cpu, since no CUDA device is available here (override it with MODEL.DEVICE cpu)",
-    )
+    if solver.OPTIMIZER != "SGD":
+        yield "SOLVER.OPTIMIZER is ADAMW", below("SOLVER", ("MOMENTUM", "NESTEROV"))
+    if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        keys = below("SOLVER", ("POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"))
+        yield f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME}", keys
+    if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        keys = below("SOLVER", ("STEPS", "GAMMA"))
+        yield f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME}", keys
+    if not solver.WARMUP_ITERS:
+        keys = below("SOLVER", ("WARMUP_FACTOR", "WARMUP_METHOD"))
+        yield "SOLVER.WARMUP_ITERS is 0", keys
+    if not solver.CLIP_GRADIENTS.ENABLED:
+        keys = below("SOLVER.CLIP_GRADIENTS", ("CLIP_TYPE", "CLIP_VALUE", "NORM_TYPE"))
+        yield "SOLVER.CLIP_GRADIENTS.ENABLED is False", keys
+    if not cfg.TEST.SLIDE.ENABLED:
+        yield "TEST.SLIDE.ENABLED is False", below("TEST.SLIDE", ("CROP", "STRIDE"))
+
+
+def unused_keys(cfg: CfgNode, default: CfgNode) -> dict[str, str]:
+    """Keys that differ from their defaults without having an effect, each with the reason.
+
+    Args:
+        cfg: a checked config.
+        default: all defaults.
+    """
+    before = complete_config(default)
+    changed = [key for key, value in complete_config(cfg).items() if value != before.get(key)]
+    unused: dict[str, str] = {}
+    ours = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.SEM_SEG_HEAD.NAME
+    if ours == ("build_dilated_resnet_backbone", "CDGCNetHead"):
+        # Another backbone or head may read any key.
+        unused = dict.fromkeys((k for k in changed if k not in RULES), "CDGCNet does not read it")
+        for reason, keys in _unused_sections(cfg):
+            for key in keys:
+                if key in changed:
+                    unused.setdefault(key, reason)
+    return unused
 
 
 def adapt_cfg(cfg: CfgNode) -> None:
-    """Fit a checked config to where it runs, saying so: SyncBN needs several GPUs.
+    """Fit a checked config to where it runs and log what is likely a mistake.
 
-    Also warns where the batch is smaller than the one the recipe's learning rate is for.
+    SyncBN becomes BN in a single process. Logged are a batch smaller than the one that the
+    recipe's learning rate was chosen for, and keys without effect.
     """
+    from cdgcnet.config.defaults import default_cfg
+
     logger = logging.getLogger(__name__)
     if cfg.MODEL.DEVICE == "cpu" or comm.get_world_size() == 1:
-        switched = []
-        for node, name in (
-            (cfg.MODEL.RESNETS, "MODEL.RESNETS.NORM"),
-            (cfg.MODEL.SEM_SEG_HEAD, "MODEL.SEM_SEG_HEAD.NORM"),
-            (cfg.MODEL.CDGC, "MODEL.CDGC.NORM"),
-        ):
-            if node.NORM == "SyncBN":
-                node.NORM = "BN"
-                switched.append(name)
+        switched = merge_sync_bn(cfg)
         if switched:
             logger.info(
                 f"One process on {cfg.MODEL.DEVICE}: SyncBN becomes BN in {', '.join(switched)}"
             )
+    if unused := unused_keys(cfg, default_cfg()):
+        listed = "; ".join(f"{key} ({reason})" for key, reason in unused.items())
+        logger.warning(f"Keys without effect in this config: {listed}")
     recipe, batch = cfg.SOLVER.RECIPE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH
     recipe_lr = cfg.SOLVER.RECIPE_BASE_LR or cfg.SOLVER.BASE_LR
     scaled = recipe_lr * batch / max(recipe, 1)
@@ -296,3 +306,8 @@ def adapt_cfg(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is 256 with DEPTH {cfg.MODEL.RESNETS.DEPTH}: four "
             "times as wide as torchvision's, which has 64"
         )
+
+
+def weights_file(cfg: CfgNode) -> str:
+    """MODEL.WEIGHTS as a file or address; "" where it is empty or "from_scratch"."""
+    return "" if cfg.MODEL.WEIGHTS == FROM_SCRATCH else cfg.MODEL.WEIGHTS

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -16,28 +16,14 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
-from cdgcnet.config.defaults import add_cdgcnet_config, load_cfg
-from cdgcnet.config.identity import flat_config
+from cdgcnet.config.defaults import load_cfg
+from cdgcnet.config.identity import run_differences
 from cdgcnet.config.validation import adapt_cfg
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.preflight import check_data, check_datasets
 from cdgcnet.engine.results_file import ResultsFile
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.testing import TTA_SUFFIX, check_test_set, evaluation_folder
-
-# A resumed run may differ from its start in these keys; all others define the run.
-_FREE_KEYS = (
-    "OUTPUT_DIR",
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "DATASETS.CHECK",
-    "INPUT.CACHE",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.",
-    "VIS_PERIOD",
-    "CUDNN_BENCHMARK",
-)
 
 
 def check_output_dir(cfg: CfgNode, resume: bool) -> None:
@@ -65,18 +51,7 @@ def check_output_dir(cfg: CfgNode, resume: bool) -> None:
             f"OUTPUT_DIR {folder} has {', '.join(found[:4])} but no config.yaml, so it cannot be "
             "told whether it is this run; choose another OUTPUT_DIR"
         )
-    default = get_cfg()
-    add_cdgcnet_config(default)
-    stored = flat_config((folder / "config.yaml").read_text(encoding="utf-8"))
-    before = {**flat_config(default), **stored}  # a key that is newer than the run
-    now = flat_config(cfg)
-    different = [
-        f"{key}: {before.get(key)!r} there, {now[key]!r} now"
-        for key in sorted(now)
-        if before.get(key) != now[key]
-        and not key.startswith(_FREE_KEYS)
-        and sorted((str(before.get(key)), str(now[key]))) != ["BN", "SyncBN"]  # by processes
-    ]
+    different = run_differences((folder / "config.yaml").read_text(encoding="utf-8"), cfg)
     if different:
         raise ValueError(
             f"--resume: OUTPUT_DIR {folder} holds a run with another config; nothing was changed:"

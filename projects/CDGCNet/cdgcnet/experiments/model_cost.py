@@ -17,12 +17,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 
-from cdgcnet.config.defaults import add_cdgcnet_config
+from cdgcnet.config.defaults import load_cfg
+from cdgcnet.config.identity import merge_sync_bn
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.image_io import read_image
 
@@ -60,8 +61,7 @@ def network_cost(
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
-    for node in (cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.CDGC):
-        node.NORM = "BN" if node.NORM == "SyncBN" else node.NORM
+    merge_sync_bn(cfg)
     model = build_model(cfg).eval()
     cost: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     if weights is None:
@@ -125,9 +125,9 @@ def run_cost(folder: Path) -> dict[str, Any]:
     Args:
         folder: with ``config.yaml``; the multiply-adds need ``model_final.pth`` and the test set.
     """
-    cfg = get_cfg()
-    add_cdgcnet_config(cfg)
-    cfg.merge_from_file(str(folder / "config.yaml"))
+    cfg = load_cfg(
+        str(folder / "config.yaml"), ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
+    )
     register_all()
     register_folders(cfg)
     first = DatasetCatalog.get(cfg.DATASETS.TEST[0])[0]

@@ -1,6 +1,5 @@
 """Rows of the paper's tables: one config file each, ``configs/experiments/PROFILE/*.yaml``."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,40 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from cdgcnet.config.defaults import add_cdgcnet_config, load_cfg
-from cdgcnet.config.identity import flat_config
+from cdgcnet.config.defaults import load_cfg
+from cdgcnet.config.identity import complete_config, identifies, row_hash
 
 GROUPS = ("table1", "table2", "table3", "table4", "table5", "table6", "control", "peer", "ext")
 _HEADER = re.compile(r"# (?P<table>[^,]+), (?P<label>.+); paper: (?P<paper>-|\d+(\.\d+)?)")
-# Keys that do not change what is measured. MODEL.WEIGHTS does, and STRIDE_IN_1X1 comes with it; but
-# a path is no name of its contents, so records carry both and are never mixed (record.py).
-_FREE = (
-    "CUDNN_BENCHMARK",
-    "DATALOADER.NUM_WORKERS",
-    "DATASETS.CHECK",
-    "INPUT.CACHE",
-    "MODEL.CHANNELS_LAST",  # of rounding and time only
-    "MODEL.DEVICE",
-    "MODEL.RESNETS.STRIDE_IN_1X1",
-    "MODEL.WEIGHTS",
-    "OUTPUT_DIR",
-    "SEED",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.RECIPE_",
-    "TEST.BOUNDARY_RATIO",
-    "TEST.CHANNELS_LAST",  # the same key's earlier name, in the configs of finished runs
-    "TEST.EVAL_PERIOD",
-    "TEST.EXPECTED_RESULTS",
-    "TEST.ORACLE",
-    "TEST.RESUME",
-    "TEST.SAVE_",
-    "TEST.WORST_IMAGES",
-    "TEST.PICTURES",
-    "VERSION",
-    "VIS_PERIOD",
-)
 
 
 @dataclass(frozen=True)
@@ -87,7 +59,7 @@ def read_row(path: Path) -> Row:
 
 def changes_measurement(key: str) -> bool:
     """Whether a config key has a part in what a row measures."""
-    return not key.startswith(_FREE)
+    return identifies(key, "row")
 
 
 def find_rows(folder: Path, group: str, names: Sequence[str] = ()) -> list[Row]:
@@ -146,42 +118,11 @@ def _resolved(path: Path, overrides: tuple[str, ...]) -> CfgNode:
 
 @cache
 def flat_text(text: str) -> dict[str, Any]:
-    """:func:`flat_config` of a YAML text, parsed once; not to be changed."""
-    return flat_config(text)
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    cfg = get_cfg()
-    add_cdgcnet_config(cfg)
-    return flat_config(cfg)
+    """:func:`complete_config` of a YAML text, parsed once; not to be changed."""
+    return complete_config(text)
 
 
 def config_hash(config: CfgNode | str, *, training: bool = False, tta: bool | None = None) -> str:
-    """Ten hexadecimal digits that name what a config measures.
-
-    Only what differs from the defaults enters, so that a new key leaves finished rows finished.
-    SyncBN and BN are one: a single process has no other. The seed is not part of it.
-
-    Args:
-        config: resolved, or as the YAML text of a run's config.yaml.
-        training: leave out all of TEST: configs with this hash in common share their weights.
-        tta: as if TEST.AUG.ENABLED had this value.
-    """
-    defaults = _defaults()
-    flat = {**defaults, **flat_text(config if isinstance(config, str) else config.dump())}
-    if tta is not None:
-        flat["TEST.AUG.ENABLED"] = tta
-    free = [*_FREE]
-    if training:
-        free.append("TEST.")
-    elif not flat["TEST.AUG.ENABLED"]:
-        free.append("TEST.AUG.")  # of no effect
-    kept = {}
-    for key, value in sorted(flat.items()):
-        norm = key.endswith(".NORM") and value in ("SyncBN", "BN")
-        default = "BN" if norm and defaults.get(key) == "SyncBN" else defaults.get(key)
-        value = "BN" if norm else value
-        if value != default and not key.startswith(tuple(free)):
-            kept[key] = value
-    return hashlib.blake2b(repr(kept).encode(), digest_size=5).hexdigest()
+    """:func:`row_hash` of a config, or of the YAML text of a run's config.yaml."""
+    flat = flat_text(config if isinstance(config, str) else config.dump())
+    return row_hash(flat, training=training, tta=tta)

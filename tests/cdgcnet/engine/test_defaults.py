@@ -70,7 +70,7 @@ MISTAKES = {
         ["MODEL.CDGC.NODES", "sharp"],
         ["MODEL.CDGC.NODES", "'sharp'", "dynamic", "coarse"],
     ),
-    "wrong number": (["MODEL.CDGC.EASY_RATIO", "1.5"], ["MODEL.CDGC.EASY_RATIO", "1.5", "[0"]),
+    "wrong number": (["MODEL.CDGC.EASY_RATIO", "1.5"], ["MODEL.CDGC.EASY_RATIO", "1.5", "0 to 1"]),
     "wrong type": (["SOLVER.MAX_ITER", "many"], ["SOLVER.MAX_ITER"]),
     "unknown key": (["MODEL.CDGC.NOODLES", "coarse"], ["NOODLES"]),
     "unknown section": (["MODEL.CDCG.NODES", "coarse"], ["CDCG"]),

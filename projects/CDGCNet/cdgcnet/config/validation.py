@@ -149,7 +149,7 @@ def _training_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     if pools and cdgc.NORM != "FrozenBN" and comm.get_world_size() == solver.IMS_PER_BATCH:
         yield (
             "SOLVER.IMS_PER_BATCH",
-            "two images or more per process: MODEL.CDGC.CONTEXT_MODULE psp pools to a single pixel, "
+            "two images or more per process: MODEL.CDGC.CONTEXT_MODULE psp pools to one pixel, "
             "and batch norm (MODEL.CDGC.NORM) cannot be trained on a single value",
         )
 

@@ -33,9 +33,8 @@ from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, la
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 
 SIZE = (1024, 2048)
-SIZES = ResizeGeometry(SIZE, SIZE, SIZE)
 NODES = (128, 256)
-ALIGN_CORNERS = True
+GEOMETRY = ResizeGeometry(SIZE, SIZE, SIZE, align_corners=True)
 MAX_DIFFERENT = 5
 
 
@@ -55,7 +54,7 @@ def scores(classes: int, shift: int) -> Tensor:
 def register(folder: Path, classes: int) -> str:
     """A set of one image whose labels are a third map with an ignored border."""
     name = f"bench_evaluation_{classes}"
-    labels = label_map(scores(classes, 2), SIZES, ALIGN_CORNERS).numpy()
+    labels = label_map(scores(classes, 2), GEOMETRY).numpy()
     labels[:, :40] = 255
     Image.fromarray(labels).save(folder / f"{name}.png")
     ids = np.zeros(256, np.uint8)
@@ -116,9 +115,9 @@ def official(folder: Path, name: str, labels: Tensor) -> Callable[[], Any] | Non
 def compare(folder: Path, classes: int, rounds: int) -> list[list[str]]:
     name = register(folder, classes)
     coarse, refined = scores(classes, 1), scores(classes, 0)
-    full = full_size_logits(refined, SIZES, ALIGN_CORNERS)
-    labels = label_map(refined, SIZES, ALIGN_CORNERS)
-    coarse_labels = label_map(coarse, SIZES, ALIGN_CORNERS)
+    full = full_size_logits(refined, GEOMETRY)
+    labels = label_map(refined, GEOMETRY)
+    coarse_labels = label_map(coarse, GEOMETRY)
     different = int((full.argmax(dim=0) != labels).sum())
     refined_only = LabelPrediction({PredictionKind.REFINED: labels})
     both = LabelPrediction({PredictionKind.REFINED: labels, PredictionKind.COARSE: coarse_labels})
@@ -129,15 +128,13 @@ def compare(folder: Path, classes: int, rounds: int) -> list[list[str]]:
         "ours, stride 8": ours(
             name,
             classes,
-            lambda: LabelPrediction(
-                {PredictionKind.REFINED: label_map(refined, SIZES, ALIGN_CORNERS)}
-            ),
+            lambda: LabelPrediction({PredictionKind.REFINED: label_map(refined, GEOMETRY)}),
         ),
         "Detectron2": theirs(name, lambda: {"sem_seg": full}, SemSegEvaluator),
         "Detectron2, no RLE": theirs(name, lambda: {"sem_seg": full}, NoRle),
         "Detectron2, stride 8": theirs(
             name,
-            lambda: {"sem_seg": full_size_logits(refined, SIZES, ALIGN_CORNERS)},
+            lambda: {"sem_seg": full_size_logits(refined, GEOMETRY)},
             SemSegEvaluator,
         ),
     }

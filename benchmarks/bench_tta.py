@@ -37,7 +37,7 @@ def views(scales: tuple[float, ...], size: tuple[int, int]) -> list[tuple[Tensor
         sharp = one_hot_logits(blob_map(128, CLASSES), CLASSES)
         logits = 4 * F.interpolate(sharp, size=nodes, mode="bilinear")[0]
         logits += torch.randn(logits.shape, generator=g) / 2
-        found.append((logits, ResizeGeometry(view, view, size)))
+        found.append((logits, ResizeGeometry(view, view, size, ALIGN_CORNERS)))
     return found
 
 
@@ -48,9 +48,9 @@ def ours(
 
     def run() -> Tensor:
         total = ProbabilityAccumulator(CLASSES, size, torch.device("cpu"), AccumulatorOptions())
-        for logits, sizes in prepared:
+        for logits, geometry in prepared:
             for flip in (False, True):
-                total.add(logits, sizes, ALIGN_CORNERS, flip=flip)
+                total.add(logits, geometry, flip=flip)
         return total.labels() if labels else total.mean(2 * len(prepared))
 
     return run
@@ -63,10 +63,10 @@ def naive(
 
     def run() -> Tensor:
         found = []
-        for logits, sizes in prepared:
+        for logits, geometry in prepared:
             for flip in (False, True):
                 full = F.interpolate(
-                    logits[None], size=sizes.padded, mode="bilinear", align_corners=ALIGN_CORNERS
+                    logits[None], size=geometry.padded, mode="bilinear", align_corners=ALIGN_CORNERS
                 )
                 full = F.interpolate(full, size=size, mode="bilinear", align_corners=False)
                 p = full[0].softmax(dim=0)

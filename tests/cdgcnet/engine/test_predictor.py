@@ -7,7 +7,7 @@ import torch
 import torchvision
 from detectron2.engine import DefaultPredictor
 
-from cdgcnet import Predictor, SemanticSegmentorWithTTA, register_all
+from cdgcnet import Predictor, SemanticSegmentorWithTTA, SemSegMapper, register_all
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_any_size(tiny_cfg, weights, size, tta):
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 @pytest.mark.parametrize("edge", [0, 30])
 def test_tta_is_that_of_the_image(tiny_cfg, weights, tmp_path, image_format, edge):
-    # The same as for the evaluator, which reads the file.
+    # The same as in an evaluation, in which the mapper reads the file.
     cfg = tiny_cfg(
         {
             "MODEL.WEIGHTS": weights,
@@ -68,7 +68,8 @@ def test_tta_is_that_of_the_image(tiny_cfg, weights, tmp_path, image_format, edg
     file = tmp_path / "a.png"
     cv2.imwrite(str(file), image)
     predictor = Predictor(cfg, tta=True)
-    inputs = {"file_name": str(file), "image": torch.zeros(3, 9, 9), "height": 41, "width": 57}
+    inputs = SemSegMapper(cfg, is_train=False)({"file_name": str(file)})
+    inputs["original_image"] = image if image_format == "BGR" else image[:, :, ::-1]
     (expected,) = SemanticSegmentorWithTTA(cfg, predictor.model)([inputs])
     found = predictor(image)["sem_seg"]
     assert torch.equal(found, expected["sem_seg"])
@@ -105,25 +106,11 @@ def test_metadata(tiny_cfg, weights, tmp_path):
     assert Predictor(tiny_cfg({"MODEL.WEIGHTS": weights})).metadata is None
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        None,
-        np.zeros((9, 9), np.uint8),
-        np.zeros((9, 9, 4), np.uint8),
-        np.zeros((3, 9, 9), np.uint8),
-    ],
-    ids=["None", "gray", "alpha", "channels first"],
-)
-def test_malformed_image(tiny_cfg, weights, image):
-    # cv2.imread returns None for a file that it cannot read.
-    with pytest.raises(ValueError, match=r"BGR image \(H, W, 3\)"):
-        Predictor(tiny_cfg({"MODEL.WEIGHTS": weights}))(image)
-
-
-def test_empty_image(tiny_cfg, weights):
-    with pytest.raises(ValueError):
-        Predictor(tiny_cfg({"MODEL.WEIGHTS": weights}))(np.zeros((0, 9, 3), np.uint8))
+def test_images_are_checked(tiny_cfg, weights):
+    predictor = Predictor(tiny_cfg({"MODEL.WEIGHTS": weights}))
+    for predict in (predictor, predictor.labels):
+        with pytest.raises(ValueError, match=r"uint8 array \(H, W, 3\).*float32"):
+            predict(np.zeros((9, 9, 3), np.float32))
 
 
 # ---------------------------------------------------------------- weights

@@ -1,7 +1,6 @@
-"""The head: losses by hand, gradients everywhere, targets without effect in evaluation."""
+"""The head: gradients of all parameters, the contract, and what configuration keys do."""
 
 import itertools
-from math import log
 from operator import attrgetter
 
 import pytest
@@ -11,26 +10,20 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from cdgc import CDGCModule, OhemCrossEntropyLoss, select_nodes
+from cdgc import CDGCModule, select_nodes
 from cdgcnet import CDGCNetHead
-from cdgcnet.modeling.cdgc_head import HeadOutput
+from cdgcnet.modeling.cdgc_head import log_node_fractions
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES, Pixelwise
-from cdgcnet.modeling.graph import log_node_shares
+from cdgcnet.modeling.head_losses import HeadLosses
 
 SHAPES = {"res4": ShapeSpec(channels=4, stride=8), "res5": ShapeSpec(channels=6, stride=8)}
-LN2 = log(2)
 
 
 def make_head(classes=2, **options):
     options = {"channels": 8, "aspp_channels": 8, "aux_channels": 8, "dropout": 0.0} | options
-    graph = options.pop("graph", CDGCModule(8, classes))
-    return CDGCNetHead(SHAPES, num_classes=classes, graph=graph, **options)
-
-
-def logits_of(probabilities):
-    """Two-class logits (1, 2, 1, n) whose softmax gives class 0 these probabilities."""
-    p = torch.tensor(probabilities)
-    return torch.stack([p.log(), (1 - p).log()])[None, :, None]
+    options.setdefault("graph", CDGCModule(8, classes))
+    options.setdefault("losses", HeadLosses())
+    return CDGCNetHead(SHAPES, num_classes=classes, **options)
 
 
 def features_of(height=5, width=7, batch=2, seed=0):
@@ -41,99 +34,7 @@ def features_of(height=5, width=7, batch=2, seed=0):
     }
 
 
-# ---------------------------------------------------------------- losses by hand (Eq. 5)
-# Two pixels of class 0 and 1. p(true): coarse 1/2, 1/4; refined 9/10, 1/2; aux 1/2, 1/2.
-OUTPUT = HeadOutput(
-    refined=logits_of([0.9, 0.5]), coarse=logits_of([0.5, 0.75]), aux=logits_of([0.5, 0.5])
-)
-TARGETS = torch.tensor([[[0, 1]]])
-
-
-def test_weighted_losses_by_hand():
-    head = make_head(refined_criterion=OhemCrossEntropyLoss(thresh=0.7, min_kept=1))
-    found = head.losses(OUTPUT, TARGETS)
-    assert {k: v.item() for k, v in found.items()} == pytest.approx(
-        {
-            "loss_coarse": 0.6 * (LN2 + 2 * LN2) / 2,  # ln 2 and ln 4, mean of two pixels
-            "loss_refined": 0.7 * LN2,  # 9/10 is above the threshold 0.7
-            "loss_aux": 0.4 * LN2,
-        }
-    )
-
-
-def test_class_weights_by_hand():
-    # Weights 1 and 3: coarse (1*ln 2 + 3*ln 4) / 4 = 7/4 ln 2.
-    weights = torch.tensor([1.0, 3.0])
-    head = make_head(
-        class_weights=[1.0, 3.0],
-        refined_criterion=OhemCrossEntropyLoss(min_kept=2, class_weights=weights),
-    )
-    found = head.losses(OUTPUT, TARGETS)
-    assert found["loss_coarse"].item() == pytest.approx(0.6 * 7 / 4 * LN2)
-    assert found["loss_aux"].item() == pytest.approx(0.4 * LN2)
-    assert found["loss_refined"].item() == pytest.approx(0.7 * (-log(0.9) + 3 * LN2) / 4)
-
-
-def test_class_weights_reach_the_default_criterion():
-    head = make_head(class_weights=[1.0, 3.0])
-    assert head.refined_criterion.class_weights.tolist() == [1.0, 3.0]
-
-
-def test_ignored_pixels_are_no_part_of_the_mean():
-    head = make_head(refined_criterion=OhemCrossEntropyLoss(min_kept=2))
-    found = head.losses(OUTPUT, torch.tensor([[[255, 1]]]))
-    assert found["loss_coarse"].item() == pytest.approx(0.6 * 2 * LN2)
-    assert found["loss_refined"].item() == pytest.approx(0.7 * LN2)
-    assert found["loss_aux"].item() == pytest.approx(0.4 * LN2)
-
-
-def test_plain_loss_without_graph():
-    head = make_head(graph=None, baseline_weight=0.5)
-    found = head.losses(HeadOutput(OUTPUT.coarse, aux=OUTPUT.aux), TARGETS)
-    assert {k: v.item() for k, v in found.items()} == pytest.approx(
-        {"loss_baseline": 0.5 * 1.5 * LN2, "loss_aux": 0.4 * LN2}
-    )
-
-
-def test_plain_ohem_by_hand():
-    # p(true) is 1/2 and 1/4. Below 0.4 lies the second pixel alone: ln 4 = 2 ln 2.
-    head = make_head(
-        graph=None,
-        baseline_loss="ohem",
-        refined_criterion=OhemCrossEntropyLoss(thresh=0.4, min_kept=1),
-    )
-    found = head.losses(HeadOutput(OUTPUT.coarse, aux=OUTPUT.aux), TARGETS)
-    assert {k: v.item() for k, v in found.items()} == pytest.approx(
-        {"loss_baseline": 2 * LN2, "loss_aux": 0.4 * LN2}
-    )
-
-
-def test_plain_ohem_leaves_the_losses_of_a_graph_alone():
-    plain, ohem = (
-        make_head(baseline_loss=name, refined_criterion=OhemCrossEntropyLoss(min_kept=1))
-        for name in ("ce", "ohem")
-    )
-    assert plain.losses(OUTPUT, TARGETS) == ohem.losses(OUTPUT, TARGETS)
-
-
-@pytest.mark.parametrize(
-    ("align_corners", "weight"),
-    [
-        # Columns 0 and a stretched to 4 columns; the second column holds weight * a.
-        (True, 1 / 3),  # 1 * (2 - 1) / (4 - 1)
-        (False, 1 / 4),  # (1 + 0.5) * 2 / 4 - 0.5
-    ],
-)
-def test_logits_are_resized_to_the_target(align_corners, weight):
-    a = 3.0
-    logits = torch.zeros(1, 2, 1, 2)
-    logits[0, 0, 0, 1] = a
-    head = make_head(graph=None, aux_weight=0.0, align_corners=align_corners)
-    targets = torch.tensor([[[255, 0, 255, 255]]])
-    found = head.losses(HeadOutput(logits), targets)["loss_baseline"].item()
-    assert found == pytest.approx(log(1 + torch.tensor(-weight * a).exp().item()), rel=1e-5)
-
-
+# ---------------------------------------------------------------- losses of a config
 def test_weights_come_from_the_config(tiny_cfg, make_batch):
     # Twice the weight, twice the loss; all else equal.
     keys = {"COARSE_WEIGHT": "loss_coarse", "REFINED_WEIGHT": "loss_refined"}
@@ -188,8 +89,8 @@ OPTIONS += [
     )
 ]
 OPTIONS += [
-    {"MODEL.CDGC.CONTEXT_MODULE": refiner, "MODEL.CDGC.FUSION": fusion}
-    for refiner, fusion in itertools.product(CONTEXT_MODULES, ("concat", "sum"))
+    {"MODEL.CDGC.CONTEXT_MODULE": name, "MODEL.CDGC.FUSION": fusion}
+    for name, fusion in itertools.product(CONTEXT_MODULES, ("concat", "sum"))
 ]
 OPTIONS += [
     {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.BASELINE": "ohem"},
@@ -238,8 +139,8 @@ def test_every_parameter_has_a_gradient(tiny_cfg, make_batch, options, meta):
     assert model.sem_seg_head.coarse_predictor[1].weight.grad.abs().max() > 0
     if model.sem_seg_head.graph is not None:
         assert model.sem_seg_head.graph.graph_weight.grad.abs().max() > 0
-    if model.sem_seg_head.refiner is not None:
-        assert any(p.grad.any() for p in model.sem_seg_head.refiner.parameters())
+    if model.sem_seg_head.context_module is not None:
+        assert any(p.grad.any() for p in model.sem_seg_head.context_module.parameters())
 
 
 def test_equal_weights_give_phi_no_gradient(tiny_cfg, make_batch):
@@ -295,13 +196,13 @@ def test_predictions(enabled, fusion):
         3, graph=CDGCModule(8, 3) if enabled else None, fusion=fusion, context="none"
     ).train()
     targets = torch.randint(3, (2, 40, 56))
-    output = head.layers(features_of(), targets)
+    output = head.predict_logits(features_of(), targets)
     assert output.refined.shape == output.aux.shape == (2, 3, 5, 7)
     if enabled:
         assert output.coarse.shape == (2, 3, 5, 7)
     else:
         assert output.coarse is None and output.nodes is None
-    output = head.eval().layers(features_of())
+    output = head.eval().predict_logits(features_of())
     assert output.aux is None  # not computed where nobody asks for it
     if enabled:  # in evaluation each pixel is a node of its one coarse class
         assert output.nodes.counts.sum(0).tolist() == [35, 35]
@@ -314,7 +215,7 @@ def test_sum_and_concat_by_hand():
         with torch.no_grad():
             head.graph.merge_weight.zero_()
             features = features_of()
-            output = head.layers(features)
+            output = head.predict_logits(features)
             x = head.reduce(features["res5"])
             conv = head.refined_predictor[1]
             weight = conv.weight[:, :8, 0, 0]
@@ -323,15 +224,15 @@ def test_sum_and_concat_by_hand():
 
 
 @pytest.mark.parametrize("fusion", ["concat", "sum"])
-def test_refiner_stands_in_the_graphs_place(fusion):
-    # X̂ = 2 X mean(P): the refiner gets X and the coarse logits, the fusion X and X̂.
-    class Refiner(nn.Module):
+def test_a_context_module_replaces_the_graph(fusion):
+    # X̂ = 2 X mean(P): the module gets X and the coarse logits, the fusion gets X and X̂.
+    class Scaled(nn.Module):
         def forward(self, x, coarse_logits):
             return 2 * x * coarse_logits.mean()
 
-    head = make_head(3, graph=None, refiner=Refiner(), fusion=fusion, context="none").train()
+    head = make_head(3, graph=None, context_module=Scaled(), fusion=fusion, context="none").train()
     features = features_of()
-    output = head.layers(features, torch.randint(3, (2, 40, 56)))
+    output = head.predict_logits(features, torch.randint(3, (2, 40, 56)))
     x = head.reduce(features["res5"])
     refined = 2 * x * head.coarse_predictor(x).mean()
     fused = torch.cat([x, refined], 1) if fusion == "concat" else x + refined
@@ -349,20 +250,20 @@ def test_oracle_of_soft_nodes_is_hard():
     soft = make_head(3, graph=CDGCModule(8, 3, nodes="soft")).eval()
     coarse = make_head(3, graph=CDGCModule(8, 3, nodes="coarse")).eval()
     coarse.load_state_dict(soft.state_dict())
-    found, expected = (h.layers(features, oracle=targets) for h in (soft, coarse))
+    found, expected = (h.predict_logits(features, oracle=targets) for h in (soft, coarse))
     torch.testing.assert_close(found.oracle, expected.oracle)
     assert not torch.allclose(found.refined, expected.refined)
 
 
-@pytest.mark.parametrize("refiner", ["graph", *CONTEXT_MODULES])
-def test_refiner_from_the_config(tiny_cfg, refiner):
-    head = build_model(tiny_cfg({"MODEL.CDGC.CONTEXT_MODULE": refiner})).sem_seg_head
-    assert (head.graph is None) == (refiner != "graph")
-    assert (head.refiner is None) == (refiner == "graph")
-    places = {name.split(".")[0] for name in head.state_dict()}
-    assert places == {
+@pytest.mark.parametrize("name", ["graph", *CONTEXT_MODULES])
+def test_context_module_from_the_config(tiny_cfg, name):
+    head = build_model(tiny_cfg({"MODEL.CDGC.CONTEXT_MODULE": name})).sem_seg_head
+    assert (head.graph is None) == (name != "graph")
+    assert (head.context_module is None) == (name == "graph")
+    parts = {name.split(".")[0] for name in head.state_dict()}
+    assert parts == {
         "context", "reduce", "coarse_predictor", "aux_head", "refined_predictor",
-        "graph" if refiner == "graph" else "refiner",
+        "graph" if name == "graph" else "context_module",
     }  # fmt: skip
 
 
@@ -375,7 +276,7 @@ def test_the_control_counts_the_configured_graph(tiny_cfg):
         ({"MODEL.CDGC.EDGES": "uniform"}, 5 * 8),
     ):
         cfg = tiny_cfg({"MODEL.CDGC.CONTEXT_MODULE": "pixelwise", **options})
-        block = build_model(cfg).sem_seg_head.refiner
+        block = build_model(cfg).sem_seg_head.context_module
         assert isinstance(block, Pixelwise) and block.layers[0].out_channels == hidden
 
 
@@ -386,9 +287,9 @@ def test_evaluation_ignores_targets(context):
     features = features_of()
     with torch.no_grad():
         alone, nothing = head(features)
-        told, no_losses = head(features, torch.randint(3, (2, 40, 56)))
+        given, no_losses = head(features, torch.randint(3, (2, 40, 56)))
     assert nothing == no_losses == {}
-    assert torch.equal(alone, told)
+    assert torch.equal(alone, given)
 
 
 @pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
@@ -419,8 +320,7 @@ def test_training_needs_targets():
     [
         ({"fusion": "product"}, "fusion.*concat.*sum.*product"),
         ({"context": "psp"}, "context.*aspp.*none.*psp"),
-        ({"baseline_loss": "focal"}, "baseline_loss.*ce.*ohem.*focal"),
-        ({"refiner": nn.Identity()}, "refiner.*graph's place.*Identity"),
+        ({"context_module": nn.Identity()}, "replaces the graph.*Identity"),
     ],
 )
 def test_wrong_options(options, message):
@@ -430,11 +330,11 @@ def test_wrong_options(options, message):
 
 def test_two_features_are_needed():
     with pytest.raises(ValueError, match="two input features"):
-        CDGCNetHead({"res5": SHAPES["res5"]}, num_classes=2)
+        CDGCNetHead({"res5": SHAPES["res5"]}, num_classes=2, losses=HeadLosses())
 
 
 def test_parameters_are_not_built_where_they_are_not_used():
-    assert make_head(aux_weight=0.0).aux_head is None
+    assert make_head(losses=HeadLosses(aux_weight=0.0)).aux_head is None
     names = {n.split(".")[0] for n, _ in make_head(graph=None, context="none").named_parameters()}
     assert names == {"reduce", "coarse_predictor", "aux_head"}
 
@@ -457,19 +357,17 @@ REACHES = [
     ("MODEL.CDGC.TOPK_WEIGHTS", "equal", "graph.topk_weights"),
     ("MODEL.CDGC.ALIGN_CORNERS", False, "graph.align_corners"),
     ("MODEL.CDGC.CHECK_FINITE", True, "graph.check_finite"),
-    ("MODEL.CDGC.LOSS.BASELINE", "ohem", "baseline_loss"),
-    ("MODEL.CDGC.ALIGN_CORNERS", False, "align_corners"),
-    ("MODEL.CDGC.FUSION", "sum", "fusion"),
-    ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "ignore_value"),
     ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "graph.ignore_label"),
-    ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "ignore_value"),
-    ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "refined_criterion.ignore_label"),
-    ("MODEL.CDGC.LOSS.OHEM_THRESH", 0.5, "refined_criterion.thresh"),
-    ("MODEL.CDGC.LOSS.OHEM_MIN_KEPT", 7.0, "refined_criterion.min_kept"),
-    ("MODEL.CDGC.LOSS.COARSE_WEIGHT", 0.1, "coarse_weight"),
-    ("MODEL.CDGC.LOSS.REFINED_WEIGHT", 0.1, "refined_weight"),
-    ("MODEL.CDGC.LOSS.AUX_WEIGHT", 0.1, "aux_weight"),
-    ("MODEL.CDGC.LOSS.BASELINE_WEIGHT", 0.1, "baseline_weight"),
+    ("MODEL.CDGC.FUSION", "sum", "fusion"),
+    ("MODEL.CDGC.ALIGN_CORNERS", False, "losses.align_corners"),
+    ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 200, "losses.ignore_label"),
+    ("MODEL.CDGC.LOSS.OHEM_THRESH", 0.5, "losses.ohem_thresh"),
+    ("MODEL.CDGC.LOSS.OHEM_MIN_KEPT", 7.0, "losses.ohem_min_kept"),
+    ("MODEL.CDGC.LOSS.COARSE_WEIGHT", 0.1, "losses.coarse_weight"),
+    ("MODEL.CDGC.LOSS.REFINED_WEIGHT", 0.1, "losses.refined_weight"),
+    ("MODEL.CDGC.LOSS.AUX_WEIGHT", 0.1, "losses.aux_weight"),
+    ("MODEL.CDGC.LOSS.BASELINE_WEIGHT", 0.1, "losses.baseline_weight"),
+    ("MODEL.CDGC.LOSS.BASELINE", "ohem", "losses.baseline"),
 ]
 
 
@@ -502,7 +400,7 @@ def test_keys_shape_the_head(tiny_cfg):
     assert head.reduce.kernel_size == (3, 3)
 
 
-# ---------------------------------------------------------------- node shares
+# ---------------------------------------------------------------- node fractions
 def node_set():
     # coarse 0 0 1 1, truth 0 1 1 ignore: pixels 0 and 2 are easy, pixel 1 is a hard negative of
     # class 0 and a hard positive of class 1, pixel 3 is nothing: 4 nodes, shares 2/4, 1/4, 1/4.
@@ -514,9 +412,9 @@ def node_set():
     )
 
 
-def test_node_shares_by_hand():
+def test_node_fractions_by_hand():
     with EventStorage(19) as storage:  # Detectron2's writers write after every 20th iteration
-        log_node_shares(node_set())
+        log_node_fractions(node_set())
     assert {k: v for k, (v, _) in storage.latest().items()} == {
         "nodes/easy_positive": 0.5,
         "nodes/hard_positive": 0.25,
@@ -524,19 +422,19 @@ def test_node_shares_by_hand():
     }
 
 
-def test_node_shares_are_written_now_and_then():
+def test_node_fractions_are_written_periodically():
     with EventStorage(7) as storage:
-        log_node_shares(node_set())
+        log_node_fractions(node_set())
     assert not storage.latest()
 
 
-def test_node_shares_need_no_storage():
-    log_node_shares(node_set())
-    log_node_shares(None)
+def test_node_fractions_need_no_storage():
+    log_node_fractions(node_set())
+    log_node_fractions(None)
 
 
 @pytest.mark.parametrize("meta", ["CDGCSegmentor", "SemanticSegmentor"])
-def test_training_puts_node_shares(tiny_cfg, make_batch, meta):
+def test_training_writes_node_fractions(tiny_cfg, make_batch, meta):
     with EventStorage(0) as storage:
         step(tiny_cfg({"MODEL.META_ARCHITECTURE": meta}), make_batch((33, 33), (33, 33)))
     shares = {k: v for k, (v, _) in storage.latest().items()}

@@ -227,7 +227,7 @@ def test_labels_come_with_coarse_labels_and_counts(pair, make_batch, align_corne
         # By hand: normalize, backbone, head; C_m counted over the coarse argmax.
         image = (x["image"] - native.pixel_mean) / native.pixel_std
         with torch.no_grad():
-            output = native.sem_seg_head.layers(native.backbone(image[None]))
+            output = native.sem_seg_head.predict_logits(native.backbone(image[None]))
         counts = torch.bincount(output.coarse[0].argmax(dim=0).flatten(), minlength=5)
         assert result.node_counts.tolist() == counts.tolist()
         coarse = F.interpolate(
@@ -285,7 +285,7 @@ def test_oracle_of_a_resized_image(tiny_cfg, build, make_batch):
     for labels, size in ((columns[::2].expand(33, 33), 33), (columns.expand(66, 66), 66)):
         x |= {"height": size, "width": size, "oracle_sem_seg": labels.clamp(max=4)}
         with torch.no_grad():
-            results.append(native.predict([x], diagnose=True)[0].scores[ORACLE])
+            results.append(native.predict_scores([x], all_kinds=True)[0].scores[ORACLE])
     torch.testing.assert_close(results[0], results[1])
 
 
@@ -372,6 +372,19 @@ def test_reduced_precision_is_close(tiny_cfg, build, make_batch, precision):
     assert labels.labels[REFINED].dtype == torch.uint8
 
 
+def test_fp32_leaves_the_precision_to_the_caller(pair, make_batch):
+    native, _ = pair[True]
+    batch = make_batch((65, 97))
+    with torch.no_grad():
+        expected = native(batch)[0]["sem_seg"]
+        with torch.autocast("cpu", torch.bfloat16):
+            found, (labels,) = native(batch)[0]["sem_seg"], native.predict_labels(batch)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).norm() / expected.norm() < 0.05
+    # Only the network runs in bfloat16, not what resizes its scores.
+    assert_same_labels(labels.labels[REFINED], found)
+
+
 def test_training_keeps_its_precision(tiny_cfg, make_batch):
     # The key is of inference only; training has SOLVER.AMP.
     losses = []
@@ -424,7 +437,8 @@ def test_training_needs_ground_truth(tiny_cfg, make_batch):
 @pytest.mark.parametrize("training", [True, False])
 def test_malformed_image(tiny_cfg, shape, training):
     model = build_model(tiny_cfg()).train(training)
-    x = {"image": torch.zeros(shape), "sem_seg": torch.zeros(9, 9).long(), "file_name": "a.png"}
+    labels = torch.zeros(shape[-2:]).long()
+    x = {"image": torch.zeros(shape), "sem_seg": labels, "file_name": "a.png"}
     with pytest.raises(ValueError, match=r"\(3, H, W\).*a\.png"):
         model([x, x])
 
@@ -438,8 +452,10 @@ def test_labels_of_another_size(tiny_cfg, make_batch):
         build_model(tiny_cfg()).train()(batch)
 
 
-def test_another_head(tiny_cfg):
-    with pytest.raises(ValueError, match=r"SEM_SEG_HEAD\.NAME.*CDGCNetHead"):
+def test_a_head_without_the_interface():
+    with pytest.raises(
+        ValueError, match=r"SEM_SEG_HEAD\.NAME.*Identity has no main_feature, .*losses"
+    ):
         CDGCSegmentor(
             backbone=torch.nn.Identity(),
             sem_seg_head=torch.nn.Identity(),
@@ -459,6 +475,18 @@ def test_sem_seg_too_large_for_memory(pair, make_batch, monkeypatch):
             native(batch)
         # Label maps need no such tensor.
         assert native.predict_labels(batch)[0].labels[REFINED].shape == (60, 70)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_values_of_the_image(tiny_cfg, make_batch, training):
+    model = build_model(tiny_cfg()).train(training)
+    (x,) = make_batch((9, 9))
+    for image, message in (
+        (x["image"] / 255, "scaled to 0 to 1"),
+        (x["image"] / float("nan"), "NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model([{**x, "image": image}])
 
 
 # ---------------------------------------------------------------- DefaultPredictor

@@ -28,7 +28,7 @@ ROW = torch.tensor([[[0.0, 1.0]]])  # one class, 1 x 2 nodes
     ],
 )
 def test_resize_by_hand(align_corners, expected):
-    found = full_size_logits(ROW, ResizeGeometry((1, 4), (1, 4), (1, 4)), align_corners)
+    found = full_size_logits(ROW, ResizeGeometry((1, 4), (1, 4), (1, 4), align_corners))
     assert found.shape == (1, 1, 4)
     assert found[0, 0].tolist() == pytest.approx(expected)
 
@@ -36,7 +36,7 @@ def test_resize_by_hand(align_corners, expected):
 def test_padding_is_cut_off_before_the_second_resize():
     # Padded to 4 columns, of which the image has 3: 0, 1/3, 2/3. From there to 6 columns without
     # aligned corners, column j at j/2 - 1/4: 0, .25, .75, 1.25, 1.75, 2 (thirds).
-    found = full_size_logits(ROW, ResizeGeometry((1, 4), (1, 3), (1, 6)), True)
+    found = full_size_logits(ROW, ResizeGeometry((1, 4), (1, 3), (1, 6), True))
     expected = [0, 0.25 / 3, 0.75 / 3, 1.25 / 3, 1.75 / 3, 2 / 3]
     assert found[0, 0].tolist() == pytest.approx(expected)
 
@@ -44,7 +44,7 @@ def test_padding_is_cut_off_before_the_second_resize():
 def test_labels_by_hand():
     # Class 0 holds 0.5 everywhere, class 1 the ramp above: 0, 1/4, 3/4, 1 is above from column 2.
     logits = torch.cat([torch.full((1, 1, 2), 0.5), ROW])
-    labels = label_map(logits, ResizeGeometry((1, 4), (1, 4), (1, 4)), align_corners=False)
+    labels = label_map(logits, ResizeGeometry((1, 4), (1, 4), (1, 4), False))
     assert labels.dtype == torch.uint8 and labels.tolist() == [[0, 0, 1, 1]]
 
 
@@ -52,14 +52,14 @@ def test_last_of_256_classes():
     logits = torch.zeros(256, 1, 1)
     logits[255] = 1
     assert (
-        label_map(logits, ResizeGeometry((3, 3), (3, 3), (2, 2)), True).tolist() == [[255] * 2] * 2
+        label_map(logits, ResizeGeometry((3, 3), (3, 3), (2, 2), True)).tolist() == [[255] * 2] * 2
     )
 
 
 def test_half_precision_logits_are_resized_in_float():
-    sizes = ResizeGeometry((3, 5), (3, 5), (4, 4))
-    assert full_size_logits(ROW.half(), sizes, True).dtype == torch.float32
-    assert label_map(ROW.half(), sizes, True).shape == (4, 4)
+    geometry = ResizeGeometry((3, 5), (3, 5), (4, 4), True)
+    assert full_size_logits(ROW.half(), geometry).dtype == torch.float32
+    assert label_map(ROW.half(), geometry).shape == (4, 4)
 
 
 @st.composite
@@ -75,7 +75,7 @@ def cases(draw):
         output = draw(st.integers(1, 90)), draw(st.integers(1, 90))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     logits = torch.randn(classes, h, w, generator=generator)
-    return logits, ResizeGeometry(padded, image, output), draw(st.booleans())
+    return logits, ResizeGeometry(padded, image, output, draw(st.booleans()))
 
 
 def assert_same_labels(found, logits):
@@ -92,31 +92,31 @@ def assert_same_labels(found, logits):
 
 @given(cases())
 def test_labels_are_the_argmax(case):
-    logits, sizes, align_corners = case
-    whole = full_size_logits(logits, sizes, align_corners)
-    assert whole.shape == (len(logits), *sizes.output)
-    assert_same_labels(label_map(logits, sizes, align_corners), whole)
+    logits, geometry = case
+    whole = full_size_logits(logits, geometry)
+    assert whole.shape == (len(logits), *geometry.output)
+    assert_same_labels(label_map(logits, geometry), whole)
 
 
 @given(cases())
 def test_smooth_labels_are_the_argmax(case):
     # One class everywhere but at one node: most pixels take the short way.
-    logits, sizes, align_corners = case
+    logits, geometry = case
     logits = logits / 10
     logits[0] += 5
     logits[-1, logits.shape[1] // 2, logits.shape[2] // 2] += 7
-    whole = full_size_logits(logits, sizes, align_corners)
-    assert_same_labels(label_map(logits, sizes, align_corners), whole)
+    whole = full_size_logits(logits, geometry)
+    assert_same_labels(label_map(logits, geometry), whole)
 
 
 @given(cases(), st.booleans(), st.sampled_from([1, 40, 1 << 19]))
 def test_bands_equal_the_whole(case, flip, numbers):
-    logits, sizes, align_corners = case
-    whole = full_size_logits(logits, sizes, align_corners)
+    logits, geometry = case
+    whole = full_size_logits(logits, geometry)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(postprocess._BAND_NUMBERS, "cpu", numbers)
-        rows, bands = zip(*score_bands(logits, sizes, align_corners, flip), strict=True)
-    assert [i for r in rows for i in range(r.start, r.stop)] == list(range(sizes.output[0]))
+        patch.setitem(postprocess._BAND_VALUES, "cpu", numbers)
+        rows, bands = zip(*score_bands(logits, geometry, flip), strict=True)
+    assert [i for r in rows for i in range(r.start, r.stop)] == list(range(geometry.output[0]))
     found = torch.cat(bands, dim=1)
     torch.testing.assert_close(found, whole.flip(-1) if flip else whole, rtol=0, atol=2e-5)
 
@@ -124,12 +124,12 @@ def test_bands_equal_the_whole(case, flip, numbers):
 @given(cases())
 def test_full_size_logits_are_detectron2s(case):
     # The head's resize to the padded input, then Detectron2's sem_seg_postprocess.
-    logits, sizes, align_corners = case
+    logits, geometry = case
     resized = F.interpolate(
-        logits[None], size=sizes.padded, mode="bilinear", align_corners=align_corners
+        logits[None], size=geometry.padded, mode="bilinear", align_corners=geometry.align_corners
     )[0]
-    expected = sem_seg_postprocess(resized, sizes.image, *sizes.output)
-    found = full_size_logits(logits, sizes, align_corners)
+    expected = sem_seg_postprocess(resized, geometry.image, *geometry.output)
+    found = full_size_logits(logits, geometry)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -140,12 +140,15 @@ def test_pixels_between_unequal_nodes_are_few(monkeypatch, width):
     logits = torch.zeros(2, 3, 4)
     logits[0, :, :2] = logits[1, :, 2:] = 1
     seen = []
-    between = postprocess._between
-    monkeypatch.setattr(
-        postprocess, "_between", lambda s, p, r, c: seen.append(len(p)) or between(s, p, r, c)
-    )
+    interpolate = postprocess._interpolated_labels
+
+    def counting(scores, pixel, rows, columns):
+        seen.append(len(pixel))
+        return interpolate(scores, pixel, rows, columns)
+
+    monkeypatch.setattr(postprocess, "_interpolated_labels", counting)
     size = (24, 8 * width)
-    found = label_map(logits, ResizeGeometry(size, size, size), False)
+    found = label_map(logits, ResizeGeometry(size, size, size, False))
     # Column x lies at (x + 0.5) / (2 * width) - 0.5; between 1 and 2 for 3 width <= x + 0.5 < 5
     # width: 2 * width columns of 24 rows each.
     assert seen == [24 * 2 * width]
@@ -157,9 +160,9 @@ def test_pixels_between_unequal_nodes_are_few(monkeypatch, width):
 def test_a_large_map_has_few_ties(align_corners, output):
     # The promise of the README: at most 5 pixels of 2 million.
     logits = torch.randn(5, 97, 97, generator=torch.Generator().manual_seed(0))
-    sizes = ResizeGeometry((769, 769), (769, 769), output)
-    expected = full_size_logits(logits, sizes, align_corners).argmax(dim=0)
-    wrong = int((label_map(logits, sizes, align_corners) != expected).sum())
+    geometry = ResizeGeometry((769, 769), (769, 769), output, align_corners)
+    expected = full_size_logits(logits, geometry).argmax(dim=0)
+    wrong = int((label_map(logits, geometry) != expected).sum())
     assert wrong <= 5 * max(1, output[0] * output[1] / 2e6)
 
 
@@ -177,7 +180,7 @@ def test_label_map_never_holds_all_logits():
             return out
 
     with Watch():
-        label_map(logits, ResizeGeometry((32, 2048), (32, 2048), (2048, 2048)), True)
+        label_map(logits, ResizeGeometry((32, 2048), (32, 2048), (2048, 2048), True))
     # A band, or the matrix of an axis; 20 M numbers are the whole.
     assert 0 < largest <= 1 << 20
 
@@ -203,7 +206,7 @@ def test_the_resized_input_counts_too(monkeypatch):
     # INPUT.MIN_SIZE_TEST may blow a small image up: logits exist at that size first.
     monkeypatch.setattr(postprocess, "_memory_bytes", lambda device: 10_000)
     with pytest.raises(MemoryError, match="INPUT"):
-        full_size_logits(torch.zeros(5, 2, 2), ResizeGeometry((100, 100), (100, 100), (4, 4)), True)
+        full_size_logits(torch.zeros(5, 2, 2), ResizeGeometry((100, 100), (100, 100), (4, 4), True))
 
 
 def test_real_memory_is_known():

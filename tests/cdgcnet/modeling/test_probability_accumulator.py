@@ -17,8 +17,8 @@ def test_by_hand():
     first = torch.tensor([0.0, torch.tensor(3.0).log()]).view(2, 1, 1)
     size = (1, 1)
     total = ProbabilityAccumulator(2, size, CPU, AccumulatorOptions())
-    total.add(first, ResizeGeometry(size, size, size), True)
-    total.add(torch.zeros(2, 1, 1), ResizeGeometry(size, size, size), True)
+    total.add(first, ResizeGeometry(size, size, size, True))
+    total.add(torch.zeros(2, 1, 1), ResizeGeometry(size, size, size, True))
     # (1/4 + 1/2) / 2 and (3/4 + 1/2) / 2
     assert total.labels().tolist() == [[1]]
     assert total.mean(2).flatten().tolist() == pytest.approx([0.375, 0.625])
@@ -29,8 +29,7 @@ def test_probabilities_are_not_softmaxed_again():
     total = ProbabilityAccumulator(2, size, CPU, AccumulatorOptions())
     total.add(
         torch.tensor([0.25, 0.75]).view(2, 1, 1),
-        ResizeGeometry(size, size, size),
-        True,
+        ResizeGeometry(size, size, size, True),
         logits=False,
     )
     assert total.total.flatten().tolist() == [0.25, 0.75]
@@ -39,12 +38,12 @@ def test_probabilities_are_not_softmaxed_again():
 @given(st.integers(0, 99), st.booleans(), st.sampled_from([1, 300, 1 << 19]))
 def test_equals_softmax_of_full_size_logits(seed, flip, numbers):
     logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(seed))
-    sizes = ResizeGeometry((30, 38), (29, 38), (41, 23))
-    total = ProbabilityAccumulator(3, sizes.output, CPU, AccumulatorOptions())
+    geometry = ResizeGeometry((30, 38), (29, 38), (41, 23), False)
+    total = ProbabilityAccumulator(3, geometry.output, CPU, AccumulatorOptions())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(postprocess._BAND_NUMBERS, "cpu", numbers)
-        total.add(logits, sizes, False, flip=flip)
-    expected = full_size_logits(logits, sizes, False).softmax(dim=0)
+        patch.setitem(postprocess._BAND_VALUES, "cpu", numbers)
+        total.add(logits, geometry, flip=flip)
+    expected = full_size_logits(logits, geometry).softmax(dim=0)
     expected = expected.flip(-1) if flip else expected
     torch.testing.assert_close(total.total, expected, rtol=0, atol=1e-6)
 
@@ -52,7 +51,7 @@ def test_equals_softmax_of_full_size_logits(seed, flip, numbers):
 def test_a_window_lands_at_its_corner():
     total = ProbabilityAccumulator(2, (4, 5), CPU, AccumulatorOptions())
     size = (2, 3)
-    total.add(torch.zeros(2, 1, 1), ResizeGeometry(size, size, size), False, corner=(1, 2))
+    total.add(torch.zeros(2, 1, 1), ResizeGeometry(size, size, size, False), corner=(1, 2))
     expected = torch.zeros(4, 5)
     expected[1:3, 2:5] = 0.5
     assert torch.equal(total.total, expected.expand(2, 4, 5))
@@ -65,9 +64,9 @@ def test_half_precision_sum():
     )
     logits = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
     for _ in range(12):
-        total.add(logits, ResizeGeometry(size, size, size), True)
+        total.add(logits, ResizeGeometry(size, size, size, True))
     assert total.total.dtype == torch.float16
-    expected = full_size_logits(logits, ResizeGeometry(size, size, size), True).softmax(dim=0)
+    expected = full_size_logits(logits, ResizeGeometry(size, size, size, True)).softmax(dim=0)
     # 11 bits of mantissa; sums up to 12 are rounded to 2^-8 at worst, a dozen times.
     torch.testing.assert_close(total.mean(12).float(), expected, rtol=0, atol=12 * 2**-8 / 12)
 

@@ -2,7 +2,6 @@
 
 import weakref
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,9 +17,8 @@ from cdgcnet.modeling.predictions import PredictionKind
 
 @pytest.fixture
 def aug_cfg(tiny_cfg):
-    def make(scales=(1.0,), flip=False, **inputs):
-        changes = {"TEST.AUG.SCALES": list(scales), "TEST.AUG.FLIP": flip}
-        return tiny_cfg({**changes, **{f"INPUT.{k}": v for k, v in inputs.items()}})
+    def make(scales=(1.0,), flip=False):
+        return tiny_cfg({"TEST.AUG.SCALES": list(scales), "TEST.AUG.FLIP": flip})
 
     return make
 
@@ -65,7 +63,7 @@ def test_scale_one_is_plain_inference(aug_cfg, build, meta, output, align_corner
     model = build(cfg)
     x = as_input(image_of(41, 57))
     if output:
-        x |= {"height": output[0], "width": output[1]}
+        x |= {"height": output[0], "width": output[1], "original_image": image_of(41, 57)}
     with torch.no_grad():
         expected = model([x])[0]["sem_seg"].softmax(dim=0)
     found = SemanticSegmentorWithTTA(cfg, model)([x])[0]["sem_seg"]
@@ -73,8 +71,8 @@ def test_scale_one_is_plain_inference(aug_cfg, build, meta, output, align_corner
 
 
 def test_scale_one_is_plain_inference_of_a_resized_image(aug_cfg, build):
-    # INPUT.MIN_SIZE_TEST resizes what the model sees; ratio 1 means that size.
-    cfg = aug_cfg(MIN_SIZE_TEST=48, MAX_SIZE_TEST=100)
+    # The mapper resizes what the model sees; ratio 1 means that size.
+    cfg = aug_cfg()
     model = build(cfg)
     image = image_of(41, 57)
     small = T.ResizeShortestEdge([48, 48], 100).get_transform(image).apply_image(image)
@@ -150,31 +148,29 @@ def test_default_scales_are_the_papers(tiny_cfg):
     assert tta.scales == [0.75, 1.0, 1.25, 1.5, 1.75, 2.0] and tta.flip
 
 
-def test_ratios_are_of_the_original_image(aug_cfg, tmp_path):
-    # The mapper resized 40 x 60 to 20 x 30; DatasetMapperTTA would start from that (trap 8).
+def test_views_are_resized_from_the_original_image(aug_cfg):
+    # The mapper resized 40 x 60 to 20 x 30. The ratios multiply that size, but the pixels come from
+    # the original, in a single resize; DatasetMapperTTA would resize the resized image.
     image = image_of(40, 60)
-    file = tmp_path / "a.png"
-    cv2.imwrite(str(file), image[:, :, ::-1])
-    small = as_input(image_of(20, 30, seed=1))
-    expected = SemanticSegmentorWithTTA(aug_cfg((1.0, 1.5)), Pointwise())([as_input(image)])
-    for extra in ({"original_image": image}, {"file_name": str(file)}):
-        model = Pointwise()
-        tta = SemanticSegmentorWithTTA(aug_cfg((1.0, 1.5)), model)
-        found = tta([{**small, **extra, "height": 40, "width": 60}])
-        assert model.seen == [(40, 60), (60, 90)]
-        assert torch.equal(found[0]["sem_seg"], expected[0]["sem_seg"])
-
-
-def test_ratios_multiply_the_test_size(aug_cfg):
-    # Shortest edge 40 -> 30, so 40 x 60 -> 30 x 45; times 2: 60 x 90 in one resize.
+    small = as_input(image_of(20, 30, seed=1), original_image=image, height=40, width=60)
     model = Pointwise()
-    cfg = aug_cfg((1.0, 2.0), MIN_SIZE_TEST=30)
-    SemanticSegmentorWithTTA(cfg, model)([as_input(image_of(40, 60))])
-    assert model.seen == [(30, 45), (60, 90)]
+    (found,) = SemanticSegmentorWithTTA(aug_cfg((1.0, 2.0)), model)([small])
+    assert model.seen == [(20, 30), (40, 60)]
+    views = [T.ResizeTransform(40, 60, 20, 30).apply_image(image), image]
+    expected = [model([as_input(v, height=40, width=60)])[0]["sem_seg"].softmax(0) for v in views]
+    torch.testing.assert_close(found["sem_seg"], sum(expected) / 2, rtol=0, atol=1e-6)
+
+
+def test_a_resized_image_needs_its_original(aug_cfg):
+    x = as_input(image_of(20, 30), height=40, width=60, file_name="street.png")
+    tta = SemanticSegmentorWithTTA(aug_cfg((1.0,)), Pointwise())
+    for predict in (tta, tta.predict_labels):
+        with pytest.raises(ValueError, match=r"20 x 30.*40 x 60.*original_image.*street\.png"):
+            predict([x])
 
 
 def test_output_size(aug_cfg):
-    x = as_input(image_of(20, 30), height=33, width=44)
+    x = as_input(image_of(20, 30), original_image=image_of(20, 30), height=33, width=44)
     (found,) = SemanticSegmentorWithTTA(aug_cfg((0.5, 1.0), True), Pointwise())([x])
     assert found["sem_seg"].shape == (3, 33, 44)
 
@@ -261,7 +257,7 @@ def test_labels_are_the_argmax(aug_cfg, build, meta):
     cfg = aug_cfg((0.75, 1.0, 1.5), True)
     cfg.MODEL.META_ARCHITECTURE = meta
     tta = SemanticSegmentorWithTTA(cfg, build(cfg))
-    x = as_input(image_of(41, 57), height=50, width=70)
+    x = as_input(image_of(41, 57), original_image=image_of(41, 57), height=50, width=70)
     (found,) = tta.predict_labels([x])
     assert set(found.labels) == {PredictionKind.REFINED}
     labels = found.labels[PredictionKind.REFINED]

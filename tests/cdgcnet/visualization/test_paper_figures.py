@@ -62,7 +62,7 @@ def test_features_are_those_the_prediction_is_made_of(cfg, seen):
     tensor = torch.from_numpy(small.transpose(2, 0, 1).copy())
     x = (tensor.float() - observer.model.pixel_mean) / observer.model.pixel_std
     with torch.no_grad():
-        expected = head.layers(observer.model.backbone(x[None]))
+        expected = head.predict_logits(observer.model.backbone(x[None]))
         both = torch.cat([seen.before, seen.after])[None]
         assert torch.allclose(head.refined_predictor(both), expected.refined, atol=1e-5)
         coarse = head.coarse_predictor(seen.before[None])

@@ -1,4 +1,4 @@
-"""One image in, one prediction out, with or without test-time augmentation."""
+"""Predicts single images, optionally with test-time augmentation."""
 
 import numpy as np
 import torch
@@ -8,16 +8,16 @@ from detectron2.modeling import build_model
 
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
 from cdgcnet.data.augmentation import build_test_augmentations
-from cdgcnet.modeling.meta_arch import CDGCSegmentor
-from cdgcnet.modeling.predictions import PredictionKind
+from cdgcnet.modeling.image_validation import check_bgr_image
+from cdgcnet.modeling.predictions import PredictionKind, predict_labels
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
 
 class Predictor:
-    """Detectron2's ``DefaultPredictor`` with strict weights and optional TTA.
+    """Detectron2's ``DefaultPredictor`` with strict weights, input checks and optional TTA.
 
-    ``DefaultPredictor(cfg)`` works too; it knows no TTA and only warns about weights that do not
-    fit. With TTA or a sliding window "sem_seg" holds probabilities instead of logits.
+    ``DefaultPredictor(cfg)`` works too, but has no TTA and only warns about weights that do not
+    fit. With TTA or a sliding window "sem_seg" contains probabilities instead of logits.
     """
 
     def __init__(self, cfg: CfgNode, tta: bool = False):
@@ -27,7 +27,7 @@ class Predictor:
             tta: average over TEST.AUG.{SCALES, FLIP}.
 
         Raises:
-            FileNotFoundError, ValueError: for missing weights or weights that do not fit.
+            FileNotFoundError, ValueError: for weights that are missing or do not fit.
         """
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty; prediction needs the file of a trained model")
@@ -45,42 +45,40 @@ class Predictor:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
 
     def _inputs(self, original_image: np.ndarray) -> list[dict]:
-        if original_image is None or original_image.ndim != 3 or original_image.shape[2] != 3:
-            found = None if original_image is None else original_image.shape
-            raise ValueError(f"expected a BGR image (H, W, 3), got {found}")
-        image = original_image
-        if self.input_format == "RGB":
-            image = image[:, :, ::-1]
+        check_bgr_image(original_image)
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         image = np.ascontiguousarray(image)
-        inputs = {"height": image.shape[0], "width": image.shape[1]}
-        if self.tta:
-            return [{**inputs, "original_image": image}]
         resized = self.augmentation.get_transform(image).apply_image(image)
-        chw = np.ascontiguousarray(resized.transpose(2, 0, 1))
-        return [{**inputs, "image": torch.from_numpy(chw)}]
+        inputs = {
+            "image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
+            "height": image.shape[0],
+            "width": image.shape[1],
+        }
+        if self.tta:
+            inputs["original_image"] = image
+        return [inputs]
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict:
-        """
+        """Predict scores.
+
         Args:
-            original_image: (H, W, 3) uint8 in BGR order, as OpenCV reads it; any size.
+            original_image: (H, W, 3) uint8 in BGR order, as ``cv2.imread`` returns it; any size.
 
         Returns:
             {"sem_seg": (M, H, W)}.
+
+        Raises:
+            TypeError, ValueError: for anything else than such an image, saying how to convert it.
         """
         model = self.tta or self.model
         return model(self._inputs(original_image))[0]
 
     @torch.no_grad()
     def labels(self, original_image: np.ndarray) -> np.ndarray:
-        """The class of every pixel, (H, W) uint8; arguments as in :meth:`__call__`.
+        """The class of every pixel, (H, W) uint8; see :meth:`__call__`.
 
-        A :class:`CDGCSegmentor` makes it in bands, without (M, H, W) logits.
+        ``CDGCSegmentor`` computes it in bands, without storing (M, H, W) logits.
         """
-        model = self.tta or self.model
-        inputs = self._inputs(original_image)
-        if isinstance(model, (CDGCSegmentor, SemanticSegmentorWithTTA)):
-            labels = model.predict_labels(inputs)[0].labels[PredictionKind.REFINED]
-        else:  # Detectron2's segmentor has no label maps
-            labels = model(inputs)[0]["sem_seg"].max(dim=0).indices.to(torch.uint8)
-        return labels.cpu().numpy()
+        (prediction,) = predict_labels(self.tta or self.model, self._inputs(original_image))
+        return prediction.labels[PredictionKind.REFINED].cpu().numpy()

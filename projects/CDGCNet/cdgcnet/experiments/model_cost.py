@@ -78,7 +78,7 @@ def network_cost(
             self.model = model
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.model.sem_seg_head.layers(self.model.backbone(x)).refined
+            return self.model.sem_seg_head.predict_logits(self.model.backbone(x)).refined
 
     counted = FlopCountAnalysis(Network().eval(), (x,))
     counted.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)

@@ -1,4 +1,4 @@
-"""The one convolution block of the head and of what may stand in the graph's place."""
+"""The convolution block shared by the head and the context modules."""
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from detectron2.layers import Conv2d, get_norm
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
-    """A convolution that keeps the map's size, a Detectron2 norm ("": a bias instead), ReLU."""
+    """Convolution that keeps the spatial size, Detectron2 norm (or a bias if ""), and ReLU."""
     conv = Conv2d(
         in_channels,
         out_channels,

@@ -1,12 +1,16 @@
-"""The native meta-architecture: like Detectron2's ``SemanticSegmentor``, but it knows sizes.
+"""The meta-architecture: Detectron2's ``SemanticSegmentor`` with exact sizes and label maps.
 
-It carries coarse logits and node counts to the evaluator in the pass that also makes the refined
-prediction, never lets batch padding become a node, goes from stride-8 logits straight to label
-maps, and predicts large images in windows.
+It returns coarse labels and node counts from the same pass that makes the refined prediction,
+keeps batch padding out of the graph, computes label maps directly from stride-8 logits, and
+predicts large images in windows.
+
+Shape shorthand: B images, M classes, h x w scores, H x W pixels.
 """
 
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +21,47 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from cdgc import resize_targets, valid_nodes
-from cdgcnet.modeling.cdgc_head import CDGCNetHead
-from cdgcnet.modeling.graph import log_node_shares
+from cdgcnet.modeling.cdgc_head import log_node_fractions
+from cdgcnet.modeling.image_validation import check_image_tensor
 from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, label_map
-from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind, ScorePrediction
+from cdgcnet.modeling.predictions import (
+    HeadOutput,
+    LabelPrediction,
+    PredictionKind,
+    ScorePrediction,
+)
 from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
 from cdgcnet.modeling.sliding_window import SlidingWindow
 
-_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class RefinementHead(Protocol):
+    """What :class:`CDGCSegmentor` needs of a head; ``CDGCNetHead`` documents the members."""
+
+    main_feature: str
+    align_corners: bool
+    ignore_value: int
+
+    def predict_logits(
+        self,
+        features: dict[str, Tensor],
+        targets: Tensor | None = None,
+        valid: Tensor | None = None,
+        oracle: Tensor | None = None,
+    ) -> HeadOutput: ...
+
+    def losses(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]: ...
+
+
+_HEAD_MEMBERS = ("main_feature", "align_corners", "ignore_value", "predict_logits", "losses")
 
 
 @META_ARCH_REGISTRY.register()
 class CDGCSegmentor(nn.Module):
-    """Backbone and :class:`CDGCNetHead`, with Detectron2's input and output format."""
+    """A backbone and a :class:`RefinementHead`, with Detectron2's input and output format."""
 
-    sem_seg_head: CDGCNetHead
+    sem_seg_head: RefinementHead
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -40,7 +70,7 @@ class CDGCSegmentor(nn.Module):
         self,
         *,
         backbone: Backbone,
-        sem_seg_head: CDGCNetHead,
+        sem_seg_head: nn.Module,
         pixel_mean: list[float],
         pixel_std: list[float],
         slide: SlidingWindow | None = None,
@@ -50,23 +80,29 @@ class CDGCSegmentor(nn.Module):
     ):
         """
         Args:
-            backbone: its features feed the head.
-            sem_seg_head: has ``layers()`` and ``losses()``.
-            pixel_mean, pixel_std: per channel, 0-255.
-            slide: windows that inference goes through; None for whole images.
-            precision: of the network in inference, "fp32", "bf16" or "fp16" (autocast). Scores
-                are float32 from the head on.
-            channels_last: keep convolutions and activations in this layout.
-            accumulate: where windows are summed up; None for the model's device in float32.
+            backbone: provides the features for the head.
+            sem_seg_head: a :class:`RefinementHead`, such as ``CDGCNetHead``.
+            pixel_mean, pixel_std: per channel, for pixel values from 0 to 255.
+            slide: windows for inference; None to predict whole images.
+            precision: of the network in inference. "bf16" or "fp16" enable autocast; "fp32" leaves
+                the precision to the caller, so that a surrounding ``torch.autocast`` takes effect.
+                The scores that leave the head are always float32.
+            channels_last: memory layout of convolutions and activations.
+            accumulate: how windows are accumulated; None for float32 on the model's device.
+
+        Raises:
+            ValueError: if the head lacks a member of :class:`RefinementHead`.
         """
         super().__init__()
-        if not isinstance(sem_seg_head, CDGCNetHead):
+        missing = [name for name in _HEAD_MEMBERS if not hasattr(sem_seg_head, name)]
+        if missing:
             raise ValueError(
-                "MODEL.META_ARCHITECTURE CDGCSegmentor needs MODEL.SEM_SEG_HEAD.NAME "
-                f"CDGCNetHead, got {type(sem_seg_head).__name__}"
+                "MODEL.META_ARCHITECTURE CDGCSegmentor needs MODEL.SEM_SEG_HEAD.NAME CDGCNetHead, "
+                f"or a head with the same interface; {type(sem_seg_head).__name__} has no "
+                f"{', '.join(missing)}"
             )
         self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
+        self.sem_seg_head = sem_seg_head  # type: ignore[assignment]
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.slide = slide
@@ -94,42 +130,25 @@ class CDGCSegmentor(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
-        images = [x["image"].to(self.device, torch.float32) for x in batched_inputs]
-        channels = len(self.pixel_mean)
-        for x, image in zip(batched_inputs, images, strict=True):
-            if image.dim() != 3 or image.shape[0] != channels or 0 in image.shape:
-                raise ValueError(
-                    f'"image" must be ({channels}, H, W), got {tuple(image.shape)} '
-                    f"({x.get('file_name', 'no file name')})"
-                )
-        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
-        return ImageList.from_tensors(images, self.backbone.size_divisibility)
-
-    def _in_layout(self, images: Tensor) -> Tensor:
-        if self.channels_last:
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
-
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """Losses in training, else what :meth:`inference` returns.
+        """The losses in training, otherwise the same as :meth:`inference`.
 
         Args:
-            batched_inputs: one dict per image with "image" (3, H, W), in training "sem_seg"
-                (H, W) too, and optionally "height", "width" of the output.
+            batched_inputs: one dict per image with "image" (3, H, W), values from 0 to 255; in
+                training also "sem_seg" (H, W); optionally "height" and "width" of the output.
         """
         if not self.training:
             return self.inference(batched_inputs)
-        if any("sem_seg" not in x for x in batched_inputs):
-            raise ValueError('training needs ground truth: no "sem_seg" in the batch')
-        images = self._preprocess(batched_inputs)
         for x in batched_inputs:
+            if "sem_seg" not in x:
+                raise ValueError('training needs ground truth: no "sem_seg" in the batch')
             if x["sem_seg"].shape != x["image"].shape[-2:]:
                 raise ValueError(
                     f'"sem_seg" {tuple(x["sem_seg"].shape)} and "image" '
                     f"{tuple(x['image'].shape)} differ in size "
                     f"({x.get('file_name', 'no file name')})"
                 )
+        images = self._preprocess(batched_inputs)
         head = self.sem_seg_head
         targets = ImageList.from_tensors(
             [x["sem_seg"].to(self.device) for x in batched_inputs],
@@ -137,20 +156,12 @@ class CDGCSegmentor(nn.Module):
             head.ignore_value,
         ).tensor
         features = self.backbone(self._in_layout(images.tensor))
-        output = head.layers(features, targets, self._valid(images, features))
-        log_node_shares(output.nodes)
+        output = head.predict_logits(features, targets, self._valid(images, features))
+        log_node_fractions(output.nodes)
         return head.losses(output, targets)
 
-    def _valid(self, images: ImageList, features: dict[str, Tensor]) -> Tensor | None:
-        padded = images.tensor.shape[-2:]
-        if all(tuple(size) == tuple(padded) for size in images.image_sizes):
-            return None
-        size = features[self.sem_seg_head.main_feature].shape[-2:]
-        align_corners = self.sem_seg_head.align_corners
-        return valid_nodes(images.image_sizes, padded, size, align_corners).to(self.device)
-
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """Predict scores; images of unequal size never share a padded tensor.
+        """Predict scores; images of different sizes never share a padded tensor.
 
         Args:
             batched_inputs: as in :meth:`forward`.
@@ -160,39 +171,41 @@ class CDGCSegmentor(nn.Module):
             window is set.
 
         Raises:
-            ValueError: on a malformed image.
+            TypeError, ValueError: for a malformed image.
             MemoryError: if (M, H, W) scores cannot fit.
         """
-        return [{"sem_seg": self._full_size_scores(p)} for p in self.predict(batched_inputs)]
+        return [{"sem_seg": self._full_size_scores(p)} for p in self.predict_scores(batched_inputs)]
 
     def predict_labels(self, batched_inputs: list[dict]) -> list[LabelPrediction]:
-        """Predict label maps of every kind in one pass, without (M, H, W) scores.
+        """Predict label maps of every kind in a single pass, without storing (M, H, W) scores.
 
         Args:
-            batched_inputs: as in :meth:`forward`; they may hold "oracle_sem_seg" (H, W), the
+            batched_inputs: as in :meth:`forward`, optionally with "oracle_sem_seg" (H, W), the
                 ground truth at the size of the output.
 
         Returns:
-            One prediction per image: refined labels; with a graph also coarse labels, node counts
-            if the graph is class-wise, and oracle labels where the ground truth was given.
+            One prediction per image: refined labels; coarse labels if the head refines; node
+            counts with a class-wise graph, and also oracle labels if there is ground truth.
 
         Raises:
-            ValueError: on a malformed image.
+            TypeError, ValueError: for a malformed image.
         """
-        align_corners = self.sem_seg_head.align_corners
         return [
             LabelPrediction(
-                {kind: label_map(s, p.sizes, align_corners) for kind, s in p.scores.items()},
+                {kind: label_map(scores, p.geometry) for kind, scores in p.scores.items()},
                 p.node_counts,
             )
-            for p in self.predict(batched_inputs, diagnose=True)
+            for p in self.predict_scores(batched_inputs, all_kinds=True)
         ]
 
-    def predict(self, batched_inputs: list[dict], diagnose: bool = False) -> list[ScorePrediction]:
-        """Predictions that are not resized yet; arguments as in :meth:`predict_labels`.
+    def predict_scores(
+        self, batched_inputs: list[dict], all_kinds: bool = False
+    ) -> list[ScorePrediction]:
+        """Predict scores without resizing them to the output.
 
         Args:
-            diagnose: keep the coarse prediction too, and the oracle where ground truth is given.
+            batched_inputs: as in :meth:`predict_labels`.
+            all_kinds: whether to keep the coarse and oracle scores along with the refined ones.
         """
         if self.training:
             raise ValueError("the model is in training mode; call model.eval() before predicting")
@@ -204,93 +217,119 @@ class CDGCSegmentor(nn.Module):
             inputs = [batched_inputs[i] for i in indices]
             images = self._preprocess(inputs)
             size = images.image_sizes[0]
-            labels = None
-            if diagnose and "oracle_sem_seg" in inputs[0]:
-                labels = torch.cat([self._oracle(x["oracle_sem_seg"], size) for x in inputs])
+            oracle = None
+            if all_kinds and "oracle_sem_seg" in inputs[0]:
+                oracle = torch.cat([self._oracle(x["oracle_sem_seg"], size) for x in inputs])
             if self.slide is None or self.slide.covers(size):
-                found = self._whole(images, labels, diagnose)
+                found = self._predict_whole(images, oracle, all_kinds)
             else:
-                found = self._windows(images, labels, diagnose, self.slide)
+                found = self._predict_windows(images, oracle, all_kinds, self.slide)
             for i, prediction in zip(indices, found, strict=True):
                 x = batched_inputs[i]
                 output = (x.get("height", size[0]), x.get("width", size[1]))
-                predictions[i] = replace(prediction, sizes=prediction.sizes._replace(output=output))
+                geometry = prediction.geometry._replace(output=output)
+                predictions[i] = replace(prediction, geometry=geometry)
         return [predictions[i] for i in range(len(batched_inputs))]
 
+    def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
+        for x in batched_inputs:
+            check_image_tensor(x["image"], len(self.pixel_mean), x.get("file_name", "no file name"))
+        images = [x["image"].to(self.device, torch.float32) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+    def _in_layout(self, images: Tensor) -> Tensor:
+        if self.channels_last:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def _precision(self) -> AbstractContextManager:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, _AUTOCAST[self.precision])
+
+    def _valid(self, images: ImageList, features: dict[str, Tensor]) -> Tensor | None:
+        """Which nodes are not batch padding, (B, h, w); None if all of them are valid."""
+        padded = images.tensor.shape[-2:]
+        if all(tuple(size) == tuple(padded) for size in images.image_sizes):
+            return None
+        size = features[self.sem_seg_head.main_feature].shape[-2:]
+        align_corners = self.sem_seg_head.align_corners
+        return valid_nodes(images.image_sizes, padded, size, align_corners).to(self.device)
+
     def _oracle(self, labels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Labels of the output (H, W) -> (1, h, w) of the network's input."""
+        """Labels at the size of the output (H, W) -> (1, h, w) at that of the network's input."""
         labels = labels.to(self.device)[None]
         return resize_targets(labels, size, self.sem_seg_head.align_corners)
 
-    def _whole(
-        self, images: ImageList, labels: Tensor | None, diagnose: bool
+    def _predict_whole(
+        self, images: ImageList, oracle: Tensor | None, all_kinds: bool
     ) -> list[ScorePrediction]:
-        """Predict images of one size in one forward; labels (B, H, W)."""
+        """Predict images of the same size in one forward pass; oracle labels (B, H, W)."""
         head = self.sem_seg_head
         tensor = self._in_layout(images.tensor)
-        if labels is not None:
-            padding = (0, tensor.shape[3] - labels.shape[2], 0, tensor.shape[2] - labels.shape[1])
-            labels = F.pad(labels, padding, value=head.ignore_value)
-        dtype = _AUTOCAST[self.precision]
-        with torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32"):
+        if oracle is not None:
+            padding = (0, tensor.shape[3] - oracle.shape[2], 0, tensor.shape[2] - oracle.shape[1])
+            oracle = F.pad(oracle, padding, value=head.ignore_value)
+        with self._precision():
             features = self.backbone(tensor)
-            out = head.layers(features, valid=self._valid(images, features), oracle=labels)
-        kept: dict[PredictionKind, Tensor | None] = {PredictionKind.REFINED: out.refined}
-        if diagnose:
-            kept |= {PredictionKind.COARSE: out.coarse, PredictionKind.ORACLE: out.oracle}
-        counts = None
-        if out.nodes is not None and head.graph is not None and head.graph.scope == "class":
-            counts = out.nodes.counts
+            out = head.predict_logits(features, valid=self._valid(images, features), oracle=oracle)
+        logits = {PredictionKind.REFINED: out.refined}
+        if all_kinds and out.coarse is not None:
+            logits[PredictionKind.COARSE] = out.coarse
+        if all_kinds and out.oracle is not None:
+            logits[PredictionKind.ORACLE] = out.oracle
         size = images.image_sizes[0]
+        padded = (tensor.shape[2], tensor.shape[3])
+        geometry = ResizeGeometry(padded, size, size, head.align_corners)
         return [
             ScorePrediction(
-                {name: scores[row].float() for name, scores in kept.items() if scores is not None},
+                {kind: scores[i].float() for kind, scores in logits.items()},
                 True,
-                ResizeGeometry((tensor.shape[2], tensor.shape[3]), size, size),
-                None if counts is None else counts[:, row],
+                geometry,
+                None if out.nodes is None else out.nodes.counts[:, i],
             )
-            for row in range(len(tensor))
+            for i in range(len(tensor))
         ]
 
-    def _windows(
-        self, images: ImageList, labels: Tensor | None, diagnose: bool, slide: SlidingWindow
+    def _predict_windows(
+        self, images: ImageList, oracle: Tensor | None, all_kinds: bool, slide: SlidingWindow
     ) -> list[ScorePrediction]:
-        """Predict images of one size window by window; labels (B, H, W)."""
+        """Predict images of the same size window by window; oracle labels (B, H, W)."""
         size = images.image_sizes[0]
-        align_corners = self.sem_seg_head.align_corners
         sums: list[dict[PredictionKind, ProbabilityAccumulator]] = [{} for _ in images.image_sizes]
         nodes: list[Tensor | None] = [None] * len(sums)
         for rows, columns in slide.windows(size):
             window = ImageList.from_tensors(
                 list(images.tensor[:, :, rows, columns]), self.backbone.size_divisibility
             )
-            part = None if labels is None else labels[:, rows, columns]
-            for i, prediction in enumerate(self._whole(window, part, diagnose)):
-                for name, scores in prediction.scores.items():
-                    if name not in sums[i]:
-                        sums[i][name] = ProbabilityAccumulator(
+            part = None if oracle is None else oracle[:, rows, columns]
+            for i, prediction in enumerate(self._predict_whole(window, part, all_kinds)):
+                for kind, scores in prediction.scores.items():
+                    if kind not in sums[i]:
+                        sums[i][kind] = ProbabilityAccumulator(
                             len(scores), size, self.device, self.accumulate
                         )
                     corner = (rows.start, columns.start)
-                    sums[i][name].add(scores, prediction.sizes, align_corners, corner=corner)
-                counts, before = prediction.node_counts, nodes[i]
-                nodes[i] = counts if before is None or counts is None else before + counts
-        held = slide.counts(size)
+                    sums[i][kind].add(scores, prediction.geometry, corner=corner)
+                counts, previous = prediction.node_counts, nodes[i]
+                nodes[i] = counts if previous is None or counts is None else previous + counts
+        covering = slide.counts(size)
+        geometry = ResizeGeometry(size, size, size, self.sem_seg_head.align_corners)
         return [
             ScorePrediction(
-                {name: s.mean(held.to(s.total.device)) for name, s in by_name.items()},
+                {kind: s.mean(covering.to(s.total.device)) for kind, s in by_kind.items()},
                 False,
-                ResizeGeometry(size, size, size),
+                geometry,
                 count,
             )
-            for by_name, count in zip(sums, nodes, strict=True)
+            for by_kind, count in zip(sums, nodes, strict=True)
         ]
 
     def _full_size_scores(self, prediction: ScorePrediction) -> Tensor:
-        align_corners = self.sem_seg_head.align_corners
-        scores, sizes = prediction.scores[PredictionKind.REFINED], prediction.sizes
+        scores, geometry = prediction.scores[PredictionKind.REFINED], prediction.geometry
         if self.slide is None:
-            return full_size_logits(scores, sizes, align_corners)
-        total = ProbabilityAccumulator(len(scores), sizes.output, self.device, self.accumulate)
-        total.add(scores, sizes, align_corners, logits=prediction.logits)
+            return full_size_logits(scores, geometry)
+        total = ProbabilityAccumulator(len(scores), geometry.output, self.device, self.accumulate)
+        total.add(scores, geometry, logits=prediction.logits)
         return total.total

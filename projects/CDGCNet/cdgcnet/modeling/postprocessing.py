@@ -1,7 +1,7 @@
-"""From stride-8 scores to full-resolution logits or label maps.
+"""From scores at the resolution of the feature map to full-size logits or label maps.
 
-The path of Detectron2 is: resize to the padded network input, crop to the image, resize to the
-output size. Each axis of it is linear, so the whole path is one sparse matrix per axis.
+Detectron2 resizes to the padded input of the network, crops to the image, and resizes to the
+output size. Along each axis all of this is linear, so it is a single sparse matrix per axis.
 Shape shorthand: M classes, h x w scores, H x W output pixels.
 """
 
@@ -17,18 +17,19 @@ from torch import Tensor
 
 from cdgc import resize_matrix, resize_taps
 
-# Numbers of a band of full-size scores: it stays in a CPU core's cache.
-_BAND_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 26}
-# Pixels between nodes of unequal class are looked at in parts of so many numbers.
-_GATHERED_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 25}
+# Values per band of full-size scores, sized to fit the cache of a CPU core.
+_BAND_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
+# Values gathered at a time for the pixels that lie between nodes of different classes.
+_GATHERED_VALUES = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
 class ResizeGeometry(NamedTuple):
-    """(height, width) along the way from the network to the user."""
+    """How scores are resized to the output; geometry are (height, width)."""
 
-    padded: tuple[int, int]  # the network's input, with batch padding
-    image: tuple[int, int]  # the image inside it
-    output: tuple[int, int]  # what the user asked for
+    padded: tuple[int, int]  # the network's input, including batch padding
+    image: tuple[int, int]  # the image within it
+    output: tuple[int, int]  # the size that the user asked for
+    align_corners: bool  # of the resize from scores to padded; the others do not align corners
 
 
 def _memory_bytes(device: torch.device) -> int:
@@ -40,13 +41,13 @@ def _memory_bytes(device: torch.device) -> int:
 def check_fits(
     channels: int, size: tuple[int, int], device: torch.device, item_bytes: int = 4, copies: int = 2
 ) -> None:
-    """Refuse a ``sem_seg`` that cannot fit the device's memory.
+    """Raise an error if a ``sem_seg`` tensor cannot fit the memory of the device.
 
     Args:
-        channels, size: of the tensor.
-        device: where it lives.
-        item_bytes: per number.
-        copies: how many of them exist side by side; logits are resized, so 2.
+        channels, size: shape of the tensor.
+        device: device of the tensor.
+        item_bytes: bytes per value.
+        copies: how many such tensors exist at the same time; 2 for logits, which are resized.
 
     Raises:
         MemoryError: naming the size and the keys to change.
@@ -54,39 +55,43 @@ def check_fits(
     need = channels * size[0] * size[1] * item_bytes
     if copies * need > _memory_bytes(device):
         raise MemoryError(
-            f'"sem_seg" of {channels} x {size[0]} x {size[1]} numbers of {item_bytes} bytes is '
+            f'"sem_seg" of {channels} x {size[0]} x {size[1]} values of {item_bytes} bytes is '
             f"{need / 2**30:.1f} GiB; {device} cannot hold {copies} of them. Lower "
-            "INPUT.MIN_SIZE_TEST or INPUT.MAX_SIZE_TEST if that is the network's input, give "
-            "smaller images, set TEST.ACCUMULATE.DEVICE cpu or TEST.ACCUMULATE.DTYPE fp16 where "
-            "probabilities are summed up (TTA, sliding window), or ask for label maps "
-            "(CDGCSegmentor.predict_labels)."
+            "INPUT.MIN_SIZE_TEST or INPUT.MAX_SIZE_TEST if that is the size of the network's "
+            "input, use smaller images, set TEST.ACCUMULATE.DEVICE cpu or TEST.ACCUMULATE.DTYPE "
+            "fp16 where probabilities are accumulated (TTA, sliding window), or predict label "
+            "maps (CDGCSegmentor.predict_labels)."
         )
 
 
-def full_size_logits(logits: Tensor, sizes: ResizeGeometry, align_corners: bool) -> Tensor:
-    """Logits (M, h, w) -> (M, H, W) at ``sizes.output``."""
-    largest = max(sizes.padded, sizes.output, key=math.prod)
+def full_size_logits(logits: Tensor, geometry: ResizeGeometry) -> Tensor:
+    """Logits (M, h, w) -> (M, H, W) at ``geometry.output``."""
+    largest = max(geometry.padded, geometry.output, key=math.prod)
     check_fits(logits.shape[0], largest, logits.device)
     out = F.interpolate(
-        logits[None].float(), size=sizes.padded, mode="bilinear", align_corners=align_corners
-    )[:, :, : sizes.image[0], : sizes.image[1]]
-    if sizes.output != sizes.image:  # a resize to the same size is an identity
-        out = F.interpolate(out, size=sizes.output, mode="bilinear", align_corners=False)
+        logits[None].float(),
+        size=geometry.padded,
+        mode="bilinear",
+        align_corners=geometry.align_corners,
+    )[:, :, : geometry.image[0], : geometry.image[1]]
+    if geometry.output != geometry.image:  # a resize to the same size is the identity
+        out = F.interpolate(out, size=geometry.output, mode="bilinear", align_corners=False)
     return out[0]
 
 
-def _axis_matrix(scores: Tensor, sizes: ResizeGeometry, axis: int, align_corners: bool) -> Tensor:
-    """The way of one axis (0: height) from scores to output: (H, h) or (W, w)."""
-    padded, image, output = (size[axis] for size in sizes)
-    matrix = resize_matrix(scores.shape[1 + axis], padded, align_corners, scores)[:image]
+def _axis_matrix(scores: Tensor, geometry: ResizeGeometry, axis: int) -> Tensor:
+    """The resize from scores to output along one axis: (H, h) for axis 0, (W, w) for axis 1."""
+    padded, image, output = (size[axis] for size in geometry[:3])
+    in_size = scores.shape[1 + axis]
+    matrix = resize_matrix(in_size, padded, geometry.align_corners, scores)[:image]
     if output == image:
         return matrix
     low, high, weight = resize_taps(image, output, False, scores)
     return torch.lerp(matrix[low], matrix[high], weight[:, None])
 
 
-def _widen(scores: Tensor, sizes: ResizeGeometry, align_corners: bool) -> Tensor:
-    """The horizontal half of the way: (M, h, w) -> (M, h, W)."""
+def _widen(scores: Tensor, geometry: ResizeGeometry) -> Tensor:
+    """The horizontal half of the resize: (M, h, w) -> (M, h, W)."""
     height = scores.shape[1]
 
     def resize(x: Tensor, width: int, aligned: bool) -> Tensor:
@@ -96,60 +101,62 @@ def _widen(scores: Tensor, sizes: ResizeGeometry, align_corners: bool) -> Tensor
             0
         ]
 
-    wide = resize(scores, sizes.padded[1], align_corners)[:, :, : sizes.image[1]]
-    return resize(wide, sizes.output[1], False)
+    wide = resize(scores, geometry.padded[1], geometry.align_corners)[:, :, : geometry.image[1]]
+    return resize(wide, geometry.output[1], False)
 
 
 def score_bands(
-    scores: Tensor, sizes: ResizeGeometry, align_corners: bool, flip: bool = False
+    scores: Tensor, geometry: ResizeGeometry, flip: bool = False
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Full-size scores, a band of rows at a time.
+    """Full-size scores, one band of rows at a time.
 
     Args:
         scores: (M, h, w).
-        sizes: see :class:`Sizes`.
-        align_corners: as the scores were trained.
+        geometry: how they are resized.
         flip: mirror the result left to right.
 
     Yields:
-        Rows of the output, and their scores (M, rows, W), which may be overwritten.
+        Rows of the output, and their scores (M, rows, W) in float32, which may be overwritten.
     """
     scores = scores.float()
-    height, width = sizes.output
-    vertical = _axis_matrix(scores, sizes, 0, align_corners)
+    height, width = geometry.output
+    vertical = _axis_matrix(scores, geometry, 0)
     touched = vertical != 0
     first = touched.int().argmax(dim=1).tolist()
     last = (vertical.shape[1] - touched.flip(1).int().argmax(dim=1)).tolist()
-    wide = _widen(scores, sizes, align_corners)
+    wide = _widen(scores, geometry)
     wide = wide.flip(-1) if flip else wide.contiguous()
-    band = max(1, _BAND_NUMBERS[scores.device.type] // (scores.shape[0] * width))
-    for begin in range(0, height, band):
-        rows = slice(begin, min(begin + band, height))
+    band_rows = max(1, _BAND_VALUES[scores.device.type] // (scores.shape[0] * width))
+    for begin in range(0, height, band_rows):
+        rows = slice(begin, min(begin + band_rows, height))
         source = slice(min(first[rows]), max(last[rows]))
-        yield rows, vertical[rows, source] @ wide[:, source]
+        # A surrounding autocast would round the scores; it must not extend over the yield either.
+        with torch.autocast(scores.device.type, enabled=False):
+            band = vertical[rows, source] @ wide[:, source]
+        yield rows, band
 
 
 class _Taps(NamedTuple):
-    """The nodes that each output row (or column) is made of: number and share, (H, K) each."""
+    """The nodes that each output row (or column) is interpolated from, (H, K) each."""
 
-    node: Tensor
-    share: Tensor
+    node: Tensor  # index along the axis
+    weight: Tensor
 
 
 def _taps(matrix: Tensor) -> _Taps:
     count = int((matrix != 0).sum(dim=1).max())
     weight, index = matrix.topk(count, dim=1)
-    # A tap without weight must not count as another node.
+    # A tap of weight 0 must not count as another node.
     return _Taps(torch.where(weight > 0, index, index[:, :1]), weight)
 
 
-def _between(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _Taps) -> Tensor:
-    """The class of some output pixels, from all of their nodes' scores: (P,) -> (P,) uint8."""
+def _interpolated_labels(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _Taps) -> Tensor:
+    """Classes of the given output pixels, by interpolating scores: (P,) -> (P,) uint8."""
     classes, _, width = scores.shape
     table = scores.flatten(1).t().contiguous()  # (h*w, M)
     labels = torch.empty(len(pixel), dtype=torch.uint8, device=scores.device)
-    step = max(1, _GATHERED_NUMBERS[scores.device.type] // classes)
-    # 32 bits: the time goes into moving indices.
+    step = max(1, _GATHERED_VALUES[scores.device.type] // classes)
+    # 32-bit indices: most of the time is spent moving them.
     row_node, column_node = (rows.node * width).int(), columns.node.int()
     for begin in range(0, len(pixel), step):
         part = pixel[begin : begin + step].int()
@@ -157,7 +164,7 @@ def _between(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _Taps) -> Tens
         x = part - y * len(column_node)
         node = row_node.index_select(0, y)[:, :, None] + column_node.index_select(0, x)[:, None]
         weight = (
-            rows.share.index_select(0, y)[:, :, None] * columns.share.index_select(0, x)[:, None]
+            rows.weight.index_select(0, y)[:, :, None] * columns.weight.index_select(0, x)[:, None]
         )
         mixed = F.embedding_bag(
             node.flatten(1), table, per_sample_weights=weight.flatten(1), mode="sum"
@@ -166,30 +173,30 @@ def _between(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _Taps) -> Tens
     return labels
 
 
-def _true_places(mask: Tensor) -> Tensor:
+def _true_indices(mask: Tensor) -> Tensor:
     if mask.is_cuda:
         return mask.nonzero()[:, 0]
     return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than PyTorch
 
 
-def label_map(scores: Tensor, sizes: ResizeGeometry, align_corners: bool) -> Tensor:
-    """The class of each output pixel, without ever holding (M, H, W) scores.
+def label_map(scores: Tensor, geometry: ResizeGeometry) -> Tensor:
+    """The class of each output pixel, without storing (M, H, W) scores.
 
-    Where all nodes that a pixel is made of have the same best class, that is its class: a mean
-    of rows with a common largest entry has it there too. Only the other pixels are computed.
+    If all nodes that a pixel is interpolated from have the same best class, the pixel has that
+    class too, because it is the largest in every term of the sum. Only the scores of the other
+    pixels are computed.
 
     Args:
         scores: (M, h, w) logits or probabilities, M <= 256.
-        sizes: see :class:`Sizes`.
-        align_corners: as the scores were trained.
+        geometry: how they are resized.
 
     Returns:
-        (H, W) uint8, equal to the argmax of :func:`full_size_logits` but for rounding ties.
+        (H, W) uint8, equal to the argmax of :func:`full_size_logits` except for rounding at ties.
     """
     scores = scores.float()
     best = scores.max(dim=0).indices.to(torch.uint8)
-    rows, columns = (_taps(_axis_matrix(scores, sizes, axis, align_corners)) for axis in (0, 1))
-    # Columns first, while there are h rows only; copying whole rows is fast.
+    rows, columns = (_taps(_axis_matrix(scores, geometry, axis)) for axis in (0, 1))
+    # Columns first, while there are only h rows; copying whole rows is fast.
     low = high = best.index_select(1, columns.node[:, 0])  # (h, W)
     for k in range(1, columns.node.shape[1]):
         other = best.index_select(1, columns.node[:, k])
@@ -199,11 +206,11 @@ def label_map(scores: Tensor, sizes: ResizeGeometry, align_corners: bool) -> Ten
         index = rows.node[:, k]
         torch.minimum(labels, low.index_select(0, index), out=labels)
         torch.maximum(highest, high.index_select(0, index), out=highest)
-    pixel = _true_places((labels != highest).flatten())
+    pixel = _true_indices((labels != highest).flatten())
     if 2 * len(pixel) < labels.numel():
-        labels.view(-1)[pixel] = _between(scores, pixel, rows, columns)
+        labels.view(-1)[pixel] = _interpolated_labels(scores, pixel, rows, columns)
         return labels
-    # Hardly two neighbors agree: gathering their nodes would cost more than all bands.
-    for band, full in score_bands(scores, sizes, align_corners):
+    # Most neighbors disagree: gathering their nodes would cost more than computing all bands.
+    for band, full in score_bands(scores, geometry):
         labels[band] = full.max(dim=0).indices.to(torch.uint8)
     return labels

@@ -1,4 +1,4 @@
-"""Sums of class probabilities over views (TTA) and windows, one (M, H, W) tensor however many.
+"""Sums class probabilities over views (TTA) and windows in a single (M, H, W) tensor.
 
 Shape shorthand: M classes, H x W pixels.
 """
@@ -15,10 +15,10 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 class AccumulatorOptions(NamedTuple):
-    """Where probabilities are summed up.
+    """Where and how probabilities are accumulated.
 
     Attributes:
-        device: None for the model's.
+        device: None for the model's device.
         dtype: float16 halves the memory and keeps about three decimal digits.
     """
 
@@ -27,36 +27,35 @@ class AccumulatorOptions(NamedTuple):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "AccumulatorOptions":
-        """TEST.ACCUMULATE.{DEVICE, DTYPE}."""
+        """Options from TEST.ACCUMULATE.{DEVICE, DTYPE}."""
         keys = cfg.TEST.ACCUMULATE
         device = None if keys.DEVICE == "model" else torch.device(keys.DEVICE)
         return cls(device, _DTYPES[keys.DTYPE])
 
 
 class ProbabilityAccumulator:
-    """Adds up softmax probabilities in bands of rows: full-size logits never exist as a whole."""
+    """Adds up softmax probabilities in bands of rows, without storing full-size logits."""
 
     def __init__(
-        self, classes: int, size: tuple[int, int], device: torch.device, place: AccumulatorOptions
+        self, classes: int, size: tuple[int, int], device: torch.device, options: AccumulatorOptions
     ):
         """
         Args:
             classes, size: M and (H, W).
-            device: of the model.
-            place: of the sum.
+            device: device of the model.
+            options: device and dtype of the sum.
 
         Raises:
             MemoryError: if the sum cannot fit.
         """
-        device = place.device or device
-        check_fits(classes, size, device, torch.finfo(place.dtype).bits // 8, copies=1)
-        self.total = torch.zeros(classes, *size, device=device, dtype=place.dtype)
+        device = options.device or device
+        check_fits(classes, size, device, torch.finfo(options.dtype).bits // 8, copies=1)
+        self.total = torch.zeros(classes, *size, device=device, dtype=options.dtype)
 
     def add(
         self,
         scores: Tensor,
-        sizes: ResizeGeometry,
-        align_corners: bool,
+        geometry: ResizeGeometry,
         *,
         logits: bool = True,
         flip: bool = False,
@@ -66,20 +65,19 @@ class ProbabilityAccumulator:
 
         Args:
             scores: (M, h, w).
-            sizes: the way from scores to pixels.
-            align_corners: of that way.
-            logits: whether a softmax is due; False: the scores are probabilities already.
+            geometry: how the scores are resized to pixels.
+            logits: True if the scores need a softmax, False if they are probabilities already.
             flip: mirror the prediction left to right.
-            corner: (y, x) of the prediction within H x W.
+            corner: (y, x) position of the prediction within H x W.
         """
         y, x = corner
-        for rows, band in score_bands(scores, sizes, align_corners, flip):
+        for rows, band in score_bands(scores, geometry, flip):
             part = band.softmax(dim=0) if logits else band
-            target = self.total[:, y + rows.start : y + rows.stop, x : x + sizes.output[1]]
+            target = self.total[:, y + rows.start : y + rows.stop, x : x + geometry.output[1]]
             target += part.to(target.device, target.dtype)
 
     def mean(self, count: float | Tensor) -> Tensor:
-        """The (M, H, W) sum divided in place by how often each pixel was added to."""
+        """The (M, H, W) sum divided in place by the number of additions per pixel."""
         return self.total.div_(count)
 
     def labels(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Windows of the sliding-window inference, in pixels of the network's input."""
+"""Windows of sliding-window inference, in pixels of the network's input."""
 
 import math
 from collections.abc import Iterator
@@ -10,29 +10,29 @@ from torch import Tensor
 
 
 def starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where the windows along one axis begin; the last ends with the axis."""
+    """Start of each window along one axis; the last window ends where the axis ends."""
     steps = max(0, math.ceil((length - crop) / stride))
     return [max(0, min(i * stride, length - crop)) for i in range(steps + 1)]
 
 
 class SlidingWindow(NamedTuple):
-    """Size and step of the windows, (height, width) each."""
+    """Size and stride of the windows, (height, width) each."""
 
     crop: tuple[int, int]
     stride: tuple[int, int]
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SlidingWindow | None":
-        """TEST.SLIDE.{CROP, STRIDE}; None if it is not enabled."""
+        """Windows from TEST.SLIDE.{CROP, STRIDE}; None unless TEST.SLIDE.ENABLED."""
         slide = cfg.TEST.SLIDE
         return cls(tuple(slide.CROP), tuple(slide.STRIDE)) if slide.ENABLED else None
 
     def covers(self, size: tuple[int, int]) -> bool:
-        """Whether one window holds a whole image (H, W)."""
+        """Whether a single window covers an image (H, W)."""
         return size[0] <= self.crop[0] and size[1] <= self.crop[1]
 
     def windows(self, size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of each window of an image (H, W); a larger window is cut to it."""
+        """Rows and columns of each window of an image (H, W), clipped to the image."""
         for y in starts(size[0], self.crop[0], self.stride[0]):
             for x in starts(size[1], self.crop[1], self.stride[1]):
                 yield (
@@ -41,7 +41,7 @@ class SlidingWindow(NamedTuple):
                 )
 
     def counts(self, size: tuple[int, int]) -> Tensor:
-        """How many windows hold each pixel, (H, W)."""
+        """The number of windows that cover each pixel, (H, W)."""
         axes = []
         for length, crop, stride in zip(size, self.crop, self.stride, strict=True):
             count = torch.zeros(length)

@@ -201,7 +201,7 @@ class Observer:
 
         hook = head.reduce.register_forward_hook(keep)
         try:
-            output = head.layers(model.backbone(x[None]))
+            output = head.predict_logits(model.backbone(x[None]))
         finally:
             hook.remove()
         (before,) = kept
@@ -209,6 +209,6 @@ class Observer:
         after = None
         if head.graph is not None:
             after = head.graph.propagate(before, head.graph.select(coarse))
-        elif head.refiner is not None:
-            after = head.refiner(before, coarse)
+        elif head.context_module is not None:
+            after = head.context_module(before, coarse)
         return before, after, coarse

@@ -1,0 +1,121 @@
+"""The loss terms of the head (Eq. 5)."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from cdgc import cross_entropy, ohem_cross_entropy
+from cdgcnet.modeling.predictions import HeadOutput
+
+
+class HeadLosses(nn.Module):
+    """Weighted losses of the coarse, refined and auxiliary logits (Eq. 5).
+
+    ``alpha * CE(coarse) + beta * OHEM(refined) + gamma * CE(auxiliary)``. A network without
+    refinement has the baseline loss of its only prediction instead of the first two terms.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        ignore_label: int = 255,
+        class_weights: Sequence[float] = (),
+        align_corners: bool = True,
+        ohem_thresh: float = 0.7,
+        ohem_min_kept: float = 100_000,
+        coarse_weight: float = 0.6,
+        refined_weight: float = 0.7,
+        aux_weight: float = 0.4,
+        baseline_weight: float = 1.0,
+        baseline: str = "ce",
+    ):
+        """
+        Args:
+            ignore_label: target value of pixels that contribute no loss.
+            class_weights: M factors that apply to all terms, or empty.
+            align_corners: how logits are resized to the targets.
+            ohem_thresh, ohem_min_kept: see :func:`cdgc.ohem_cross_entropy`.
+            coarse_weight, refined_weight, aux_weight: alpha, beta and gamma of Eq. 5.
+            baseline_weight: weight of the baseline loss.
+            baseline: the baseline loss, "ce" (cross entropy) or "ohem".
+
+        Raises:
+            ValueError: for any other ``baseline``.
+        """
+        super().__init__()
+        if baseline not in ("ce", "ohem"):
+            raise ValueError(f"baseline must be 'ce' or 'ohem', got {baseline!r}")
+        self.ignore_label = ignore_label
+        self.align_corners = align_corners
+        self.ohem_thresh = ohem_thresh
+        self.ohem_min_kept = ohem_min_kept
+        self.coarse_weight = coarse_weight
+        self.refined_weight = refined_weight
+        self.aux_weight = aux_weight
+        self.baseline_weight = baseline_weight
+        self.baseline = baseline
+        weights = torch.tensor(class_weights, dtype=torch.float) if len(class_weights) else None
+        # Not saved in checkpoints: prediction does not need the class weights.
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "HeadLosses":
+        """The losses that ``cfg.MODEL.CDGC.LOSS`` describes."""
+        loss = cfg.MODEL.CDGC.LOSS
+        return cls(
+            ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            class_weights=loss.CLASS_WEIGHTS,
+            align_corners=cfg.MODEL.CDGC.ALIGN_CORNERS,
+            ohem_thresh=loss.OHEM_THRESH,
+            ohem_min_kept=loss.OHEM_MIN_KEPT,
+            coarse_weight=loss.COARSE_WEIGHT,
+            refined_weight=loss.REFINED_WEIGHT,
+            aux_weight=loss.AUX_WEIGHT,
+            baseline_weight=loss.BASELINE_WEIGHT,
+            baseline=loss.BASELINE,
+        )
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(
+            logits,
+            targets,
+            ignore_label=self.ignore_label,
+            class_weights=self.class_weights,
+            align_corners=self.align_corners,
+        )
+
+    def _ohem(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return ohem_cross_entropy(
+            logits,
+            targets,
+            thresh=self.ohem_thresh,
+            min_kept=self.ohem_min_kept,
+            ignore_label=self.ignore_label,
+            class_weights=self.class_weights,
+            align_corners=self.align_corners,
+        )
+
+    def forward(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]:
+        """The weighted terms by name.
+
+        Logits are resized to the size of the targets rather than by a factor: 97 * 8 is 776, not
+        769.
+
+        Args:
+            output: logits of the head.
+            targets: (B, H, W) integer classes or ``ignore_label``.
+        """
+        losses = {}
+        if output.coarse is None:
+            baseline = self._ohem if self.baseline == "ohem" else self._cross_entropy
+            losses["loss_baseline"] = self.baseline_weight * baseline(output.refined, targets)
+        else:
+            losses["loss_coarse"] = self.coarse_weight * self._cross_entropy(output.coarse, targets)
+            losses["loss_refined"] = self.refined_weight * self._ohem(output.refined, targets)
+        if output.aux is not None:
+            losses["loss_aux"] = self.aux_weight * self._cross_entropy(output.aux, targets)
+        return losses

@@ -8,6 +8,7 @@ reported, and the others are still predicted.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,6 @@ from cdgcnet.cli.options import add_config_arguments, load_config
 if TYPE_CHECKING:
     from cdgcnet import Predictor
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
-
 
 def find_images(inputs: Sequence[Path]) -> list[Path]:
     """Files as given, and the images directly inside folders, sorted.
@@ -28,12 +27,17 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
         FileNotFoundError, ValueError: for a path that is not there, a folder without images, or
             two images whose predictions would share a name.
     """
+    from cdgcnet.data.decoding import IMAGE_SUFFIXES
+    from cdgcnet.data.image_folder import images_in
+
     images: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = images_in(path)
             if not inside:
-                raise ValueError(f"--input {path}: the folder holds no image ({sorted(SUFFIXES)})")
+                raise ValueError(
+                    f"--input {path}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})"
+                )
             images += inside
         elif path.is_file():
             images.append(path)
@@ -57,9 +61,9 @@ def check_output(images: Sequence[Path], output: Path, overwrite: bool) -> None:
         ValueError: naming the first file in the way.
     """
     targets = [output / f"{i.stem}{end}" for i in images for end in (".png", "_overlay.jpg")]
-    inputs = {i.resolve() for i in images}
+    inputs = {os.path.realpath(i) for i in images}  # unlike resolve, it accepts a loop of links
     for target in targets:
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise ValueError(f"--output {output}: {target} is one of the input images")
         if target.exists() and not overwrite:
             raise ValueError(f"{target} exists; choose another --output or add --overwrite")

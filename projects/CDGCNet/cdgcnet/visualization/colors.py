@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from detectron2.data import Metadata
-from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
+
+if TYPE_CHECKING:
+    from detectron2.data import Metadata
 
 IGNORE_COLOR = (0, 0, 0)
 # What a refinement changed. Blue and vermilion, which color-blind readers tell apart.
 FIXED, BROKEN = (0, 114, 178), (213, 94, 0)
 
 
-def class_colors(metadata: Metadata) -> list[tuple[int, int, int]]:
+def class_colors(metadata: "Metadata") -> list[tuple[int, int, int]]:
     """One RGB color per class: the dataset's own, or Detectron2's map where it has none."""
+    from detectron2.utils.colormap import colormap
+
     count = len(metadata.stuff_classes)
     colors = metadata.get("stuff_colors") or np.resize(colormap(rgb=True), (count, 3))
     return [(int(r), int(g), int(b)) for r, g, b in colors]
@@ -40,8 +43,10 @@ def label_image(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Im
     return image
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> Image.Image:
+def overlay(image: np.ndarray, labels: np.ndarray, metadata: "Metadata") -> Image.Image:
     """Class colors and names over an RGB image (H, W, 3), by Detectron2's visualizer."""
+    from detectron2.utils.visualizer import Visualizer
+
     drawn = Visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5)
     return Image.fromarray(drawn.get_image())
 
@@ -49,7 +54,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, metadata: Metadata) -> Image.
 def comparison_sheet(
     rows: Sequence[Sequence[np.ndarray]],
     titles: Sequence[str],
-    metadata: Metadata,
+    metadata: "Metadata",
     path: Path,
 ) -> None:
     """A picture grid: in each row an RGB image (H, W, 3), then label maps (H, W).

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cdgcnet.data.prepare.completeness import Split, count
-from cdgcnet.data.prepare.split_lists import read_list, write_list
+from cdgcnet.data.prepare.completeness import Split, count, read_list, write_list
 
 
 def pairs(folder: Path, names: str, images: str = "", labels: str = ""):

@@ -3,16 +3,17 @@
 import errno
 import os
 import pickle
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from cdgcnet.data import image_io as files
 from cdgcnet.data.prepare import conversion as jobs
 from cdgcnet.data.prepare.archives import File, find
 from cdgcnet.data.prepare.conversion import Job, Runner, place, remove_leftovers
+from cdgcnet.utils.io import atomic_write
 
 
 def source(folder: Path, name: str, text: str = "text") -> File:
@@ -26,8 +27,8 @@ def upper(content, target: Path) -> None:
     text = content.read_text() if isinstance(content, Path) else content.decode()
     if text.isdigit():
         raise ValueError("digits")
-    with files.replacing(target) as beside:
-        beside.write_text(text.upper())
+    with atomic_write(target) as tmp_path:
+        tmp_path.write_text(text.upper())
 
 
 @pytest.fixture
@@ -173,13 +174,13 @@ def importable(tmp_path, monkeypatch):
     (tmp_path / "job_functions.py").write_text(
         "import os\n"
         "from pathlib import Path\n"
-        "from cdgcnet.data.image_io import replacing\n"
+        "from cdgcnet.utils.io import atomic_write\n"
         "def upper(content, target):\n"
         "    text = content.read_text() if isinstance(content, Path) else content.decode()\n"
         "    if text.isdigit():\n"
         "        raise ValueError('digits')\n"
-        "    with replacing(target) as beside:\n"
-        "        beside.write_text(text.upper())\n"
+        "    with atomic_write(target) as tmp_path:\n"
+        "        tmp_path.write_text(text.upper())\n"
         "def die(content, target):\n"
         "    os._exit(1)\n"
     )
@@ -220,3 +221,36 @@ def test_a_killed_worker_is_said(importable, tmp_path):
     job = Job(source(tmp_path / "src", "a.txt"), tmp_path / "a.txt", importable.die)
     with pytest.raises(ChildProcessError, match="fewer --workers"):
         Runner(1).run([job], "x")
+
+
+WORKER_SCRIPT = """
+import sys
+from pathlib import Path
+
+from cdgcnet.data.prepare import camvid, cityscapes, coco_stuff, pascal_context, voc
+from cdgcnet.data.prepare.archives import File
+from cdgcnet.data.prepare.conversion import Job, Runner
+
+
+def list_modules(content, target):
+    target.write_text(" ".join(sys.modules))
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    runner = Runner(workers=1)
+    runner.run([Job(File(sys.argv[0]), folder / "modules.txt", list_modules)], "modules")
+    assert not runner.failures, runner.failures
+"""
+
+
+def test_workers_import_neither_torch_nor_detectron2(tmp_path):
+    # Torch takes seconds to import, in each worker again: longer than most preparations.
+    script = tmp_path / "prepare.py"
+    script.write_text(WORKER_SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = (tmp_path / "modules.txt").read_text().split()
+    assert "cdgcnet.data.prepare.voc" in loaded
+    assert not {"torch", "detectron2", "matplotlib"} & set(loaded)

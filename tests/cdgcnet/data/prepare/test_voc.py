@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from cdgcnet.data.prepare import voc
-from cdgcnet.data.prepare.completeness import count
-from cdgcnet.data.prepare.split_lists import read_list
+from cdgcnet.data.prepare.completeness import count, read_list
 
 # Six images. SBD's two lists overlap with all of VOC's, as in reality.
 A, B, C, D, E, F = (f"2008_00000{i}" for i in range(1, 7))

@@ -1,10 +1,11 @@
-"""Dataset registrations, by explicit call: importing this package registers nothing."""
+"""Dataset registrations, by explicit call: importing this package registers nothing.
+
+Neither does it import Detectron2, which the worker processes of ``cdgcnet prepare`` do not need.
+"""
 
 import os
 from pathlib import Path
 
-from cdgcnet.data.datasets import ade20k, camvid, cityscapes, coco_stuff, pascal_context, voc
-from cdgcnet.data.datasets import streets as streets_set
 from cdgcnet.data.datasets.custom import register_folders
 
 __all__ = ["datasets_root", "register_all", "register_folders"]
@@ -16,11 +17,21 @@ def datasets_root(root: str | os.PathLike | None = None) -> Path:
 
 
 def register_all(root: str | os.PathLike | None = None) -> None:
-    """Register every dataset of CDGCNet under ``root`` (DETECTRON2_DATASETS by default).
+    """Register every dataset of CDGCNet below ``root`` (by default DETECTRON2_DATASETS).
 
-    May be called again, also with another root: the last call counts. Nothing is read from disk
+    It may be called again, also with another root; the last call counts. Nothing is read from disk
     before a dataset is used.
     """
+    from cdgcnet.data.datasets import (
+        ade20k,
+        camvid,
+        cityscapes,
+        coco_stuff,
+        pascal_context,
+        streets,
+        voc,
+    )
+
     base = datasets_root(root)
-    for data_set in (cityscapes, voc, coco_stuff, pascal_context, ade20k, camvid, streets_set):
-        data_set.register(base)
+    for dataset in (cityscapes, voc, coco_stuff, pascal_context, ade20k, camvid, streets):
+        dataset.register(base)

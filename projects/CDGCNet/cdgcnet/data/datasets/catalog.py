@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
 IGNORE_LABEL = 255
 UNKNOWN_LABEL = 254  # what a look-up table makes of a value that it does not know
 EVALUATOR_TYPE = "cdgc_sem_seg"
@@ -31,6 +29,8 @@ def register(
         ids: the dataset's own id of each class, where they differ from the contiguous ones.
         metadata: further entries of the MetadataCatalog.
     """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

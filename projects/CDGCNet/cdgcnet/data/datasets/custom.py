@@ -1,31 +1,93 @@
-"""Own data from the config: folders of images and label PNGs, DATASETS.FOLDERS.
+"""Own data, defined in a config: folders of images and labels, and a class list.
 
-docs/own_data.md is the guide. Labels on disk hold "raw" values; training sees class ids, the
-positions in the class list.
+docs/own_data.md is the guide. The values in label files are called "raw"; training sees class ids,
+which are the positions in the class list.
 """
+
+from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from cdgcnet.data.datasets.catalog import (
+    IGNORE_LABEL,
+    UNKNOWN_LABEL,
+    color_map,
+    look_up_table,
+    register,
+)
+from cdgcnet.data.datasets.pairing import PairingRule, read_split, shown
 
-from cdgcnet.data.datasets.catalog import IGNORE_LABEL, look_up_table, register
-from cdgcnet.data.datasets.class_list import Color, parse_classes, read_lines
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 KEY = "DATASETS.FOLDERS"
 REQUIRED = ("NAME", "IMAGES", "CLASSES")
-OF_LABELS = ("LABEL_SUFFIX", "IDS", "IGNORE")  # say how LABELS is read
-OPTIONAL = ("LABELS", "SPLIT", *OF_LABELS)
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+OF_LABELS = ("LABEL_SUFFIX", "IDS", "IGNORE")  # keys that need LABELS
+OPTIONAL = ("LABELS", "IMAGE_SUFFIX", "RECURSIVE", "SPLIT", *OF_LABELS)
+MAX_CLASSES = UNKNOWN_LABEL  # class ids 0 to 253: 254 marks unknown values, 255 ignored ones
+
+Color = tuple[int, int, int]
+
+_COLORED = re.compile(r"(.*?)((?:\s+-?\d+){3})", re.ASCII)
+
+
+# ---------------------------------------------------------------- the class list
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, stripped and without empty ones.
+
+    Raises:
+        FileNotFoundError, ValueError: naming a file that is missing or not UTF-8 text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors write a mark at the start
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable UTF-8 text file ({error})") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def parse_classes(lines: Sequence[str]) -> tuple[list[str], list[Color]]:
+    """Names and RGB colors from lines "NAME" or "NAME R G B"; the position is the class id.
+
+    Raises:
+        ValueError: naming the line, for a bad color, a missing or repeated name, or a bad count.
+    """
+    if not 1 <= len(lines) <= MAX_CLASSES:
+        raise ValueError(f"{len(lines)} classes; expected 2 to {MAX_CLASSES}")
+    defaults = color_map(len(lines) + 1)[1:]  # its first color, black, would hide a class
+    names: list[str] = []
+    colors: list[Color] = []
+    for number, line in enumerate(lines, start=1):
+        name, color = line, defaults[number - 1]
+        if match := _COLORED.fullmatch(f" {line}"):
+            red, green, blue = (int(word) for word in match[2].split())
+            name, color = match[1].strip(), (red, green, blue)
+            if not name:
+                raise ValueError(f"class {number}, {line!r}, is a color without a name")
+            if not all(0 <= c <= 255 for c in color):
+                raise ValueError(f"class {number}, {line!r}: expected a color R G B of 0 to 255")
+        if name in names:
+            raise ValueError(f"classes {names.index(name) + 1} and {number} are both {name!r}")
+        names.append(name)
+        colors.append(color)
+    if len(names) == 1:
+        raise ValueError(
+            f"{names[0]!r} is the only class; expected 2 to {MAX_CLASSES}, because with a single "
+            "class every prediction is right. Add a class for everything else, such as background"
+        )
+    return names, colors
 
 
 def label_lut(ids: Sequence[int], ignored: Iterable[int]) -> bytes | None:
-    """256 class ids, one per raw value; None where raw values are class ids already.
+    """256 class ids, one for each raw value; None where raw values are class ids already.
 
     Args:
         ids: the raw value of each class.
@@ -36,63 +98,16 @@ def label_lut(ids: Sequence[int], ignored: Iterable[int]) -> bytes | None:
     return look_up_table({value: class_id for class_id, value in enumerate(ids)}, ignored)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Images directly in a folder, sorted; hidden files are none.
-
-    Raises:
-        ValueError: for an empty folder, or two images that would share a label.
-    """
-    by_stem: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        other = by_stem.setdefault(path.stem, path)
-        if other != path:
-            raise ValueError(
-                f"{folder} holds {other.name} and {path.name}: two images of one stem would share "
-                "their label; rename one"
-            )
-    if not by_stem:
-        raise ValueError(
-            f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); subfolders are not "
-            "searched"
-        )
-    return list(by_stem.values())
-
-
-def select(images: Sequence[Path], split: Path) -> list[Path]:
-    """The images that a text file names, by file name or stem, in its order.
-
-    Raises:
-        FileNotFoundError, ValueError: for a missing or empty list, an entry without an image or
-            a second one for the same image.
-    """
-    known = {image.stem: image for image in images} | {image.name: image for image in images}
-    chosen: dict[Path, str] = {}
-    for entry in read_lines(split):
-        if entry not in known:
-            raise ValueError(
-                f"{split} names {entry!r}, but {images[0].parent} has no such image; expected "
-                f"a file name or its stem, such as {images[0].stem!r}"
-            )
-        image = known[entry]
-        if image in chosen:
-            raise ValueError(f"{split} names {image.name} twice ({chosen[image]!r}, {entry!r})")
-        chosen[image] = entry
-    if not chosen:
-        raise ValueError(f"{split} names no image")
-    return list(chosen)
+# ---------------------------------------------------------------- one entry of the config
 
 
 @dataclass(frozen=True)
 class FolderSet:
-    """One checked entry of DATASETS.FOLDERS; nothing but its class list has been read."""
+    """One checked entry of DATASETS.FOLDERS; only its class list has been read so far."""
 
-    where: str  # for messages: key, position, name
+    where: str  # key, position and name, for messages
     name: str
-    images: Path
-    labels: Path | None
-    label_suffix: str
+    rule: PairingRule
     split: Path | None
     classes: list[str]
     colors: list[Color]
@@ -106,52 +121,84 @@ class FolderSet:
                 "below the data root, DETECTRON2_DATASETS"
             )
 
-    def _labels_of(self, images: Sequence[Path], chosen: Sequence[Path]) -> list[Path]:
-        """One label file for each chosen image."""
-        assert self.labels is not None
-        self._require(self.labels, "LABELS")
-        there = {p.name for p in self.labels.iterdir() if not p.name.startswith(".")}
-        names = [image.stem + self.label_suffix for image in chosen]
-        missing = [name for name in names if name not in there]
+    def _pairs(self) -> list[tuple[str, str | None]]:
+        """(image, label) of every sample; label None only in a dataset without labels."""
+        rule = self.rule
+        if self.split is None:
+            images = rule.image_names()
+            pairs: list[tuple[str, str | None]] = [(image, None) for image in images]
+        else:
+            try:
+                images = rule.image_names()
+            except ValueError:
+                images = []  # the split file may list paths in subfolders
+            pairs = list(read_split(read_lines(self.split), self.split, rule, images))
+        if rule.labels is None:
+            return pairs
+        self._require(rule.labels, "LABELS")
+        # Labels that the split file names need no rule.
+        by_rule = rule.find_labels([*images, *(i for i, label in pairs if label is None)])
+        pairs = [(image, label or by_rule[image]) for image, label in pairs]
+        self._check_pairs(pairs, by_rule)
+        return pairs
+
+    def _check_pairs(
+        self, pairs: Sequence[tuple[str, str | None]], by_rule: dict[str, str | None]
+    ) -> None:
+        """Refuse images without a label, and labels that belong to no image.
+
+        Raises:
+            FileNotFoundError: naming the first of them and what may be wrong.
+        """
+        rule = self.rule
+        missing = [image for image, label in pairs if label is None]
         if missing:
+            hint = rule.hint(missing[0], missing)
             raise FileNotFoundError(
-                f"{self.where}: {len(missing)} of {len(chosen)} images have no label in "
-                f"{self.labels}: {', '.join(missing[:3])}{', …' if missing[3:] else ''} (image "
-                f"stem + LABEL_SUFFIX {self.label_suffix!r}); add them, or list the labeled "
-                "images in a SPLIT file"
+                f"{self.where}: {len(missing)} of {len(pairs)} images have no label in "
+                f"{rule.labels}: {shown([rule.stem(i) + rule.label_suffix for i in missing])} "
+                f"(image stem + LABEL_SUFFIX {rule.label_suffix!r}); "
+                f"{hint + '; otherwise ' if hint else ''}add them, or list the labeled images in "
+                "a SPLIT file"
             )
-        expected = {image.stem + self.label_suffix for image in images}
-        unused = sorted(n for n in there - expected if n.endswith(self.label_suffix))
+        used = {label for _, label in pairs} | set(by_rule.values())
+        unused = [label for label in rule.label_names() if label not in used]
         if unused:
             problem = (
-                f"{self.where}: {len(unused)} labels in {self.labels} have no image in "
-                f"{self.images}: {', '.join(unused[:3])}{', …' if unused[3:] else ''}"
+                f"{self.where}: {len(unused)} labels in {rule.labels} have no image in "
+                f"{rule.images}: {shown(unused)}"
             )
             if self.split is None:
                 raise FileNotFoundError(
                     f"{problem}; add the images, or list those to use in a SPLIT file"
                 )
             logging.getLogger(__name__).warning(problem)
-        return [self.labels / name for name in names]
 
     def load(self) -> list[dict]:
         """Detectron2 dicts, sorted by file name or in the order of SPLIT.
 
         Raises:
-            FileNotFoundError, ValueError: naming entry, file and what is wrong with it.
+            FileNotFoundError, ValueError: naming the entry, the file and what is wrong with it.
         """
-        self._require(self.images, "IMAGES")
+        rule = self.rule
+        self._require(rule.images, "IMAGES")
         try:
-            images = list_images(self.images)
-            chosen = select(images, self.split) if self.split else images
+            pairs = self._pairs()
         except (FileNotFoundError, ValueError) as error:
+            if str(error).startswith(self.where):
+                raise
             raise type(error)(f"{self.where}: {error}") from error
-        dicts: list[dict] = [{"file_name": str(i), "image_id": i.stem} for i in chosen]
-        if self.labels is not None:
-            for entry, label in zip(dicts, self._labels_of(images, chosen), strict=True):
-                entry["sem_seg_file_name"] = str(label)
+        dicts = []
+        for image, label in pairs:
+            sample: dict[str, Any] = {
+                "file_name": str(rule.images / image),
+                "image_id": rule.stem(image),
+            }
+            if rule.labels is not None and label is not None:
+                sample["sem_seg_file_name"] = str(rule.labels / label)
                 if self.lut is not None:
-                    entry["sem_seg_lut"] = self.lut
+                    sample["sem_seg_lut"] = self.lut
+            dicts.append(sample)
         return dicts
 
 
@@ -197,7 +244,7 @@ def _parse(entry: Any, position: int, root: Path) -> FolderSet:
     for key in REQUIRED:
         if key not in entry:
             raise ValueError(f"{where}: {key} is missing")
-    for key in ("NAME", "IMAGES", "LABELS", "LABEL_SUFFIX", "SPLIT"):
+    for key in ("NAME", "IMAGES", "LABELS", "IMAGE_SUFFIX", "LABEL_SUFFIX", "SPLIT"):
         if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
             raise ValueError(f"{where}: {key} is {entry[key]!r}; expected a text")
     if not re.fullmatch(r"[\w.-]+", entry["NAME"]) or entry["NAME"].startswith("cdgc_"):
@@ -222,37 +269,63 @@ def _parse(entry: Any, position: int, root: Path) -> FolderSet:
     def place(key: str) -> Path | None:
         return root / Path(entry[key]).expanduser() if key in entry else None
 
-    images, labels = place("IMAGES"), place("LABELS")
+    recursive = entry.get("RECURSIVE", False)
+    if not isinstance(recursive, bool):
+        raise ValueError(f"{where}: RECURSIVE is {recursive!r}; expected True or False")
+    images = place("IMAGES")
     assert images is not None
-    suffix = entry.get("LABEL_SUFFIX", ".png")
-    if "/" in suffix or "\\" in suffix or suffix.lower().endswith((".jpg", ".jpeg")):
+    rule = PairingRule(
+        images,
+        place("LABELS"),
+        entry.get("IMAGE_SUFFIX", ""),
+        entry.get("LABEL_SUFFIX", ".png"),
+        recursive,
+    )
+    _check_suffixes(rule, where, pairs_listed="SPLIT" in entry)
+    lut = label_lut(ids, ignored)
+    return FolderSet(where, entry["NAME"], rule, place("SPLIT"), classes, colors, ids, lut)
+
+
+def _check_suffixes(rule: PairingRule, where: str, pairs_listed: bool) -> None:
+    for key, suffix in (("IMAGE_SUFFIX", rule.image_suffix), ("LABEL_SUFFIX", rule.label_suffix)):
+        if "/" in suffix or "\\" in suffix:
+            raise ValueError(
+                f"{where}: {key} is {suffix!r}; expected the end of a file name such as "
+                "'.png' or '_labels.png'"
+            )
+    if rule.label_suffix.lower().endswith((".jpg", ".jpeg")):
         raise ValueError(
-            f"{where}: LABEL_SUFFIX is {suffix!r}; expected the end of a file name such as "
-            "'.png' or '_labels.png', and not JPEG, which changes values"
+            f"{where}: LABEL_SUFFIX is {rule.label_suffix!r}; expected a PNG file, because JPEG "
+            "changes values"
         )
-    if images == labels:
-        raise ValueError(
-            f"{where}: IMAGES and LABELS are both {images}; put images and labels into two folders"
-        )
-    return FolderSet(
-        where, entry["NAME"], images, labels, suffix, place("SPLIT"),
-        classes, colors, ids, label_lut(ids, ignored),
-    )  # fmt: skip
+    if rule.images == rule.labels and not pairs_listed:
+        if not rule.image_suffix:
+            raise ValueError(
+                f"{where}: IMAGES and LABELS are both {rule.images}; give IMAGE_SUFFIX and "
+                "LABEL_SUFFIX to tell them apart, or use two folders"
+            )
+        if rule.image_suffix.lower() == rule.label_suffix.lower():
+            raise ValueError(
+                f"{where}: IMAGE_SUFFIX and LABEL_SUFFIX are both {rule.image_suffix!r} in one "
+                "folder, so images and labels cannot be told apart"
+            )
 
 
 def register_folders(cfg: CfgNode, root: Path | None = None) -> None:
-    """Register the datasets of DATASETS.FOLDERS, all of them or, at an error, none.
+    """Register the datasets of DATASETS.FOLDERS: all of them, or none if one has an error.
 
-    May be called again, also with another config: the last call counts. Class lists are read now,
-    the folders when a dataset is used.
+    It may be called again, also with another config; the last call counts. Class lists are read
+    now, folders when a dataset is used.
 
     Args:
         cfg: its DATASETS.FOLDERS and MODEL.SEM_SEG_HEAD.IGNORE_VALUE are read.
-        root: what relative paths are below; the data root by default.
+        root: the folder of relative paths; by default the data root.
 
     Raises:
         FileNotFoundError, ValueError: naming the entry, its key and what was expected.
     """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     from cdgcnet.data.datasets import datasets_root
 
     base = datasets_root(root)

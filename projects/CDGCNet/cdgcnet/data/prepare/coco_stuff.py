@@ -12,7 +12,7 @@ import numpy as np
 
 from cdgcnet.data.datasets import coco_stuff
 from cdgcnet.data.prepare.archives import Content, File, Sources
-from cdgcnet.data.prepare.completeness import Split
+from cdgcnet.data.prepare.completeness import Split, read_list
 from cdgcnet.data.prepare.conversion import Job, Runner
 from cdgcnet.data.prepare.label_formats import (
     is_hdf5,
@@ -21,7 +21,6 @@ from cdgcnet.data.prepare.label_formats import (
     require_variable,
     save_labels,
 )
-from cdgcnet.data.prepare.split_lists import read_list
 
 FOLDER = "coco_stuff_10k"
 OFFICIAL = ("cocostuff-10k-v1.1.zip", "cocostuff-10k-v1.0.zip", "cocostuff-data-v1.0.zip")

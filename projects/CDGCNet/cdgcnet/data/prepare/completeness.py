@@ -1,10 +1,12 @@
-"""Is a prepared dataset complete? Counts per split against the official ones."""
+"""Split lists, and whether a prepared dataset is complete: its counts against the official ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tabulate import tabulate
+
+from cdgcnet.utils.io import atomic_write
 
 _SHOWN = 10
 
@@ -76,3 +78,35 @@ def _problems(split: Split, gone: dict[str, list[Path]]) -> list[str]:
         found.append(f"{split.name}: {len(split.pairs)} names, officially {split.official}")
         found += [f"{split.name}: {hint}" for hint in split.hints]
     return found
+
+
+# ---------------------------------------------------------------- lists of names
+
+
+def read_list(path: Path) -> list[str]:
+    """The names of a split list; an absent list is empty."""
+    if not path.is_file():
+        return []
+    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def write_list(path: Path, names: Iterable[str], overwrite: bool) -> None:
+    """Write a split list, sorted. One that is there with the same names stays as it is.
+
+    Raises:
+        ValueError: if it is there with other names, unless ``overwrite``.
+    """
+    wanted: Sequence[str] = sorted(names)
+    if path.is_file():
+        there = set(read_list(path))
+        if there == set(wanted):
+            return
+        if not overwrite:
+            other = sorted(there ^ set(wanted))
+            raise ValueError(
+                f"{path}: holds {len(there)} names, but these sources give {len(wanted)}; "
+                f"{other[0]} is in one of them only. Move the file away, or replace it with "
+                "--overwrite"
+            )
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text("".join(f"{name}\n" for name in wanted), encoding="utf-8")

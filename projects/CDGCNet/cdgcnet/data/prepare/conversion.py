@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cdgcnet.data.prepare.archives import Content, File
 from cdgcnet.utils.io import atomic_write
 
-# Writes the target itself, by files.replacing. A function of a module, or a partial of one:
+# Writes the target itself, with atomic_write. It is a function of a module or a partial of one, since
 # worker processes must be able to import it.
 Convert = Callable[[Content, Path], None]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cdgcnet.data.datasets import voc
 from cdgcnet.data.prepare.archives import Content, File, Sources
-from cdgcnet.data.prepare.completeness import Split
+from cdgcnet.data.prepare.completeness import Split, read_list, write_list
 from cdgcnet.data.prepare.conversion import Job, Runner, place
 from cdgcnet.data.prepare.label_formats import (
     map_labels,
@@ -21,7 +21,6 @@ from cdgcnet.data.prepare.label_formats import (
     require_variable,
     save_labels,
 )
-from cdgcnet.data.prepare.split_lists import read_list, write_list
 
 FOLDER = "VOCdevkit/VOC2012"
 OFFICIAL = ("VOCtrainval_11-May-2012.tar", "VOC2012test.tar", "benchmark.tgz")

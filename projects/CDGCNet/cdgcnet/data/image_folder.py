@@ -1,0 +1,34 @@
+"""Which files of a folder are its images: one rule for training, audit, import and prediction."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cdgcnet.data.decoding import IMAGE_SUFFIXES
+
+
+def files_in(folder: Path, recursive: bool = False) -> Iterator[Path]:
+    """Visible files of a folder, sorted by their path below it.
+
+    Names that begin with a dot are left out, files and folders alike; so are the ``._NAME`` files
+    that macOS writes beside each file. Links to folders are followed, each folder is visited once.
+    """
+    found: list[Path] = []
+    visited = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(f for f in folders if recursive and f[0] != "." and f != "__MACOSX")
+        found += [Path(here, name) for name in names if not name.startswith(".")]
+    yield from sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def images_in(folder: Path, recursive: bool = False) -> list[Path]:
+    """Files of a folder that are images by their suffix, in upper or lower case.
+
+    A link that leads nowhere is listed too: whoever reads it can say what is wrong with it.
+    """
+    return [p for p in files_in(folder, recursive) if p.suffix.lower() in IMAGE_SUFFIXES]

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from cdgcnet.data.prepare.archives import Content, File
 from cdgcnet.utils.io import atomic_write
 
-# Writes the target itself, with atomic_write. It is a function of a module or a partial of one, since
-# worker processes must be able to import it.
+# Writes the target itself, with atomic_write. Worker processes must be able to import it, so it is
+# a function of a module or a partial of one.
 Convert = Callable[[Content, Path], None]
 
 _LEFTOVER = re.compile(r"\.\d+\.part(\.\w+)?$")

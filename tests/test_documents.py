@@ -40,12 +40,12 @@ def test_commands_of_the_zoo_are_understood():
     for words in found:
         _, args = run_experiments.parse(words)
         run_experiments.check_arguments(args)
-        folder = run_experiments.CONFIGS / args.profile
-        assert find_rows(folder, args.table, args.rows)
+        profile = run_experiments.PROFILES / f"{args.profile}.yaml"
+        assert find_rows(profile, args.table, args.rows)
 
 
 def test_number_of_trainings_in_the_zoo():
-    rows = find_rows(run_experiments.CONFIGS / "paper", "all")
+    rows = find_rows(run_experiments.PROFILES / "paper.yaml", "all")
     jobs = make_jobs(rows, 1, "val", [])
     counted = len({job.training for job in jobs})
     assert f"{counted} trainings make all tables" in ZOO.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def test_number_of_trainings_in_the_zoo():
 def test_expected_numbers_in_the_zoo_are_the_papers():
     text = ZOO.read_text(encoding="utf-8")
     for group in ("table1", "table2", "table4", "table6"):
-        rows = find_rows(run_experiments.CONFIGS / "paper", group)
+        rows = find_rows(run_experiments.PROFILES / "paper.yaml", group)
         expected = ", ".join(f"{row.paper:.1f}" for row in rows)
         assert re.search(rf"\| Table {group[-1]} \|.*\| {re.escape(expected)} \|", text), group
 

@@ -2,12 +2,11 @@
 
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
-import run_experiments
 
+from cdgcnet.experiments import render
 from cdgcnet.experiments.jobs import split_overrides
 from cdgcnet.experiments.record import load_records
 from cdgcnet.experiments.rows import find_rows
@@ -15,6 +14,7 @@ from cdgcnet.experiments.table import HEADER, cells, matching
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
+PROFILES = ROOT / "configs" / "experiments" / "profiles"
 EXPERIMENTS = ROOT / "projects" / "CDGCNet" / "EXPERIMENTS.md"
 TABLES = sorted(RESULTS.glob("*/*.md"))
 
@@ -29,15 +29,11 @@ def way_of(table: Path) -> tuple[str, str, tuple[str, ...]]:
 @pytest.mark.parametrize("way", sorted({way_of(t) for t in TABLES}), ids=str)
 def test_committed_tables_are_what_their_records_give(way, tmp_path, monkeypatch):
     profile, split, changed = way
-    monkeypatch.setattr(run_experiments, "write_picture", lambda *_: None)
+    monkeypatch.setattr(render, "write_picture", lambda *_: None)
     tables = [t for t in TABLES if way_of(t) == way]
-    (tmp_path / profile).mkdir()
-    for table in tables:  # render writes the tables that are there
-        shutil.copy(table, tmp_path / profile)
-    group = tables[0].stem.split("-")[0]
-    words = [group, "--profile", profile, "--split", split, "--results", str(tmp_path)]
-    _, args = run_experiments.parse([*words, "--opts", *changed])
-    written = run_experiments.render(args, load_records(RESULTS / profile / split))
+    groups = {table.stem.split("-")[0] for table in tables}
+    records = load_records(RESULTS / profile / split)
+    written = render.render(PROFILES / f"{profile}.yaml", tmp_path, records, groups, split, changed)
     assert {p.name for p in written} == {t.name for t in tables}
     for table in tables:
         found = (tmp_path / profile / table.name).read_text("utf-8")
@@ -75,11 +71,11 @@ def test_experiments_tells_many_rows():
 @pytest.mark.parametrize("told", told_lines(), ids=lambda t: " ".join((t[0], t[1], *t[2])))
 def test_numbers_told_are_those_of_the_records(told):
     split, name, opts, said = told
-    folder = run_experiments.CONFIGS / "camvid_cpu"
+    profile = PROFILES / "camvid_cpu.yaml"
     records = load_records(RESULTS / "camvid_cpu" / split)
-    [row] = find_rows(folder, "all", [name])
+    [row] = find_rows(profile, "all", [name])
     pairs = split_overrides(row, split, opts)
-    line = run_experiments.make_line(row, pairs, records)
-    controls = run_experiments.make_controls(find_rows(folder, "control"), [line], pairs, records)
+    line = render.make_line(row, pairs, records)
+    controls = render.make_controls(find_rows(profile, "control"), [line], pairs, records)
     measured = dict(zip(HEADER, cells(line, matching(controls, line), None), strict=True))
     assert said and said == {column: measured[column] for column in said}

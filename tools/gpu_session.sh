@@ -55,7 +55,7 @@ step python benchmarks/bench_graph.py --device cuda --output benchmarks/results
 step python benchmarks/bench_graph.py --device cuda --dtype bf16 --output benchmarks/results
 step python benchmarks/bench_model.py --device cuda --output benchmarks/results
 step python benchmarks/bench_model.py --device cuda --dtype bf16 --compile --output benchmarks/results
-rows peer 3
+rows baseline 3
 rows all 1
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "${failed[@]}" >&2

@@ -11,23 +11,33 @@ from detectron2.modeling import build_model
 from cdgcnet import load_cfg, register_all
 from cdgcnet.config.validation import adapt_cfg
 from cdgcnet.data.preflight import check_datasets
+from cdgcnet.experiments.rows import find_rows
 
 ROOT = Path(__file__).resolve().parents[3] / "configs"
-# The rows of configs/experiments are the same small files in every profile, and all are loaded in
-# test_experiment_configs.py; here those of two profiles.
-FILES = sorted(
-    p
-    for p in ROOT.rglob("*.yaml")
-    if not p.name.startswith("Base")
-    and p.relative_to(ROOT).parts[:2] not in (("experiments", "paper"), ("experiments", "camvid"))
-)
+# A recipe is one file. A row of the experiments is merged on top of a profile: two profiles stand
+# for all of them here, test_rows.py loads every row.
+PROFILES = ROOT / "experiments" / "profiles"
+FILES = [
+    (p,)
+    for p in sorted(ROOT.rglob("*.yaml"))
+    if not p.name.startswith("Base") and "experiments" not in p.parts
+]
+FILES += [
+    row.config_files
+    for p in ("tiny", "camvid_cpu")
+    for row in find_rows(PROFILES / f"{p}.yaml", "all")
+]
 # What a GPU recipe needs to be read on any machine.
 HERE = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
 
 
-def shrunk(path):
+def load(files):
+    return load_cfg([str(p) for p in files], HERE)
+
+
+def shrunk(files):
     """The config's network with few channels; its structure is untouched."""
-    cfg = load_cfg(str(path), HERE)
+    cfg = load(files)
     adapt_cfg(cfg)
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
@@ -49,29 +59,29 @@ def architecture(cfg):
 
 # One file per architecture: a dict keeps the last, so go backwards to keep the first.
 DISTINCT = sorted({architecture(shrunk(p)): p for p in reversed(FILES)}.values())
-DISTINCT_FULL = sorted({architecture(load_cfg(str(p), HERE)): p for p in reversed(FILES)}.values())
+DISTINCT_FULL = sorted({architecture(load(p)): p for p in reversed(FILES)}.values())
 
 
-def name_of(path):
-    return str(path.relative_to(ROOT))
+def name_of(files):
+    return "+".join(str(p.relative_to(ROOT)) for p in files)
 
 
 def test_there_are_configs():
     assert len(FILES) >= 4
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_resolves_and_names_registered_data_sets(path, tmp_path):
-    cfg = load_cfg(str(path), HERE)  # runs check_cfg
+@pytest.mark.parametrize("files", FILES, ids=name_of)
+def test_resolves_and_names_registered_datasets(files, tmp_path):
+    cfg = load(files)  # runs check_cfg
     register_all(tmp_path)
     assert len(cfg.DATASETS.TRAIN) and len(cfg.DATASETS.TEST)
     assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(DatasetCatalog.list())
     check_datasets(cfg, train=True)  # the number of classes too
 
 
-@pytest.mark.parametrize("path", DISTINCT_FULL, ids=name_of)
-def test_builds_at_full_size(path):
-    cfg = load_cfg(str(path), HERE)
+@pytest.mark.parametrize("files", DISTINCT_FULL, ids=name_of)
+def test_builds_at_full_size(files):
+    cfg = load(files)
     adapt_cfg(cfg)
     cfg.MODEL.DEVICE = "meta"  # no memory, no time: shapes only
     with torch.device("meta"):
@@ -85,9 +95,9 @@ def test_builds_at_full_size(path):
     assert head.stride == 8
 
 
-@pytest.mark.parametrize("path", DISTINCT, ids=name_of)
-def test_trains_and_predicts_at_reduced_size(path, make_batch):
-    cfg = shrunk(path)
+@pytest.mark.parametrize("files", DISTINCT, ids=name_of)
+def test_trains_and_predicts_at_reduced_size(files, make_batch):
+    cfg = shrunk(files)
     torch.manual_seed(0)
     model = build_model(cfg).train()
     batch = make_batch((65, 65), (65, 65), classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)

@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that training and evaluation share: those of Detectron2's ``train_net.py``."""
     parser.add_argument(
-        "--config-file", required=True, metavar="YAML", help="a file or a shipped name"
+        "--config-file",
+        required=True,
+        action="append",
+        metavar="YAML",
+        help="a file or a shipped name; repeat the option to merge further files on top",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
@@ -37,7 +41,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_overrides(args.opts)
-    args.config_file = str(find_config(args.config_file))
+    args.config_file = [str(find_config(name)) for name in args.config_file]
     return launch_processes(train_or_evaluate, args)
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from ast import literal_eval
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,13 @@ def default_cfg() -> CfgNode:
     return cfg
 
 
-def load_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
-    """A checked, unfrozen config from a YAML file and ``KEY VALUE`` overrides.
+def load_cfg(config_file: str | Sequence[str], overrides: Sequence[str] | None = None) -> CfgNode:
+    """A checked, unfrozen config from YAML files and ``KEY VALUE`` overrides.
 
     Args:
-        config_file: "" for the defaults alone.
-        overrides: keys and values in turn.
+        config_file: one file, or several, each merged on top of those before it; "" for the
+            defaults alone.
+        overrides: keys and values in turn, merged last.
 
     Raises:
         FileNotFoundError, ValueError: naming the file or the override, the key, what was found
@@ -177,10 +179,12 @@ def load_cfg(config_file: str, overrides: list[str] | None = None) -> CfgNode:
         raise ValueError(f"overrides come in pairs KEY VALUE; found {overrides}")
     known = {key for key, _ in flatten(cfg)}
     set_by: dict[str, str] = {}  # what gave a key its value
-    if config_file:
-        path = Path(config_file).expanduser()
+    for name in [config_file] if isinstance(config_file, str) else config_file:
+        if not name:
+            continue
+        path = Path(name).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"--config-file {config_file}: there is no such file")
+            raise FileNotFoundError(f"--config-file {name}: there is no such file")
         for file, key, value in read_config_file(path):
             set_by[key] = str(file)
             _set(cfg, key, value, str(file), known)

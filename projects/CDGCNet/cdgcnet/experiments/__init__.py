@@ -1,8 +1,8 @@
-"""The paper's experiments as rows: found, run once, recorded, rendered.
+"""Runs the paper's experiments and renders their tables. Part of a checkout, not of the wheel.
 
-Reading order: ``rows`` (config files), ``jobs`` (rows with seeds), ``record`` (a finished run's
-JSON), ``circumstances`` (commit, versions, hardware), ``cost`` (parameters and operations),
-``launch`` (the training process), ``work_folder`` (what a training left), ``workshop`` (doing what
-is missing), ``estimates`` (means, errors, verdicts), ``table`` (Markdown),
-``picture``; ``tools/run_experiments.py`` is the command.
+Reading order: ``rows`` (config files), ``jobs`` (rows with seeds), ``record`` (the JSON of a
+finished run), ``run_metadata`` (commit, versions, hardware), ``model_cost`` (parameters and
+multiply-adds), ``process`` (the training process), ``run_folder`` (what a training left),
+``runner`` (runs what is missing), ``estimates`` (means, errors, verdicts), ``table`` (Markdown),
+``plot`` (the same table as a picture), ``render`` (records to tables).
 """

@@ -1,13 +1,13 @@
-"""Means over seeds, their standard errors, and differences of paired seeds."""
+"""Means over seeds, their standard errors, and paired differences."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Student's t, two-sided 5 %, for 1 degree of freedom and more; from 10 on the last, which is above
-# two standard errors for any number of seeds.
-_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+from scipy import stats
+
+SIGNIFICANCE = 0.05  # of the two-sided test
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Estimate:
 
     Attributes:
         mean: of the values.
-        error: standard error of the mean, s / √n with s from n − 1; None for one value.
+        error: standard error of the mean, s / √n with s from n - 1; None for a single value.
         count: n.
     """
 
@@ -30,7 +30,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """None for no values."""
+    """The mean of some values with its standard error; None without values."""
     if not values:
         return None
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -38,7 +38,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate | None:
-    """Mean of ours − theirs over the seeds both have; None without any.
+    """The mean of ours - theirs over the seeds that both have; None if they share none.
 
     Args:
         ours, theirs: seed -> value.
@@ -47,14 +47,14 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 
 
 def verdict(difference: Estimate) -> str:
-    """ "beats" or "falls behind" where Student's t test says so at 5 %, else "no difference shown".
+    """ "beats" or "falls behind" if Student's t test says so at 5 %, else "no difference shown".
 
-    Two standard errors are enough for many seeds only: of two seeds the difference exceeds that by
-    chance in three of ten cases, of three in two of ten.
+    Two standard errors are a valid bound for many seeds only: by chance alone, two seeds exceed it
+    in three of ten cases and three seeds in two of ten.
     """
     if difference.error is None:
         return "one seed"
-    bound = _STUDENT[min(difference.count - 1, len(_STUDENT)) - 1] * difference.error
+    bound = stats.t.ppf(1 - SIGNIFICANCE / 2, difference.count - 1) * difference.error
     if difference.mean > bound:
         return "beats"
     if difference.mean < -bound:

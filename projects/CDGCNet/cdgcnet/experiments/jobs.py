@@ -1,4 +1,4 @@
-"""What is to be run: one job per configuration and seed of a table's rows."""
+"""Expands the rows of a table to jobs: one per configuration and seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Job:
     Attributes:
         row: of the table.
         cfg: resolved.
-        overrides: KEY VALUE pairs on top of the row's file, the seed not among them.
-        hash, training: of the config, and of its training alone.
+        overrides: KEY VALUE pairs on top of the row's files, without the seed.
+        hash, training: hash of the config, and of its training alone.
         seed: of the run.
     """
 
@@ -36,10 +36,10 @@ class Job:
 
 
 def split_overrides(row: Row, split: str, overrides: Sequence[str]) -> tuple[str, ...]:
-    """The pairs that make a row train and test on a split.
+    """The overrides that make a row train and test on a split.
 
     Raises:
-        ValueError: for "dev" of a row that is not trained on CamVid.
+        ValueError: for split "dev" of a row that does not train on CamVid.
     """
     if split == "val":
         return tuple(overrides)
@@ -55,14 +55,14 @@ def split_overrides(row: Row, split: str, overrides: Sequence[str]) -> tuple[str
 def make_jobs(
     rows: Sequence[Row], seeds: int, split: str, overrides: Sequence[str], tta: bool = False
 ) -> list[Job]:
-    """All rows of seed 1, then of seed 2, …; a configuration that several rows share once.
+    """All rows with seed 1, then with seed 2, …; rows that share a configuration give one job.
 
     Args:
         rows: of a table.
         seeds: how many, from 1 up.
         split: "val" or "dev".
         overrides: KEY VALUE pairs.
-        tta: each row with test-time augmentation too.
+        tta: add each row with test-time augmentation.
 
     Raises:
         ValueError: naming what is wrong in a row's config or the overrides.

@@ -1,16 +1,15 @@
-"""What a network costs: parameters, multiply-adds, and what its run noted of time and memory.
+"""The cost of a network: parameters, multiply-adds, and the time and memory its run logged.
 
     python -m cdgcnet.experiments.model_cost FOLDER
 
-prints the network's costs of the run in FOLDER as JSON. A process of its own, because the memory
-that it takes would count as that of the trainings started after it.
+prints the costs of the run in FOLDER as JSON. It runs as a process of its own, because the memory
+that it needs would count towards the trainings started afterwards.
 """
 
 import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from fvcore.nn import FlopCountAnalysis
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from cdgcnet.config.defaults import load_cfg
 from cdgcnet.config.identity import merge_sync_bn
@@ -28,35 +28,21 @@ from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.image_io import read_image
 
 
-def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """softmax(q kᵀ) v, (…, queries, width) each: one per multiply-add, as fvcore counts."""
-    *batch, queries, width = inputs[0].type().sizes()
-    keys, values = inputs[1].type().sizes()[-2], inputs[2].type().sizes()[-1]
-    return int(np.prod(batch, dtype=np.int64)) * queries * keys * (width + values)
-
-
-def _class_linear_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Rows (K, C) times one matrix (C, D) each, of cdgc's grouped product."""
-    rows, weight = (x.type().sizes() for x in inputs[:2])
-    return int(rows[0]) * weight[1] * weight[2]
-
-
 def network_cost(
     cfg: CfgNode, image: np.ndarray, weights: dict[str, torch.Tensor] | None = None
 ) -> dict[str, Any]:
-    """Parameters, and multiply-adds of a prediction for one image of the crop's size.
+    """Parameters, and the multiply-adds of a prediction for one image of the crop's size.
 
-    The graph's share depends on the class map, Σ n_m²: only trained weights and a real image give
-    that of the method.
+    Convolutions, matrix products and attention are counted. The graph's share depends on the class
+    map (Σ n_m²), so it is only meaningful for trained weights and a real image.
 
     Args:
         cfg: resolved.
         image: (H, W, 3) uint8 in the order of INPUT.FORMAT; resized to the crop's size.
-        weights: state dict; None counts parameters alone.
+        weights: state dict; None counts the parameters only.
 
     Returns:
-        "parameters"; "gflops", multiply-adds in 10⁹; "not_counted", operators that have none by
-        fvcore's rules (elementwise ones, sums, sorting) -> number of calls.
+        "parameters" and "gflops", in 10⁹ multiply-adds.
     """
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
@@ -72,28 +58,15 @@ def network_cost(
     x = torch.from_numpy(resized).permute(2, 0, 1).float()
     x = ((x - model.pixel_mean) / model.pixel_std)[None]
 
-    class Network(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.model.sem_seg_head.predict_logits(self.model.backbone(x)).refined
-
-    counted = FlopCountAnalysis(Network().eval(), (x,))
-    counted.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
-    counted.set_op_handle("prim::PythonOp._ClassLinear", _class_linear_flops)
-    counted.unsupported_ops_warnings(False)
-    counted.uncalled_modules_warnings(False)
-    counted.tracer_warnings("none")
-    with torch.no_grad():
-        cost["gflops"] = counted.total() / 1e9
-    cost["not_counted"] = dict(sorted(counted.unsupported_ops().items()))
+    # The counter knows attention only by its matrix products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.sem_seg_head.predict_logits(model.backbone(x))
+    cost["gflops"] = counter.get_total_flops() / 2e9  # it counts a multiply-add as two
     return cost
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of ``metrics.json``; [] without one. A line cut off by a kill is left out."""
+    """The lines of ``metrics.json``, without a line that a kill cut off; [] without the file."""
     path = folder / "metrics.json"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     metrics = []
@@ -105,8 +78,8 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return metrics
 
 
-def noted_cost(folder: Path) -> dict[str, Any]:
-    """Median seconds per iteration, and the GPU's peak memory, from the files of a training."""
+def logged_cost(folder: Path) -> dict[str, Any]:
+    """Median seconds per iteration and the GPU's peak memory, read from the files of a run."""
     cost: dict[str, Any] = {}
     times = [line["time"] for line in read_metrics(folder) if "time" in line]
     if times:

@@ -1,4 +1,4 @@
-"""One training or evaluation as a process of its own, watched until it ends."""
+"""Runs one training or evaluation as a child process and watches it until it ends."""
 
 import fcntl
 import json
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdgcnet.experiments.run_metadata import ROOT, UNKNOWN, circumstances
+from cdgcnet.experiments.record import RunMetadata
+from cdgcnet.experiments.run_metadata import ROOT, UNKNOWN, run_metadata
+from cdgcnet.utils.io import atomic_write
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30
@@ -26,9 +28,9 @@ class Outcome:
     """How a process ended.
 
     Attributes:
-        status: 0, an exit status, or minus the signal that ended it.
-        peak_memory: its largest resident set, its own children's included, in bytes.
-        timed_out: whether it was ended because its time was up.
+        status: exit status, or minus the signal that ended it.
+        peak_memory: largest resident set in bytes, its children included.
+        timed_out: whether it was ended at its deadline.
     """
 
     status: int
@@ -36,15 +38,17 @@ class Outcome:
     timed_out: bool = False
 
 
-def train_command(config: Path, options: Sequence[str], num_gpus: int = 1) -> list[str]:
-    """``python train_net.py --config-file CONFIG [--num-gpus N] OPTIONS``."""
+def train_command(
+    config_files: Sequence[Path], options: Sequence[str], num_gpus: int = 1
+) -> list[str]:
+    """``python train_net.py --config-file FILE … [--num-gpus N] OPTIONS``."""
+    configs = [word for path in config_files for word in ("--config-file", str(path))]
     gpus = ["--num-gpus", str(num_gpus)] if num_gpus > 1 else []
-    script = [sys.executable, str(ROOT / "train_net.py")]
-    return [*script, "--config-file", str(config), *gpus, *options]
+    return [sys.executable, str(ROOT / "train_net.py"), *configs, *gpus, *options]
 
 
 def _signal(child: subprocess.Popen, number: int) -> None:
-    """A signal to a process and all its children."""
+    """Send a signal to a process and all its children."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, number)
 
@@ -57,14 +61,14 @@ def run_process(
     poll: Callable[[], None] = lambda: None,
     inherit: Sequence[int] = (),
 ) -> Outcome:
-    """Run a command to its end; if this process is stopped, the command is ended too.
+    """Run a command to its end. If this process is stopped, the command is ended too.
 
     Args:
         command: and its arguments.
-        log: gets its standard output and error, behind what is there.
-        deadline: ``time.monotonic()`` at which it is ended.
-        poll: called while it runs.
-        inherit: file descriptors it keeps open.
+        log: its standard output and error are appended here.
+        deadline: value of ``time.monotonic()`` at which it is ended.
+        poll: called regularly while it runs.
+        inherit: file descriptors that it keeps open.
     """
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -103,10 +107,10 @@ def tail(log: Path, lines: int = 12) -> str:
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[int]:
-    """Keep a work folder to one process at a time, gives the descriptor of its lock.
+def locked(folder: Path) -> Iterator[int]:
+    """Lock a work folder for one process; yields the descriptor of the lock.
 
-    A training that inherits the descriptor holds the folder even if its runner is killed.
+    A training that inherits the descriptor keeps the lock even if its runner is killed.
 
     Raises:
         BlockingIOError: naming the folder, if another process holds it.
@@ -125,18 +129,15 @@ def holding(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-# ---------------------------------------------------------------- what was launched in a folder
 def read_launches(folder: Path) -> list[dict[str, Any]]:
-    """The processes started in a work folder, in order; [] if none was by the runner."""
+    """The processes that were started in a work folder, in order."""
     path = folder / LAUNCHES
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def write_launches(folder: Path, launches: Sequence[dict[str, Any]]) -> None:
-    path = folder / LAUNCHES
-    tmp_path = path.with_suffix(".part")
-    tmp_path.write_text(json.dumps(launches, indent=1), encoding="utf-8")
-    tmp_path.replace(path)
+    with atomic_write(folder / LAUNCHES) as tmp_path:
+        tmp_path.write_text(json.dumps(launches, indent=1), encoding="utf-8")
 
 
 def launch(
@@ -146,14 +147,14 @@ def launch(
     deadline: float | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """:func:`run_process` in a work folder, noted in its ``launches.json``; output in ``run.txt``.
+    """Run a command in a work folder: output to ``run.txt``, run metadata to ``launches.json``.
 
     Raises:
         BlockingIOError: if another process works there.
     """
-    with holding(folder) as lock:
+    with locked(folder) as lock:
         before = read_launches(folder)
-        note: dict[str, Any] = circumstances(["python", *command[1:]])
+        note: dict[str, Any] = run_metadata(["python", *command[1:]])
         write_launches(folder, [*before, note])
         outcome = run_process(
             command, folder / "run.txt", deadline=deadline, poll=poll, inherit=[lock]
@@ -164,8 +165,8 @@ def launch(
     return outcome
 
 
-def combined(launches: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Circumstances of a number that several processes, each going on from the last, made."""
+def combined(launches: Sequence[dict[str, Any]]) -> RunMetadata:
+    """Metadata of a run that several processes completed, each resuming the one before."""
 
     def distinct(key: str, joined: str = ", then ") -> str:
         return joined.join(dict.fromkeys(str(note.get(key, UNKNOWN)) for note in launches))
@@ -173,6 +174,8 @@ def combined(launches: Sequence[dict[str, Any]]) -> dict[str, str]:
     commands = (note["command"].replace(" --resume", "") for note in launches)
     return {
         "command": " && ".join(dict.fromkeys(commands)),
-        **{key: distinct(key) for key in ("commit", "versions", "hardware")},
+        "commit": distinct("commit"),
+        "versions": distinct("versions"),
+        "hardware": distinct("hardware"),
         "date": launches[-1]["date"],
     }

@@ -1,41 +1,60 @@
-"""What is kept of a finished row: one small JSON, never written twice."""
+"""The record of a finished row: one small JSON file, never written twice."""
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict
 
 from cdgcnet.checkpoint.reading import name_of
 from cdgcnet.checkpoint.strict_checkpointer import read_provenance
 from cdgcnet.utils.io import atomic_write
 
-_KINDS: dict[type | tuple[type, ...], str] = {
-    str: "a text",
-    int: "a whole number",
-    (int, float): "a number",
-    list: "a list",
-    dict: "a mapping",
-}
-_CIRCUMSTANCES = ("command", "commit", "versions", "hardware", "date")
-_KEPT = ("mIoU", "mIoU_union", "mBIoU", "mACC", "pACC", "fwIoU")
+_METRICS = ("mIoU", "mIoU_union", "mBIoU", "mACC", "pACC", "fwIoU")
 
 
-@dataclass(frozen=True)
+class RunMetadata(TypedDict):
+    """Where a number comes from."""
+
+    command: str
+    commit: str
+    versions: str
+    hardware: str
+    date: str
+
+
+class Cost(TypedDict, total=False):
+    """What a network costs; a value that could not be measured is absent.
+
+    ``gflops`` are 10⁹ multiply-adds for an image of the crop's size, ``peak_memory`` bytes of a
+    "process" or a "GPU" (``peak_memory_of``).
+    """
+
+    parameters: int
+    gflops: FiniteFloat
+    not_counted: dict[str, int]
+    peak_memory: int
+    peak_memory_of: str
+    seconds_per_iteration: FiniteFloat
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
 class Record:
-    """One row, one seed.
+    """One row trained and evaluated with one seed.
 
     Attributes:
-        row, label: of the row whose run this was; rows of the same hash share it.
+        row, label: the row that was run; other rows with the same hash share the record.
         hash: of the resolved config, evaluation included.
         seed: of the run.
-        overrides: KEY VALUE pairs on top of the row's file.
-        weights: what the training started from (:func:`name_weights`).
+        overrides: KEY VALUE pairs on top of the row's files.
+        weights: what the training started from, as :func:`name_weights` describes it.
         scores: task -> metric -> percent; empty for a test set without labels.
-        cost: "parameters", "gflops" of an image of the crop's size, "peak_memory" in bytes and
-            "peak_memory_of" ("process" or "GPU"), "seconds_per_iteration"; what was not to be had
-            is absent.
-        circumstances: "command", "commit", "versions", "hardware", "date".
+        cost: of the network and the run.
+        run_metadata: command, commit, versions, hardware and date.
     """
 
     row: str
@@ -44,9 +63,9 @@ class Record:
     seed: int
     overrides: list[str]
     weights: str
-    scores: dict[str, dict[str, float]]
-    cost: dict[str, Any]
-    circumstances: dict[str, str]
+    scores: dict[str, dict[str, FiniteFloat]]
+    cost: Cost
+    run_metadata: RunMetadata
 
     def miou(self, task: str = "sem_seg") -> float | None:
         """mIoU in percent of "sem_seg", "sem_seg_coarse", "sem_seg_TTA"; None if not measured."""
@@ -57,54 +76,24 @@ def record_path(folder: Path, config_hash: str, seed: int) -> Path:
     return folder / f"{config_hash}-seed{seed}.json"
 
 
-def _listed(value: Any) -> list:
-    return value if isinstance(value, list) else []
-
-
-def _wrong_value(values: dict[str, Any]) -> str | None:
-    """The first value that no run could have written, in words; None for a sound record.
-
-    Args:
-        values: by the names of :class:`Record`'s attributes, all of them.
-    """
-    numbers = ("parameters", "gflops", "peak_memory", "seconds_per_iteration")
-    expected: list[tuple[str, Any, type | tuple[type, ...]]] = [
-        *((key, values[key], str) for key in ("row", "label", "hash", "weights")),
-        ("seed", values["seed"], int),
-        ("overrides", values["overrides"], list),
-        *((f"overrides[{i}]", v, str) for i, v in enumerate(_listed(values["overrides"]))),
-        *((key, values[key], dict) for key in ("scores", "cost", "circumstances")),
-    ]
-    if all(isinstance(value, kind) for _, value, kind in expected):
-        cost, about = values["cost"], values["circumstances"]
-        expected += [(f"cost.{key}", cost[key], (int, float)) for key in numbers if key in cost]
-        if "peak_memory" in cost:
-            expected.append(("cost.peak_memory_of", cost.get("peak_memory_of"), str))
-        expected += [(f"circumstances.{key}", about.get(key), str) for key in _CIRCUMSTANCES]
-        for task, metrics in values["scores"].items():
-            expected.append((f"scores.{task}", metrics, dict))
-            if isinstance(metrics, dict):
-                named = metrics.items()
-                expected += [(f"scores.{task}.{key}", v, (int, float)) for key, v in named]
-    for name, value, kind in expected:
-        wrong = not isinstance(value, kind) or isinstance(value, bool)
-        if wrong or (isinstance(value, float) and not math.isfinite(value)):
-            return f"{name} is {value!r}, expected {_KINDS[kind]}"
-    return None
+_RECORD = TypeAdapter(Record)
 
 
 def load_record(path: Path) -> Record:
-    """
+    """Read and validate one record.
+
     Raises:
-        ValueError: naming a file that is no record, and the value that is not one.
+        ValueError: naming the file and the first value that is wrong.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        record = Record(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not the record of a finished row ({error})") from error
-    if wrong := _wrong_value(values):
-        raise ValueError(f"{path}: not the record of a finished row: {wrong}")
+        record = _RECORD.validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        found = f" ({place} is {first['input']!r})" if place else ""
+        raise ValueError(
+            f"{path}: not the record of a finished row: {first['msg']}{found}"
+        ) from error
     if path.name != record_path(path.parent, record.hash, record.seed).name:
         raise ValueError(
             f"{path}: holds the record of hash {record.hash}, seed {record.seed}; was it renamed?"
@@ -113,11 +102,11 @@ def load_record(path: Path) -> Record:
 
 
 def load_records(folder: Path) -> dict[tuple[str, int], Record]:
-    """All records of a profile's split by (hash, seed).
+    """All records of one profile and split, by (hash, seed).
 
     Raises:
-        ValueError: for a file that is no record, or records of networks that started from
-            different weights, which no table may mix.
+        ValueError: if a file is not a valid record, or if the records started from different
+            weights, which must not share a table.
     """
     records = [load_record(p) for p in sorted(folder.glob("*-seed*.json"))]
     started = sorted({r.weights for r in records})
@@ -130,9 +119,10 @@ def load_records(folder: Path) -> dict[tuple[str, int], Record]:
 
 
 def save_record(folder: Path, record: Record) -> Path:
-    """
+    """Write a record.
+
     Raises:
-        FileExistsError: if the row was finished before.
+        FileExistsError: if the row already has one.
     """
     path = record_path(folder, record.hash, record.seed)
     if path.exists():
@@ -143,11 +133,11 @@ def save_record(folder: Path, record: Record) -> Path:
 
 
 def select_scores(results: dict[str, Any], *, tta: bool) -> dict[str, dict[str, float]]:
-    """The scores of one evaluation out of ``results.json``: means and IoU per class, in percent.
+    """The scores of one evaluation in ``results.json``: means and IoU per class, in percent.
 
     Args:
         results: task -> metric -> value.
-        tta: those with test-time augmentation ("…_TTA"), or those without.
+        tta: select the scores with test-time augmentation ("…_TTA"), or those without.
     """
     return {
         task: {
@@ -155,7 +145,7 @@ def select_scores(results: dict[str, Any], *, tta: bool) -> dict[str, dict[str, 
             for name, value in metrics.items()
             if value is not None
             and not math.isnan(value)
-            and (name in _KEPT or name.startswith("IoU-"))
+            and (name in _METRICS or name.startswith("IoU-"))
         }
         for task, metrics in results.items()
         if task.startswith("sem_seg") and task.endswith("_TTA") == tta
@@ -163,12 +153,10 @@ def select_scores(results: dict[str, Any], *, tta: bool) -> dict[str, dict[str, 
 
 
 def name_weights(path: str, stride_in_1x1: bool) -> str:
-    """What a training starts from: file name, contents and provenance, in a line without folders.
-
-    So a number from a grown backbone says so.
+    """One line on what a training starts from: file name, digest and provenance, no folders.
 
     Raises:
-        FileNotFoundError: naming a file that is not there (any more).
+        FileNotFoundError: naming a file that does not exist.
     """
     if not path:
         return "random weights"
@@ -183,6 +171,6 @@ def name_weights(path: str, stride_in_1x1: bool) -> str:
 
 
 def weights_identity(name: str) -> str:
-    """What :func:`name_weights` says of the contents: all of it but the file's name."""
+    """The part of :func:`name_weights` that describes the contents, without the file name."""
     begin = name.find(" (sha256 ")
     return name if begin < 0 else name[begin:]

@@ -1,4 +1,8 @@
-"""Rows of the paper's tables: one config file each, ``configs/experiments/PROFILE/*.yaml``."""
+"""Rows of the paper's tables: a small config file each, merged on top of a profile.
+
+``configs/experiments/profiles/PROFILE.yaml`` holds the recipe (dataset, schedule, sizes) and
+``configs/experiments/rows/ROW.yaml`` what the row changes in it.
+"""
 
 import re
 from collections.abc import Sequence
@@ -13,22 +17,34 @@ from detectron2.config import CfgNode
 from cdgcnet.config.defaults import load_cfg
 from cdgcnet.config.identity import complete_config, identifies, row_hash
 
-GROUPS = ("table1", "table2", "table3", "table4", "table5", "table6", "control", "peer", "ext")
+GROUPS = (
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "control",
+    "baseline",
+    "ablation",
+)
 _HEADER = re.compile(r"# (?P<table>[^,]+), (?P<label>.+); paper: (?P<paper>-|\d+(\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table.
+    """One row of a table, in one profile.
 
     Attributes:
         path: its config file.
-        group: "table1" ... "ext".
-        label: as the file's first line names it.
-        paper: the paper's mIoU in percent; None where it has none.
+        profile: config file of the profile; None for a row with a recipe of its own (Table 6).
+        group: one of :data:`GROUPS`.
+        label: as named in the first line of the file.
+        paper: the paper's mIoU in percent; None where the paper has no such row.
     """
 
     path: Path
+    profile: Path | None
     group: str
     label: str
     paper: float | None
@@ -37,71 +53,81 @@ class Row:
     def name(self) -> str:
         return self.path.stem
 
+    @property
+    def config_files(self) -> tuple[Path, ...]:
+        """The config files to merge, in this order."""
+        return (self.path,) if self.profile is None else (self.profile, self.path)
 
-def read_row(path: Path) -> Row:
-    """A row from the first line of its file, ``# Table 3, ds 0.4; paper: 80.3``.
+
+def read_row(path: Path, profile: Path) -> Row:
+    """Read a row from the first line of its file, ``# Table 3, ds 0.4; paper: 80.3``.
+
+    A row that starts from a ``_BASE_`` has its own recipe and ignores the profile.
 
     Raises:
-        ValueError: if the line or the file's name is of another form.
+        ValueError: if the first line or the file name does not have the expected form.
     """
-    with path.open(encoding="utf-8") as file:
-        first = file.readline().strip()
-    found = _HEADER.fullmatch(first)
+    lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    found = _HEADER.fullmatch(lines[0].strip())
     group = path.stem.split("_")[0]
     if not found or group not in GROUPS:
         raise ValueError(
             f"{path}: expected a name like table3_02_sim.yaml and a first line like "
-            f"'# Table 3, sim; paper: 80.0' (or '-'), found {first!r}"
+            f"'# Table 3, sim; paper: 80.0' (or '-'), found {lines[0]!r}"
         )
     paper = None if found["paper"] == "-" else float(found["paper"])
-    return Row(path, group, found["label"], paper)
+    own_recipe = any(line.startswith("_BASE_:") for line in lines)
+    return Row(path, None if own_recipe else profile, group, found["label"], paper)
 
 
 def changes_measurement(key: str) -> bool:
-    """Whether a config key has a part in what a row measures."""
+    """Whether a config key influences what a row measures."""
     return identifies(key, "row")
 
 
-def find_rows(folder: Path, group: str, names: Sequence[str] = ()) -> list[Row]:
-    """The rows of a table, or of all.
+def find_rows(profile: Path, group: str, names: Sequence[str] = ()) -> list[Row]:
+    """The rows of one table, or of all.
 
     Args:
-        folder: of one profile.
+        profile: ``configs/experiments/profiles/PROFILE.yaml``. Rows with their own recipe
+            (Table 6) belong to the profile ``paper`` only.
         group: one of :data:`GROUPS`, or "all".
-        names: only these, by file name without ".yaml" or a part of it.
+        names: keep only rows whose name contains one of these.
 
     Raises:
-        ValueError: for a folder without such rows or a name that no row has.
+        ValueError: if no row belongs to the group, or none matches a name.
     """
-    there = [read_row(p) for p in sorted(folder.glob("*.yaml")) if not p.stem.startswith("Base")]
-    rows = [row for row in there if group in ("all", row.group)]
+    files = sorted((profile.parent.parent / "rows").glob("*.yaml"))
+    found = [read_row(path, profile) for path in files]
+    found = [row for row in found if row.profile is not None or profile.stem == "paper"]
+    rows = [row for row in found if group in ("all", row.group)]
     if not rows:
-        groups = ", ".join(g for g in GROUPS if any(row.group == g for row in there)) or "none"
-        raise ValueError(f"{folder}: no rows of {group} there; this profile has {groups}")
+        groups = ", ".join(g for g in GROUPS if any(row.group == g for row in found)) or "none"
+        raise ValueError(f"profile {profile.stem} has no rows of {group}; it has {groups}")
     for name in names:
         if not any(name in row.name for row in rows):
-            names_there = ", ".join(row.name for row in rows)
-            raise ValueError(f"--rows {name}: no such row in {group}; there are {names_there}")
+            known = ", ".join(row.name for row in rows)
+            raise ValueError(f"--rows {name}: no such row in {group}; the rows are {known}")
     return [row for row in rows if not names or any(name in row.name for name in names)]
 
 
 def row_config(row: Row, overrides: Sequence[str] = ()) -> CfgNode:
-    """The resolved config of a row; without CUDA it is read all the same, for the CPU.
+    """The resolved config of a row. On a machine without CUDA its device becomes the CPU.
 
     Raises:
         ValueError: naming the file and what is wrong in it or in the overrides.
     """
-    return _resolved(row.path, tuple(overrides)).clone()
+    return _resolved(row.config_files, tuple(overrides)).clone()
 
 
 @cache
 def row_text(row: Row, overrides: tuple[str, ...] = ()) -> str:
-    """The same as YAML, for :func:`config_hash`; made once, which takes its time."""
-    return _resolved(row.path, overrides).dump()
+    """:func:`row_config` as YAML text for :func:`config_hash`, cached because it is slow."""
+    return _resolved(row.config_files, overrides).dump()
 
 
 @cache
-def _resolved(path: Path, overrides: tuple[str, ...]) -> CfgNode:
+def _resolved(files: tuple[Path, ...], overrides: tuple[str, ...]) -> CfgNode:
     here: list[str] = []
     amp: list[str] = []
     if not torch.cuda.is_available() and len(overrides) % 2 == 0:
@@ -109,16 +135,16 @@ def _resolved(path: Path, overrides: tuple[str, ...]) -> CfgNode:
         amp = [x for key, value in pairs if key == "SOLVER.AMP.ENABLED" for x in (key, value)]
         here = ["MODEL.DEVICE", "cpu", *(("SOLVER.AMP.ENABLED", "False") if amp else ())]
     try:
-        cfg = load_cfg(str(path), [*overrides, *here])
+        cfg = load_cfg([str(path) for path in files], [*overrides, *here])
     except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+        raise ValueError(f"{files[-1].name}: {error}") from error
     cfg.merge_from_list(amp)
     return cfg
 
 
 @cache
 def flat_text(text: str) -> dict[str, Any]:
-    """:func:`complete_config` of a YAML text, parsed once; not to be changed."""
+    """:func:`complete_config` of a YAML text, parsed once. Do not modify the result."""
     return complete_config(text)
 
 

@@ -1,4 +1,4 @@
-"""Jobs brought to their records: trained, evaluated, noted; what is there is never made again."""
+"""Trains and evaluates missing rows and saves one record each; finished rows never run again."""
 
 import json
 import subprocess
@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from cdgcnet.experiments.jobs import Job
-from cdgcnet.experiments.model_cost import noted_cost
+from cdgcnet.experiments.model_cost import logged_cost
 from cdgcnet.experiments.process import (
     combined,
-    holding,
     launch,
+    locked,
     read_launches,
     tail,
     train_command,
 )
 from cdgcnet.experiments.record import (
     Record,
+    RunMetadata,
     load_record,
     load_records,
     name_weights,
@@ -28,98 +29,92 @@ from cdgcnet.experiments.record import (
     weights_identity,
 )
 from cdgcnet.experiments.run_folder import (
-    Found,
+    Scores,
     find_measurement,
-    find_trainings,
-    finished_scores,
     has_final_weights,
     resumed_iteration,
     starting_weights,
     stored_config,
 )
-from cdgcnet.experiments.run_metadata import run_metadata_from_log
 from cdgcnet.utils.io import atomic_write
 
 
-def _told(overrides: Sequence[str]) -> list[str]:
-    """Overrides without the paths of a machine."""
-    told = list(overrides)
-    for i in range(0, len(told), 2):
-        if told[i] == "MODEL.WEIGHTS" and "://" not in told[i + 1]:
-            told[i + 1] = Path(told[i + 1]).name
-    return told
+def _portable(overrides: Sequence[str]) -> list[str]:
+    """Overrides without the folders of this machine."""
+    found = list(overrides)
+    for i in range(0, len(found), 2):
+        if found[i] == "MODEL.WEIGHTS" and "://" not in found[i + 1]:
+            found[i + 1] = Path(found[i + 1]).name
+    return found
 
 
 @dataclass
 class Runner:
-    """The work folders and the records of one profile and split.
+    """Runs the jobs of one profile and split.
 
     Attributes:
-        work: ``WORK/PROFILE/SPLIT``.
-        results: ``results/PROFILE/SPLIT``.
+        work: ``WORK/PROFILE/SPLIT``, holds the run folders.
+        results: ``RESULTS/PROFILE/SPLIT``, holds the records.
         num_gpus: of a training.
-        say: prints a line.
+        log: prints a line.
     """
 
     work: Path
     results: Path
     num_gpus: int = 1
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
         self.records = load_records(self.results)
 
     def done(self, job: Job) -> bool:
-        """Whether a job has its record, of this process or of another one beside it."""
+        """Whether a job has a record, written by this process or by another one."""
         key = (job.hash, job.seed)
         if key not in self.records and (path := record_path(self.results, *key)).is_file():
             self.records[key] = load_record(path)
         return key in self.records
 
-    def home(self, job: Job) -> Path:
-        """Where a job's training goes on or begins."""
-        return find_trainings(self.work).get((job.training, job.seed)) or (
-            self.work / f"{job.training}-seed{job.seed}"
-        )
+    def run_dir(self, job: Job) -> Path:
+        """The folder of a job's training."""
+        return self.work / f"{job.training}-seed{job.seed}"
 
     def state(self, job: Job) -> str:
-        """What :meth:`do` would do with a job, in words."""
+        """What :meth:`run_job` would do, in words."""
         if self.done(job):
             return "finished"
-        folder = self.home(job)
+        folder = self.run_dir(job)
         if find_measurement(folder, job.hash) is not None:
-            return "measured, to be recorded"
+            return "measured, not recorded yet"
         if has_final_weights(folder):
-            return "trained, to be evaluated"
+            return "trained, not evaluated yet"
         if done := resumed_iteration(folder):
-            return f"to go on at iteration {done} of {job.cfg.SOLVER.MAX_ITER}"
-        return "to be trained"
+            return f"resumes at iteration {done} of {job.cfg.SOLVER.MAX_ITER}"
+        return "not trained yet"
 
     def missing_iterations(self, jobs: Sequence[Job]) -> int:
-        """Training iterations that jobs need, each training counted once."""
+        """Training iterations still to run; a training shared by several jobs counts once."""
         left: dict[Path, int] = {}
         for job in jobs:
             if not self.done(job):
-                folder = self.home(job)
+                folder = self.run_dir(job)
                 left[folder] = max(job.cfg.SOLVER.MAX_ITER - resumed_iteration(folder), 0)
         return sum(left.values())
 
     def check_weights(self, jobs: Sequence[Job]) -> None:
-        """Refuse weights that the records there did not start from, before anything runs.
+        """Refuse weights other than those the existing records started from.
 
         Raises:
             FileNotFoundError, ValueError: naming MODEL.WEIGHTS, the file and what was expected.
         """
-        asked = {
+        requested = {
             (job.cfg.MODEL.WEIGHTS, job.cfg.MODEL.RESNETS.STRIDE_IN_1X1)
             for job in jobs
             if job.cfg.MODEL.WEIGHTS
         }
-        for weights, stride_in_1x1 in sorted(asked):
+        for weights, stride_in_1x1 in sorted(requested):
             self._compare_weights(name_weights(weights, stride_in_1x1))
 
-    # ------------------------------------------------------------ doing it
-    def do(
+    def run_job(
         self,
         job: Job,
         pending: Sequence[Job],
@@ -127,20 +122,20 @@ class Runner:
         deadline: float | None = None,
         poll: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """Bring a job to its record.
+        """Train and evaluate a job as far as needed, then save its record.
 
         Args:
             job: not done yet.
-            pending: jobs that the same training could serve.
-            deadline: ``time.monotonic()`` at which a process is ended.
-            poll: called with the work folder while a process runs.
+            pending: other jobs, which the same training may serve too.
+            deadline: value of ``time.monotonic()`` at which a process is ended.
+            poll: called with the run folder while a process runs.
 
         Raises:
-            RuntimeError: if a process failed; with the end of its output.
-            TimeoutError: if it was ended at the deadline.
-            OSError, ValueError: on files that are not what they should be.
+            RuntimeError: if a process failed, with the end of its output.
+            TimeoutError: if a process was ended at the deadline.
+            OSError, ValueError: if a file is not what it should be.
         """
-        folder = self.home(job)
+        folder = self.run_dir(job)
         found = find_measurement(folder, job.hash)
         if found is None:
             self._check_weights(job, folder)
@@ -151,23 +146,23 @@ class Runner:
                 found = find_measurement(folder, job.hash)
         if found is None:
             raise RuntimeError(
-                f"{folder}: the run ended well, but results.json, config.yaml or metrics.json "
-                f"there do not belong to {job.row.name} (hash {job.hash})"
+                f"{folder}: the run succeeded, but its results.json, config.yaml or metrics.json "
+                f"do not belong to {job.row.name} (hash {job.hash})"
             )
-        self._record(job, folder, found)
+        self._record(job, folder, *found)
 
     def _check_weights(self, job: Job, folder: Path) -> None:
-        """Refuse a run that the records there could not be compared with."""
+        """Refuse a run that could not be compared with the existing records."""
         begun = stored_config(folder)
         name = starting_weights(begun) if begun else None
         if not has_final_weights(folder):
             model = job.cfg.MODEL
-            asked = name_weights(model.WEIGHTS, model.RESNETS.STRIDE_IN_1X1)
-            if name is not None and weights_identity(name) != weights_identity(asked):
+            requested = name_weights(model.WEIGHTS, model.RESNETS.STRIDE_IN_1X1)
+            if name is not None and weights_identity(name) != weights_identity(requested):
                 raise ValueError(
-                    f"MODEL.WEIGHTS: {asked}, but the training in {folder} began with {name}"
+                    f"MODEL.WEIGHTS: {requested}, but the training in {folder} started from {name}"
                 )
-            name = asked
+            name = requested
         assert name is not None  # a finished training has a config.yaml
         self._compare_weights(name)
 
@@ -187,10 +182,10 @@ class Runner:
         deadline: float | None,
         poll: Callable[[Path], None],
     ) -> None:
-        command = train_command(job.row.path, options, self.num_gpus)
+        command = train_command(job.row.config_files, options, self.num_gpus)
         outcome = launch(command, folder, deadline=deadline, poll=lambda: poll(folder))
         if outcome.timed_out:
-            raise TimeoutError(f"{job.row.name}, seed {job.seed}: time is up")
+            raise TimeoutError(f"{job.row.name}, seed {job.seed}: stopped at the deadline")
         if outcome.status:
             raise RuntimeError(
                 f"{job.row.name}, seed {job.seed}: exit status {outcome.status}; "
@@ -205,7 +200,7 @@ class Runner:
         deadline: float | None,
         poll: Callable[[Path], None],
     ) -> None:
-        # The training's own evaluation may as well be the one that serves two rows.
+        # Prefer the variant with TTA: the evaluation after its training serves both rows.
         single = job.hash_without_tta
         both = [
             other
@@ -215,29 +210,28 @@ class Runner:
             and other.hash_without_tta == single
         ]
         job = job if job.cfg.TEST.AUG.ENABLED or not both else both[-1]
-        # Without a checkpoint --resume begins anew in a folder that a killed run began to fill.
         resume = ["--resume"] if (folder / "config.yaml").is_file() else []
         placed = ["SEED", str(job.seed), "OUTPUT_DIR", str(folder.absolute())]
         self._run(job, folder, [*resume, *job.overrides, *placed], deadline, poll)
 
     def _evaluate(
         self, job: Job, folder: Path, deadline: float | None, poll: Callable[[Path], None]
-    ) -> Found:
-        self.say(f"{job.row.name}, seed {job.seed}: evaluation")
+    ) -> tuple[Path, Scores] | None:
+        self.log(f"{job.row.name}, seed {job.seed}: evaluation")
         place = folder / f"eval-{job.hash}"
         placed = ["SEED", str(job.seed), "OUTPUT_DIR", str(place.absolute())]
         weights = ["MODEL.WEIGHTS", str((folder / "model_final.pth").absolute())]
         options = ["--eval-only", *job.overrides, *weights, *placed]
-        with holding(folder):  # its training may be in its last evaluation
+        with locked(folder):  # its training may still be evaluating
             self._run(job, place, options, deadline, poll)
         (place / "config.yaml").write_text(job.cfg.dump(), encoding="utf-8")
-        return finished_scores(place)
+        return find_measurement(folder, job.hash)
 
-    def _record(self, job: Job, folder: Path, found: Found) -> None:
+    def _record(self, job: Job, folder: Path, evaluated: Path, scores: Scores) -> None:
         config = stored_config(folder)
         assert config is not None
         weights = starting_weights(config)
-        self.records |= load_records(self.results)  # of other processes, in the meantime
+        self.records |= load_records(self.results)  # other processes may have added some
         self._compare_weights(weights)
         launches = read_launches(folder)
         cost = self._cost(folder)
@@ -249,29 +243,26 @@ class Runner:
             label=job.row.label,
             hash=job.hash,
             seed=job.seed,
-            overrides=_told(job.overrides),
+            overrides=_portable(job.overrides),
             weights=weights,
-            scores=found.scores[job.hash],
+            scores=scores,
             cost=cost,
-            circumstances=self._circumstances(folder, found.folder),
+            run_metadata=self._run_metadata(folder, evaluated),
         )
         if self.done(job):
             return
         save_record(self.results, record)
         self.records[record.hash, record.seed] = record
-        # Only in a folder of the runner's own, and the last one stays.
-        if launches and has_final_weights(folder):
+        if has_final_weights(folder):  # the final checkpoint is kept
             for checkpoint in folder.glob("model_[0-9]*.pth"):
                 checkpoint.unlink()
 
-    def _circumstances(self, folder: Path, evaluated: Path) -> dict[str, str]:
+    def _run_metadata(self, folder: Path, evaluated: Path) -> RunMetadata:
         launches = read_launches(folder)
-        if not launches:
-            return run_metadata_from_log(folder)
         return combined([*launches, *(read_launches(evaluated) if evaluated != folder else [])])
 
     def _cost(self, folder: Path) -> dict[str, Any]:
-        """Costs of a training, counted once; a network that cannot be counted is no failure."""
+        """Costs of a training, counted once. A network that cannot be counted is not an error."""
         path = folder / "cost.json"
         if not path.is_file():
             done = subprocess.run(
@@ -289,8 +280,8 @@ class Runner:
             )
             if done.returncode:
                 last = done.stderr.strip().splitlines()[-1:] or ["no output"]
-                self.say(f"{folder.name}: parameters and GFLOPs not counted: {last[0]}")
-                return noted_cost(folder)
+                self.log(f"{folder.name}: parameters and GFLOPs not counted: {last[0]}")
+                return logged_cost(folder)
             with atomic_write(path) as tmp_path:
                 tmp_path.write_text(done.stdout.strip().splitlines()[-1], encoding="utf-8")
-        return {**json.loads(path.read_text(encoding="utf-8")), **noted_cost(folder)}
+        return {**json.loads(path.read_text(encoding="utf-8")), **logged_cost(folder)}

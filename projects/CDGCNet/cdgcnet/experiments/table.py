@@ -105,7 +105,7 @@ def relative_time(line: Line, aspp: Line | None) -> float | None:
         key = "seconds_per_iteration"
         if other is None or key not in record.cost or key not in other.cost:
             continue
-        if record.circumstances["hardware"] == other.circumstances["hardware"]:
+        if record.run_metadata["hardware"] == other.run_metadata["hardware"]:
             ratios.append(record.cost[key] / other.cost[key])
     return fmean(ratios) if ratios else None
 
@@ -176,7 +176,7 @@ def footnotes(lines: Sequence[Line]) -> list[str]:
     grounds: dict[tuple[str, str, str], int] = {}
     rows = []
     for (config_hash, seed), record in sorted(records.items(), key=lambda x: (x[1].row, x[0][1])):
-        about = record.circumstances
+        about = record.run_metadata
         ground = (about["versions"], about["hardware"], record.weights)
         number = grounds.setdefault(ground, len(grounds) + 1)
         origin = (f"`{config_hash}`", about["commit"], about["date"], str(number))

@@ -6,3 +6,5 @@ multiply-adds), ``process`` (the training process), ``run_folder`` (what a train
 ``runner`` (runs what is missing), ``estimates`` (means, errors, verdicts), ``table`` (Markdown),
 ``plot`` (the same table as a picture), ``render`` (records to tables).
 """
+
+import cdgcnet.modeling  # noqa: F401  registers the network, which configs name

@@ -1,6 +1,7 @@
-"""Bring official downloads into the layout that CDGCNet reads.
+"""Bring official downloads into the layout that CDGCNet reads, or import own annotations.
 
     %(prog)s voc-aug --src ~/Downloads --root $DETECTRON2_DATASETS
+    %(prog)s import coco-json --annotations FILE --images DIR --output DIR
 
 --src holds the official archives as downloaded, or unpacked folders, at any depth; it is not
 changed. Files that are already in --root are trusted and skipped, so the same command continues an
@@ -14,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+from cdgcnet.cli import prepare_import
 from cdgcnet.cli.options import integer_from
 
 DATASETS = {
@@ -31,6 +33,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: for sources without the dataset, or a root that cannot be written.
     """
+    if args.dataset == "import":
+        return prepare_import.run(args)
+
     from cdgcnet.data.prepare.archives import find
     from cdgcnet.data.prepare.completeness import count
     from cdgcnet.data.prepare.conversion import Runner
@@ -66,15 +71,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", choices=DATASETS, metavar="DATASET", help=", ".join(DATASETS))
-    parser.add_argument(
-        "--src", nargs="+", type=Path, required=True, metavar="DIR", help="downloads"
+    commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
+    for name in DATASETS:
+        dataset = commands.add_parser(name, help=f"prepare {name}")
+        dataset.add_argument(
+            "--src", nargs="+", type=Path, required=True, metavar="DIR", help="downloads"
+        )
+        dataset.add_argument(
+            "--root", type=Path, required=True, help="data root, DETECTRON2_DATASETS"
+        )
+        dataset.add_argument(
+            "--workers",
+            type=integer_from(0),
+            default=os.cpu_count() or 1,
+            help="processes (0: only this one)",
+        )
+        dataset.add_argument("--overwrite", action="store_true", help="make existing files again")
+    assert prepare_import.__doc__
+    importer = commands.add_parser(
+        "import",
+        help=prepare_import.__doc__.splitlines()[0],
+        description=prepare_import.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--root", type=Path, required=True, help="data root, DETECTRON2_DATASETS")
-    parser.add_argument(
-        "--workers",
-        type=integer_from(0),
-        default=os.cpu_count() or 1,
-        help="processes (0: only this one)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="make existing files again")
+    prepare_import.add_arguments(importer)

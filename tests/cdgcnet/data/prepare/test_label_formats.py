@@ -6,14 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cdgcnet.data.prepare.label_formats import (
-    is_hdf5,
-    map_labels,
-    read_mat,
-    read_png,
-    require_variable,
-    save_labels,
-)
+from cdgcnet.data.prepare.label_formats import map_labels, read_png, save_labels
+from cdgcnet.data.prepare.matlab import is_hdf5, read_mat, require_variable
 
 S = np.arange(24).reshape(4, 6)
 

@@ -14,13 +14,8 @@ from cdgcnet.data.datasets import coco_stuff
 from cdgcnet.data.prepare.archives import Content, File, Sources
 from cdgcnet.data.prepare.completeness import Split, read_list
 from cdgcnet.data.prepare.conversion import Job, Runner
-from cdgcnet.data.prepare.label_formats import (
-    is_hdf5,
-    map_labels,
-    read_mat,
-    require_variable,
-    save_labels,
-)
+from cdgcnet.data.prepare.label_formats import map_labels, save_labels
+from cdgcnet.data.prepare.matlab import is_hdf5, read_mat, require_variable
 
 FOLDER = "coco_stuff_10k"
 OFFICIAL = ("cocostuff-10k-v1.1.zip", "cocostuff-10k-v1.0.zip", "cocostuff-data-v1.0.zip")

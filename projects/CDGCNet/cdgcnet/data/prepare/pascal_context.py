@@ -13,7 +13,8 @@ from cdgcnet.data.datasets import pascal_context
 from cdgcnet.data.prepare.archives import Content, File, Sources
 from cdgcnet.data.prepare.completeness import Split, read_list
 from cdgcnet.data.prepare.conversion import Job, Runner
-from cdgcnet.data.prepare.label_formats import map_labels, read_mat, require_variable, save_labels
+from cdgcnet.data.prepare.label_formats import map_labels, save_labels
+from cdgcnet.data.prepare.matlab import read_mat, require_variable
 
 FOLDER = "VOCdevkit/VOC2010"
 OFFICIAL = ("VOCtrainval_03-May-2010.tar", "trainval.tar.gz")

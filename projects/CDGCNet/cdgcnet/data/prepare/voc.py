@@ -15,12 +15,11 @@ from cdgcnet.data.prepare.completeness import Split, read_list, write_list
 from cdgcnet.data.prepare.conversion import Job, Runner, place
 from cdgcnet.data.prepare.label_formats import (
     map_labels,
-    read_mat,
     read_png,
     require_size,
-    require_variable,
     save_labels,
 )
+from cdgcnet.data.prepare.matlab import read_mat, require_variable
 
 FOLDER = "VOCdevkit/VOC2012"
 OFFICIAL = ("VOCtrainval_11-May-2012.tar", "VOC2012test.tar", "benchmark.tgz")

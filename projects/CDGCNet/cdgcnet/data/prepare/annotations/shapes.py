@@ -1,0 +1,195 @@
+"""Annotated regions and how they become pixels.
+
+Polygons are filled as the tool that they come from fills them: COCO's by pycocotools, the others by
+Pillow, as labelme and cityscapesscripts do. Whatever lies outside the image is cut off.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+Point = tuple[float, float]
+OVERLAPS = ("later", "earlier", "smaller", "larger")
+Overlaps = Literal["later", "earlier", "smaller", "larger"]
+
+
+class Region(Protocol):
+    """A part of an image."""
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        """(height, width) bool.
+
+        Raises:
+            ValueError: if the region does not fit an image of this size.
+        """
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """A filled polygon; ``outline`` also draws its edges, as labelme does."""
+
+    points: Sequence[Point]
+    outline: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.points) < 3:
+            raise ValueError(f"a polygon has {len(self.points)} points; expected 3 or more")
+        if not np.isfinite(np.asarray(self.points, np.float64)).all():
+            raise ValueError("a polygon has a point that is not finite")
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        image = Image.new("L", (width, height))
+        points = [(float(x), float(y)) for x, y in self.points]
+        ImageDraw.Draw(image).polygon(points, fill=1, outline=1 if self.outline else None)
+        return np.asarray(image) > 0
+
+
+def ellipse(center: Point, radii: Point, degrees: float = 0.0) -> Polygon:
+    """An ellipse as a polygon of 180 points.
+
+    Args:
+        center: (x, y).
+        radii: along its own x and y axis.
+        degrees: rotation, clockwise on the screen.
+    """
+    angles = np.linspace(0, 2 * math.pi, 180, endpoint=False)
+    points = np.stack([radii[0] * np.cos(angles), radii[1] * np.sin(angles)])
+    return Polygon(_placed(points, center, degrees))
+
+
+def box(top_left: Point, bottom_right: Point, degrees: float = 0.0) -> Polygon:
+    """A rectangle, turned clockwise about its center."""
+    (x0, y0), (x1, y1) = top_left, bottom_right
+    center = (x0 + x1) / 2, (y0 + y1) / 2
+    corners = np.array([[x0, x1, x1, x0], [y0, y0, y1, y1]], np.float64) - np.array([center]).T
+    return Polygon(_placed(corners, center, degrees))
+
+
+def _placed(points: np.ndarray, center: Point, degrees: float) -> list[Point]:
+    angle = math.radians(degrees)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    placed = turn @ points + np.array([center]).T
+    return [(float(x), float(y)) for x, y in placed.T]
+
+
+@dataclass(frozen=True)
+class CocoSegmentation:
+    """COCO's "segmentation": polygons [[x, y, x, y, …], …], or run lengths {"counts", "size"}."""
+
+    value: list | dict
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        from pycocotools import mask as coco
+
+        value = self.value
+        if isinstance(value, dict):
+            counts, size = value.get("counts"), value.get("size")
+            if size != [height, width]:
+                raise ValueError(f"run lengths are for the size {size}, not {[height, width]}")
+            if isinstance(counts, list):
+                if (
+                    any(type(n) is not int or n < 0 for n in counts)
+                    or sum(counts) != height * width
+                ):
+                    raise ValueError(f"run lengths do not add up to {height} x {width} pixels")
+                value = coco.frPyObjects(value, height, width)
+            elif not isinstance(counts, (str, bytes)):
+                raise ValueError('run lengths have no "counts"')
+            return coco.decode(value).astype(bool)
+        for ring in value:
+            if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
+                raise ValueError("a polygon needs 3 or more points [x, y, x, y, x, y, …]")
+            if not np.isfinite(np.asarray(ring, np.float64)).all():
+                raise ValueError("a polygon has a point that is not finite")
+        parts = coco.frPyObjects(value, height, width)
+        return coco.decode(coco.merge(parts)).astype(bool)
+
+
+@dataclass(frozen=True)
+class Bitmap:
+    """A mask (h, w) bool with its top left pixel at (left, top) of the image."""
+
+    pixels: np.ndarray
+    left: int
+    top: int
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        whole = np.zeros((height, width), bool)
+        y0, x0 = max(self.top, 0), max(self.left, 0)
+        y1, x1 = max(height - self.top, 0), max(width - self.left, 0)
+        part = self.pixels[y0 - self.top : y1, x0 - self.left : x1]
+        whole[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
+        return whole
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A region with the name that the annotation file gives it.
+
+    Attributes:
+        name: of the class, in the words of the file.
+        region: its pixels.
+        layer: regions of a higher layer cover those of lower ones, whatever their order.
+        ignored: its pixels become the ignore label.
+    """
+
+    name: str
+    region: Region
+    layer: int = 0
+    ignored: bool = False
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """The shapes of one image, in the order of the file.
+
+    Attributes:
+        image: the file.
+        stem: names the label, relative to the folder of labels.
+        shapes: may be empty: then every pixel is unlabeled.
+        size: (H, W) as the annotation file says, if it does.
+    """
+
+    image: Path
+    stem: str
+    shapes: Sequence[Shape]
+    size: tuple[int, int] | None = None
+
+
+def draw_labels(
+    shapes: Sequence[tuple[int, Shape]],
+    height: int,
+    width: int,
+    unlabeled: int,
+    overlaps: Overlaps,
+) -> np.ndarray:
+    """Draw shapes into a label map.
+
+    Args:
+        shapes: (label, shape) in the order of the file.
+        height, width: of the image.
+        unlabeled: the label of pixels outside all shapes.
+        overlaps: which of two shapes of one layer shows where both are: the "later" or "earlier"
+            one of the file, or the "smaller" or "larger" one by its number of pixels.
+
+    Returns:
+        (height, width) uint8.
+    """
+    labels = np.full((height, width), unlabeled, np.uint8)
+    drawn = [(label, shape.layer, shape.region.mask(height, width)) for label, shape in shapes]
+    order = list(range(len(drawn)))
+    if overlaps == "earlier":
+        order.reverse()
+    elif overlaps in ("smaller", "larger"):
+        sign = -1 if overlaps == "smaller" else 1
+        order.sort(key=lambda i: sign * int(np.count_nonzero(drawn[i][2])))
+    order.sort(key=lambda i: drawn[i][1])  # stable: the order above holds within a layer
+    for i in order:
+        label, _, mask = drawn[i]
+        labels[mask] = label
+    return labels

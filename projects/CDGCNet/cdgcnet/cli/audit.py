@@ -40,13 +40,17 @@ def run(args: argparse.Namespace) -> int:
     from cdgcnet.data.audit.audit import ON_CPU, audit
     from cdgcnet.data.audit.issues import format_report
     from cdgcnet.data.audit.report import check_page, write_page
+    from cdgcnet.data.decoding import MAX_PIXELS
 
     if args.html is not None:
         check_page(args.html, args.overwrite)
     register_all(args.root)
+    max_pixels = MAX_PIXELS
     if path:
-        register_folders(load_cfg(str(path), ON_CPU), args.root)
-    report = audit(args.name, args.against, args.workers)
+        cfg = load_cfg(str(path), ON_CPU)
+        max_pixels = cfg.INPUT.MAX_PIXELS
+        register_folders(cfg, args.root)
+    report = audit(args.name, args.against, args.workers, max_pixels)
     print(format_report(report))
     if args.html is not None:
         write_page(report, args.html)

@@ -21,7 +21,7 @@ from cdgcnet.data.image_io import decode_plain_png, plain_png_size
 from cdgcnet.data.label_spec import LabelSpec
 
 _FORMATS = ("PNG", "TIFF", "BMP")  # lossless, and read without scaling values
-_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # one number per pixel
+VALUE_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # one number per pixel
 _MODE_NAMES = {
     "LA": "a grayscale image with an alpha channel",
     "PA": "a palette image with an alpha channel",
@@ -47,7 +47,7 @@ def _check_kind(image: ImageFile.ImageFile, path: str | Path) -> None:
             f"{path}: the label image is in {image.format} format, which does not keep values; "
             "save labels as PNG"
         )
-    if image.mode not in _MODES:
+    if image.mode not in VALUE_MODES:
         kind = _MODE_NAMES.get(image.mode, "an image")
         raise UnusableImageError(
             f"{path}: expected a label image with one value per pixel (grayscale or palette), "

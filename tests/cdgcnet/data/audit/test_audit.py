@@ -20,11 +20,12 @@ from PIL import Image
 
 from cdgcnet import register_all
 from cdgcnet.cli.main import main
-from cdgcnet.data.audit import issues as findings
 from cdgcnet.data.audit.audit import audit
 from cdgcnet.data.audit.checks import Rules, digest_of, gray_values, inspect
+from cdgcnet.data.audit.issues import IssueType
 from cdgcnet.data.audit.report import choose, color_labels, page
 from cdgcnet.data.datasets.catalog import register
+from cdgcnet.data.label_spec import LabelSpec
 
 COLORS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 NAMES = ["sky", "road", "tree"]
@@ -92,8 +93,8 @@ def call(capsys):
     return run
 
 
-def kinds(report):
-    return [p.kind for p in report.problems]
+def types(report):
+    return [issue.type for issue in report.issues]
 
 
 # ---------------------------------------------------------------- a sound set
@@ -132,12 +133,12 @@ def test_frequencies_are_those_of_bincount(tmp_path_factory, num_classes, seed, 
             "sem_seg_file_name": str(path),
             "sem_seg_lut": lut.tobytes() if mapped else None,
         },
-        Rules(num_classes, 255, frozenset(), labeled=True),
+        Rules(LabelSpec(num_classes), frozenset(), labeled=True),
     )
     expected = np.bincount(labels.ravel(), minlength=256)
     np.testing.assert_array_equal(sample.counts, expected[:num_classes])
     assert sample.ignored == expected[255] and sample.total == 35
-    assert all(p.kind == findings.EMPTY for p in sample.problems)
+    assert all(issue.type == IssueType.ALL_IGNORED for issue in sample.issues)
 
 
 def test_the_spread_of_ignored_pixels(toy, call):
@@ -152,7 +153,7 @@ def test_a_set_of_detectron2_without_colors(toy):
     metadata = MetadataCatalog.get(toy.name)
     del metadata.stuff_colors
     report = audit(toy.name)
-    assert not report.problems and len(set(report.colors)) == 3
+    assert not report.issues and len(set(report.colors)) == 3
 
 
 def test_a_split_without_labels_has_its_images_checked(toy, call):
@@ -168,7 +169,7 @@ def test_a_split_without_labels_has_its_images_checked(toy, call):
 
 def test_number_of_workers_changes_nothing(toy):
     toy.save(toy.label(1), np.full((4, 6), 9))
-    assert audit(toy.name, workers=1).problems == audit(toy.name, workers=4).problems
+    assert audit(toy.name, workers=1).issues == audit(toy.name, workers=4).issues
 
 
 # ---------------------------------------------------------------- errors
@@ -206,12 +207,12 @@ def forget_label(toy):
 
 def drop_label(toy):
     del toy.dicts[1]["sem_seg_file_name"]
-    return toy.image(1), "image without label"
+    return toy.image(1), "image without a label"
 
 
 def color_label(toy):
     toy.save(toy.label(1), np.zeros((4, 6, 3)))
-    return toy.label(1), "color image as label"
+    return toy.label(1), "label with color or alpha channels"
 
 
 def shrink_label(toy):
@@ -278,18 +279,18 @@ def test_no_damaged_byte_ends_the_audit(toy, palette):
     label = Path(toy.label(1))
     toy.save(label, [[0, 0, 1, 1, 2, 255]] * 4, palette=palette)
     data = label.read_bytes()
-    rules = Rules(3, 255, frozenset(), labeled=True)
+    rules = Rules(LabelSpec(3), frozenset(), labeled=True)
     found = set()
     for i in range(len(data)):
         label.write_bytes(data[:i] + bytes([data[i] ^ 0xFF]) + data[i + 1 :])
-        found.update(p.kind for p in inspect(toy.dicts[1], rules).problems)
-    assert findings.LABEL in found
+        found.update(issue.type for issue in inspect(toy.dicts[1], rules).issues)
+    assert IssueType.UNREADABLE_LABEL in found
 
 
 def test_gray_needs_a_grayscale_file_and_all_values(toy):
     toy.save(toy.label(0), [[60, 60, 117, 117, 23, 9]] * 4)  # 9 is the gray of no color
     toy.save(toy.label(1), [[60, 60, 117, 117, 23, 0]] * 4, palette=list(range(256)) * 3)
-    assert kinds(audit(toy.name)) == [findings.VALUE, findings.VALUE]
+    assert types(audit(toy.name)) == [IssueType.UNKNOWN_VALUE, IssueType.UNKNOWN_VALUE]
 
 
 def test_gray_values_are_pillows():
@@ -303,8 +304,8 @@ def test_the_table_of_the_dict_is_applied(toy):
     lut[7], lut[8], lut[9] = 0, 1, 3  # 3 is no class
     toy.dicts[0]["sem_seg_lut"] = bytes(lut)
     report = audit(toy.name)
-    assert kinds(report) == [findings.VALUE]
-    assert report.problems[0].details.startswith("9 in 8 pixels")  # as it stands in the file
+    assert types(report) == [IssueType.UNKNOWN_VALUE]
+    assert report.issues[0].details.startswith("9 in 8 pixels")  # as it stands in the file
     assert report.samples[0].counts.tolist() == [8, 8, 0]
 
 
@@ -323,7 +324,7 @@ def test_one_image_in_train_and_val_is_an_error(toy, tmp_path, call):
     copy(val.image(2), toy.image(0))
     for one, other in ((toy, val), (val, toy)):
         done = call(one.name)
-        assert done.code == 1 and "image in two sets" in done.out
+        assert done.code == 1 and "image in two datasets" in done.out
         assert toy.image(0) in done.out and val.image(2) in done.out
         assert f"compared with {other.name}: 4 images" in done.out
 
@@ -331,7 +332,7 @@ def test_one_image_in_train_and_val_is_an_error(toy, tmp_path, call):
 def test_augmented_lists_are_compared_too(tmp_path):
     train, val = Toy(tmp_path, "train_aug"), Toy(tmp_path, "val")
     copy(val.image(2), train.image(0))
-    assert kinds(audit(train.name)) == kinds(audit(val.name)) == [findings.SHARED]
+    assert types(audit(train.name)) == types(audit(val.name)) == [IssueType.SHARED_IMAGE]
 
 
 def test_against_replaces_the_counterpart(toy, tmp_path, call):
@@ -349,7 +350,7 @@ def test_the_same_name_alone_in_two_sets_is_a_warning(toy, tmp_path, call):
     val = Toy(tmp_path, "val")
     val.dicts[2]["image_id"] = "train_1"
     done = call(toy.name)
-    assert done.code == 0 and "same name in two sets" in done.out
+    assert done.code == 0 and "same name in two datasets" in done.out
     assert toy.image(1) in done.out and val.image(2) in done.out
 
 
@@ -367,7 +368,7 @@ def test_unreadable_images_are_no_twins(toy, tmp_path):
     for toy_set in (toy, val):
         for i in (0, 1):
             toy_set.dicts[i]["file_name"] += ".gone"
-    assert kinds(audit(toy.name)) == [findings.IMAGE, findings.IMAGE]
+    assert types(audit(toy.name)) == [IssueType.UNREADABLE_IMAGE, IssueType.UNREADABLE_IMAGE]
 
 
 def test_only_files_of_equal_size_are_read_in_the_other_set(toy, tmp_path, monkeypatch):
@@ -379,7 +380,7 @@ def test_only_files_of_equal_size_are_read_in_the_other_set(toy, tmp_path, monke
     monkeypatch.setattr(
         "cdgcnet.data.audit.audit.digest_of", lambda d: read.append(d["file_name"]) or digest_of(d)
     )
-    assert kinds(audit(toy.name)) == [findings.SHARED]
+    assert types(audit(toy.name)) == [IssueType.SHARED_IMAGE]
     assert read == [val.image(3)]
 
 
@@ -408,6 +409,37 @@ def test_all_pixels_ignored(toy, call):
     assert "warning: all pixels ignored (1)" in done.out and toy.label(1) in done.out
 
 
+def test_a_dataset_without_any_class_is_an_error(toy, call):
+    for i in range(4):
+        toy.save(toy.label(i), [[255] * 6] * 4)
+    done = call(toy.name)
+    assert done.code == 1 and "error: no pixel has a class (1)" in done.out
+    assert types(audit(toy.name)) == [IssueType.ALL_IGNORED] * 4 + [IssueType.NO_CLASS]
+
+
+def test_a_single_class_is_an_error(toy):
+    for i in range(4):
+        toy.save(toy.label(i), [[1] * 6] * 4)
+    report = audit(toy.name)
+    assert types(report) == [IssueType.SINGLE_CLASS] + [IssueType.ABSENT_CLASS] * 2
+    assert report.issues[0].subject == "1 road" and report.suggested_weights() == []
+
+
+def test_a_label_with_alpha_is_told_from_a_damaged_one(toy):
+    Image.new("LA", (6, 4)).save(toy.label(0))
+    Path(toy.label(1)).write_bytes(b"")
+    report = audit(toy.name)
+    assert types(report) == [IssueType.COLOR_LABEL, IssueType.UNREADABLE_LABEL]
+    assert "a grayscale image with an alpha channel (mode LA)" in report.issues[0].details
+
+
+def test_weights_can_be_pasted(toy, call):
+    lines = call(toy.name).out.splitlines()
+    line = next(line for line in lines if line.endswith("# inverse frequency"))
+    # 8, 8 and 4 of 20 pixels: 2.5, 2.5, 5 over their mean 10 / 3.
+    assert line.strip() == "[0.75, 0.75, 1.5]  # inverse frequency"
+
+
 def test_a_class_that_never_occurs(toy, call):
     for i in range(4):
         toy.save(toy.label(i), [[0, 0, 0, 2, 2, 255]] * 4)
@@ -424,9 +456,9 @@ def test_palettes_that_differ(toy):
         pixels = [[0, 0, 1, 1, 2, 255]] * 4
         toy.save(toy.label(i), pixels, palette=other if i == 2 else palette)
     report = audit(toy.name)
-    assert kinds(report) == [findings.PALETTE]
-    assert report.problems[0].subject == toy.label(2)
-    assert report.problems[0].details == (
+    assert types(report) == [IssueType.PALETTE_MISMATCH]
+    assert report.issues[0].subject == toy.label(2)
+    assert report.issues[0].details == (
         "id 1 has the color (9, 9, 9), but (0, 200, 0) in 3 of 4 files"
     )
 
@@ -439,7 +471,7 @@ def test_colors_of_ids_that_do_not_occur_or_are_ignored_may_differ(toy):
     for i in range(4):
         pixels = [[0, 0, 1, 1, 2, 255]] * 4
         toy.save(toy.label(i), pixels, palette=other if i == 2 else palette)
-    assert kinds(audit(toy.name)) == []
+    assert types(audit(toy.name)) == []
 
 
 def test_an_unofficial_count(tmp_path, call):
@@ -525,7 +557,7 @@ def test_the_page_of_a_set_without_a_sound_pair(toy):
     for i in range(4):
         toy.save(toy.label(i), np.full((4, 6), 9))
     report = audit(toy.name)
-    assert choose(report) == [] and "4 errors" in page(report)
+    assert choose(report) == [] and "5 errors" in page(report)
 
 
 def test_the_page_of_images_without_labels(toy):

@@ -1,7 +1,7 @@
-"""Are the files of a dataset sound? Every image and label decoded once, and compared.
+"""Checks whether the files of a dataset are sound: decodes every image and label once.
 
-Reading order: ``findings`` (what a problem is), ``audit_checks`` (what is looked for), this file,
-``audit_page`` (the report with pictures).
+Reading order: ``issues`` (what can be wrong), ``checks`` (how it is found), this file, ``report``
+(the page with pictures).
 """
 
 from collections.abc import Collection, Sequence
@@ -11,11 +11,10 @@ from multiprocessing.pool import ThreadPool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from cdgcnet.data.audit import issues as findings
 from cdgcnet.data.audit.checks import (
     Rules,
     digest_of,
-    find_absent,
+    find_degenerate,
     find_odd_palettes,
     find_shared,
     find_twins,
@@ -23,14 +22,16 @@ from cdgcnet.data.audit.checks import (
     inspect,
     size_of,
 )
-from cdgcnet.data.audit.issues import Problem, Report
+from cdgcnet.data.audit.issues import Issue, IssueType, Report
 from cdgcnet.data.datasets import voc
 from cdgcnet.data.datasets.catalog import EVALUATOR_TYPE
+from cdgcnet.data.decoding import MAX_PIXELS
+from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.visualization.colors import class_colors
 
-# To look at data no device is needed: the config of a GPU training will do anywhere.
+# Overrides for looking at data: the config of a GPU training then loads on any machine.
 ON_CPU = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
-# Splits that must share no image with the split of this name.
+# For each split those that must share no image with it.
 _COUNTERPARTS = {
     "train": ("val", "test"),
     "train_aug": ("val",),
@@ -40,54 +41,62 @@ _COUNTERPARTS = {
 }
 
 
-def audit(name: str, against: Sequence[str] | None = None, workers: int = 1) -> Report:
-    """Check a registered set.
+def audit(
+    name: str,
+    against: Sequence[str] | None = None,
+    workers: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> Report:
+    """Check a registered dataset.
 
     Args:
-        name: of the set.
-        against: sets that must share no image with it; None: its counterparts that are there,
-            val for train and so on.
+        name: of the dataset.
+        against: datasets that must share no image with it; None: its counterparts that are there,
+            such as val for train.
         workers: threads.
+        max_pixels: height x width of an image or label at most.
 
     Raises:
-        ValueError, FileNotFoundError: for a set that is not registered or not there.
+        ValueError, FileNotFoundError: for a dataset that is not registered or not there.
     """
     dicts = _load(name)
     metadata = MetadataCatalog.get(name)
     classes, colors = metadata.stuff_classes, class_colors(metadata)
     others, notes = _others(name, against)
     rules = Rules(
-        num_classes=len(classes),
-        ignore_label=metadata.get("ignore_label", 255),
+        spec=LabelSpec(len(classes), metadata.get("ignore_label", 255)),
         # VOC's void border is bright in its palette, and belongs to no class.
         grays=gray_values([*colors, *voc.COLORS, (224, 224, 192), (0, 0, 0), (255, 255, 255)]),
         labeled=any("sem_seg_file_name" in d for d in dicts),
+        max_pixels=max_pixels,
     )
     with ThreadPool(max(workers, 1)) as pool:
         found = pool.imap(partial(inspect, rules=rules), dicts)
         samples = list(tqdm(found, desc=name, total=len(dicts), unit="image"))
-        problems = [p for s in samples for p in s.problems]
+        issues = [issue for s in samples for issue in s.issues]
         sizes = frozenset(size_of(d) for d in dicts) - {None}
         for other, other_dicts in others.items():
             hashed = pool.imap(partial(_digest_if_sized, sizes=sizes), other_dicts)
             digests = list(tqdm(hashed, desc=other, total=len(other_dicts), unit="image"))
-            problems += find_shared(samples, other, other_dicts, digests)
-    problems += find_twins(samples)
-    problems += find_odd_palettes(samples)
+            issues += find_shared(samples, other, other_dicts, digests)
+    issues += find_twins(samples)
+    issues += find_odd_palettes(samples)
     if rules.labeled:
-        problems += find_absent(samples, classes)
+        issues += find_degenerate(samples, classes)
     official = metadata.get("official_count")
     if official is not None and official != len(samples):
-        problems.append(Problem(findings.COUNT, name, f"{len(samples)}, officially {official}"))
-    return Report(name, classes, colors, samples, problems, notes)
+        issues.append(
+            Issue(IssueType.UNOFFICIAL_COUNT, name, f"{len(samples)}, officially {official}")
+        )
+    return Report(name, classes, colors, samples, issues, notes)
 
 
 def _digest_if_sized(dataset_dict: dict, sizes: Collection[int | None]) -> str:
-    """The digest of an image with as many bytes as one of the audited set: few have to be read."""
+    """The digest of an image that has as many bytes as one that is audited; "" for others."""
     try:
         return digest_of(dataset_dict) if size_of(dataset_dict) in sizes else ""
     except OSError:
-        return ""  # an audit of its own set reports it
+        return ""  # an audit of its own dataset reports it
 
 
 def _load(name: str) -> list[dict]:

@@ -1,88 +1,97 @@
-"""What an audit found: problems, class frequencies, and the report as text.
+"""What an audit finds: issues, class frequencies, and the report as text.
 
 Shape shorthand: M classes.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 from tabulate import tabulate
 
+from cdgcnet.data.audit.class_weights import class_weights
+
 _SHOWN = 10
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of problem.
+class IssueType(Enum):
+    """What can be wrong with a dataset; the report lists issues in this order.
 
     Attributes:
         title: what is wrong.
-        advice: the way out.
+        advice: what to do about it.
         is_error: training or its scores would be wrong; otherwise it is a warning.
     """
 
-    title: str
-    advice: str
-    is_error: bool = True
+    UNREADABLE_IMAGE = "unreadable image", "download or export these files again"
+    UNREADABLE_LABEL = "unreadable label", "download or export these files again"
+    MISSING_LABEL = "image without a label", "label it, or take it out of the list"
+    COLOR_LABEL = (
+        "label with color or alpha channels",
+        "a label holds one class id for each pixel: export ids (grayscale or palette PNG), or "
+        "import color masks with `cdgcnet prepare import rgb`",
+    )
+    SIZE_MISMATCH = (
+        "label and image differ in size",
+        "export the label at the size of the image; the image may be turned by EXIF data",
+    )
+    GRAY_PALETTE = (
+        "palette PNG saved as gray",
+        "the values are the brightness of palette colors: download the labels again, and read them "
+        "without conversion (Pillow's convert('L') and OpenCV convert them)",
+    )
+    UNKNOWN_VALUE = (
+        "label value out of range",
+        "map the values to 0 … classes - 1 or to the ignore label; label ids of Cityscapes must "
+        "become train ids",
+    )
+    SHARED_IMAGE = (
+        "image in two datasets",
+        "take it out of one: scores on images that were trained on mean nothing",
+    )
+    NO_CLASS = (
+        "no pixel has a class",
+        "every label is ignored: are the values of the classes (IDS, IGNORE) right?",
+    )
+    SINGLE_CLASS = (
+        "only one class occurs",
+        "every prediction of it is right: give the rest of the images a class, such as background",
+    )
+    ALL_IGNORED = "all pixels ignored", "nothing can be learned from it: take it out", False
+    ABSENT_CLASS = (
+        "class never occurs",
+        "it cannot be learned, and its IoU is undefined: is the class list right, and the split "
+        "complete?",
+        False,
+    )
+    DUPLICATE_IMAGE = "image twice in the dataset", "take out all but one", False
+    DUPLICATE_NAME = (
+        "name twice in the dataset", "results are listed by name: make the names differ", False
+    )  # fmt: skip
+    SHARED_NAME = (
+        "same name in two datasets",
+        "check whether it is the same picture saved twice; otherwise this is harmless",
+        False,
+    )
+    PALETTE_MISMATCH = (
+        "palettes differ",
+        "one id has several colors: were all files made with the same list of classes?",
+        False,
+    )
+    UNOFFICIAL_COUNT = "unofficial number of images", "is the dataset complete?", False
 
-
-IMAGE = Kind("unreadable image", "fetch or export these files again")
-LABEL = Kind("unreadable label", "fetch or export these files again")
-NO_LABEL = Kind("image without label", "label it, or take it out of the list")
-COLOR = Kind(
-    "color image as label",
-    "a label holds one class id per pixel: export ids (grayscale or palette PNG), not colors",
-)
-SIZE = Kind(
-    "label and image differ in size",
-    "export the label at the image's size; an image may be turned by its EXIF orientation",
-)
-VALUE = Kind(
-    "label value out of range",
-    "map the values to 0 … classes - 1, or to the ignore label; Cityscapes' label ids must become "
-    "train ids",
-)
-GREY = Kind(
-    "palette PNG saved as gray",
-    "the values are the brightness of palette colors: fetch the labels again, and read them "
-    "without converting them (Pillow's convert('L') and OpenCV do this)",
-)
-SHARED = Kind(
-    "image in two sets", "take it out of one: scores on images that were trained on mean nothing"
-)
-SHARED_ID = Kind(
-    "same name in two sets",
-    "look whether it is the same picture saved twice; otherwise this is harmless",
-    is_error=False,
-)
-TWICE = Kind("image twice in the set", "take out all but one", is_error=False)
-ID_TWICE = Kind(
-    "same name twice in the set", "results go by the name: make the names differ", is_error=False
-)
-EMPTY = Kind("all pixels ignored", "nothing can be learned from it: take it out", is_error=False)
-PALETTE = Kind(
-    "palettes differ",
-    "the same id has several colors: were all files made with the same list of classes?",
-    is_error=False,
-)
-ABSENT = Kind(
-    "class never occurs",
-    "its IoU will be undefined or 0: is the class list right, and the split complete?",
-    is_error=False,
-)
-COUNT = Kind("unofficial number of images", "is the set complete?", is_error=False)
-KINDS = (
-    IMAGE, LABEL, NO_LABEL, COLOR, SIZE, GREY, VALUE, SHARED,
-    EMPTY, ABSENT, TWICE, ID_TWICE, SHARED_ID, PALETTE, COUNT,
-)  # fmt: skip
+    def __init__(self, title: str, advice: str, is_error: bool = True) -> None:
+        self.title = title
+        self.advice = advice
+        self.is_error = is_error
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One finding: its kind, the file, class or set it is about, and the details."""
+class Issue:
+    """Something that is wrong: its type, the file, class or dataset concerned, and details."""
 
-    kind: Kind
+    type: IssueType
     subject: str
     details: str = ""
 
@@ -103,7 +112,7 @@ class Sample:
         total: pixels of the label, 0 without a readable one.
         digest: of the image file's bytes; "" if it cannot be read.
         palette: of a palette PNG, the color of each value that occurs and is a class.
-        problems: of this pair alone.
+        issues: of this pair alone.
     """
 
     image: str
@@ -115,12 +124,12 @@ class Sample:
     total: int = 0
     digest: str = ""
     palette: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    problems: Sequence[Problem] = ()
+    issues: Sequence[Issue] = ()
 
     @property
     def sound(self) -> bool:
         """Image and label can be shown together."""
-        return not any(p.kind.is_error for p in self.problems)
+        return not any(issue.type.is_error for issue in self.issues)
 
     @property
     def ignored_share(self) -> float:
@@ -129,21 +138,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings about one set.
+    """Everything that is known about one dataset.
 
     Attributes:
-        name: of the set.
+        name: of the dataset.
         classes, colors: M names and RGB colors.
-        samples: in the set's order.
-        problems: of all samples and of the set as a whole.
-        notes: what was compared, and what could not be.
+        samples: in the order of the dataset.
+        issues: of all samples and of the dataset as a whole.
+        notes: what was compared, and what could not be compared.
     """
 
     name: str
     classes: Sequence[str]
     colors: Sequence[tuple[int, int, int]]
     samples: Sequence[Sample]
-    problems: Sequence[Problem]
+    issues: Sequence[Issue]
     notes: Sequence[str] = ()
 
     @property
@@ -166,18 +175,32 @@ class Report:
         pixels = self.pixels
         return 100 * pixels / max(int(pixels.sum()), 1)
 
-    def number(self, *, errors: bool) -> int:
-        return sum(p.kind.is_error == errors for p in self.problems)
+    def suggested_weights(self) -> list[str]:
+        """Lines for a config that weigh rare classes more, and where they come from."""
+        labeled = [s for s in self.samples if s.total]
+        totals = np.array([s.counts.sum(dtype=np.int64) for s in labeled])
+        having = np.stack([s.counts > 0 for s in labeled]) if labeled else np.zeros((0, 1), bool)
+        weights = class_weights(self.pixels, self.images, totals @ having, len(labeled))
+        if not weights:
+            return []
+        lines = ["MODEL.CDGC.LOSS.CLASS_WEIGHTS for rare classes (optional; their mean is 1):"]
+        return lines + [
+            f"  [{', '.join(f'{w:.4g}' for w in values)}]  # {name}"
+            for name, values in weights.items()
+        ]
 
-    def grouped(self, *, errors: bool) -> Iterator[tuple[Kind, list[Problem]]]:
-        """The kinds that occur, with their problems."""
-        for kind in KINDS:
-            problems = [p for p in self.problems if p.kind == kind]
-            if problems and kind.is_error == errors:
-                yield kind, problems
+    def number(self, *, errors: bool) -> int:
+        return sum(issue.type.is_error == errors for issue in self.issues)
+
+    def grouped(self, *, errors: bool) -> Iterator[tuple[IssueType, list[Issue]]]:
+        """The types that occur, with their issues."""
+        for issue_type in IssueType:
+            issues = [issue for issue in self.issues if issue.type is issue_type]
+            if issues and issue_type.is_error == errors:
+                yield issue_type, issues
 
     def totals(self) -> str:
-        """Size of the set in a line."""
+        """The size of the dataset in one line."""
         text = f"{len(self.samples)} images"
         if not self.labeled:
             return f"{text} without labels, {len(self.classes)} classes"
@@ -189,7 +212,7 @@ class Report:
         )
 
     def ignored_per_image(self) -> str:
-        """The spread of the ignored share over the images in a line; "" without labels."""
+        """How much of the images is ignored, in one line; "" without labels."""
         labeled = [s for s in self.samples if s.total]
         if not labeled:
             return ""
@@ -209,11 +232,11 @@ def format_report(report: Report) -> str:
     """The report as text: errors, warnings, class table, totals."""
     lines = []
     for errors, word in ((True, "error"), (False, "warning")):
-        for kind, problems in report.grouped(errors=errors):
-            lines.append(f"{word}: {kind.title} ({len(problems)}): {kind.advice}")
-            lines += [f"  {problem}" for problem in problems[:_SHOWN]]
-            if len(problems) > _SHOWN:
-                lines.append(f"  … and {len(problems) - _SHOWN} more")
+        for issue_type, issues in report.grouped(errors=errors):
+            lines.append(f"{word}: {issue_type.title} ({len(issues)}): {issue_type.advice}")
+            lines += [f"  {issue}" for issue in issues[:_SHOWN]]
+            if len(issues) > _SHOWN:
+                lines.append(f"  … and {len(issues) - _SHOWN} more")
             lines.append("")
     if report.labeled:
         rows = zip(
@@ -221,6 +244,7 @@ def format_report(report: Report) -> str:
         )
         headers = ["id", "class", "% of labeled pixels", "images"]
         lines += [tabulate(list(rows), headers=headers, floatfmt=".3f"), ""]
+        lines += [*report.suggested_weights(), ""]
     lines.append(f"{report.name}: {report.totals()}")
     lines += [line for line in [report.ignored_per_image()] if line]
     lines += [f"note: {note}" for note in report.notes]

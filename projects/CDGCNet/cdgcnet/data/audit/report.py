@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cdgcnet.data.audit.issues import Report, Sample
+from cdgcnet.data.decoding import NO_LIMIT
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.data.label_spec import LabelSpec
@@ -22,7 +23,7 @@ from cdgcnet.visualization.colors import label_image
 
 _SIDE = 400  # pixels; larger pictures are scaled down
 _PICTURES = 12
-_LISTED = 500  # files per kind of problem; more would make the page heavy
+_LISTED = 500  # files per type of issue; more would make the page heavy
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em;
@@ -67,7 +68,7 @@ def color_labels(labels: np.ndarray, colors: list[tuple[int, int, int]]) -> np.n
 
 
 def choose(report: Report, number: int = _PICTURES, seed: int = 0) -> list[tuple[Sample, str]]:
-    """Samples worth a look, each once, with the reason: most ignored, rarest classes, random."""
+    """Samples worth a look, each once, and why: most ignored, rarest classes, or random."""
     sound = [s for s in report.samples if s.sound]
     chosen: dict[str, tuple[Sample, str]] = {}
     by_ignored = sorted(sound, key=lambda s: -s.ignored_share)
@@ -95,14 +96,14 @@ def _jpeg(rgb: np.ndarray) -> str:
 
 
 def _figure(report: Report, sample: Sample, reason: str) -> str:
-    image = read_image(sample.image)
+    image = read_image(sample.image, max_pixels=NO_LIMIT)
     scale = min(1.0, _SIDE / max(image.shape[:2]))
     size = [max(1, round(scale * side)) for side in image.shape[1::-1]]
     picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     caption = f"<b>{escape(reason)}</b> {escape(Path(sample.image).name)}"
     if sample.label is not None:
         spec = LabelSpec(len(report.classes), lut=sample.lut)
-        labels = spec.to_ids(read_labels(sample.label))
+        labels = spec.to_ids(read_labels(sample.label, NO_LIMIT))
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
         colors = color_labels(labels, list(report.colors))
         picture = np.hstack([picture, cv2.addWeighted(picture, 0.45, colors, 0.55, 0)])
@@ -116,15 +117,15 @@ def _figure(report: Report, sample: Sample, reason: str) -> str:
     )
 
 
-def _problems(report: Report, *, errors: bool) -> str:
+def _issue_list(report: Report, *, errors: bool) -> str:
     parts = []
-    for kind, problems in report.grouped(errors=errors):
-        items = "".join(f"<li>{escape(str(p))}</li>" for p in problems[:_LISTED])
-        if len(problems) > _LISTED:
-            items += f"<li>… and {len(problems) - _LISTED} more</li>"
+    for issue_type, issues in report.grouped(errors=errors):
+        items = "".join(f"<li>{escape(str(issue))}</li>" for issue in issues[:_LISTED])
+        if len(issues) > _LISTED:
+            items += f"<li>… and {len(issues) - _LISTED} more</li>"
         parts.append(
-            f"<h3>{escape(kind.title)} ({len(problems)})</h3><p>{escape(kind.advice)}</p>"
-            f"<details{' open' * (len(problems) <= 10)}><summary>files</summary><ul>{items}</ul>"
+            f"<h3>{escape(issue_type.title)} ({len(issues)})</h3><p>{escape(issue_type.advice)}</p>"
+            f"<details{' open' * (len(issues) <= 10)}><summary>files</summary><ul>{items}</ul>"
             "</details>"
         )
     word = "error" if errors else "warning"
@@ -147,6 +148,7 @@ def _class_table(report: Report) -> str:
     return (
         "<h2>Classes</h2><table><tr><th>id</th><th>class</th><th>% of labeled pixels</th>"
         f"<th></th><th>images</th></tr>{''.join(rows)}</table>"
+        f"<pre>{escape(chr(10).join(report.suggested_weights()))}</pre>"
     )
 
 
@@ -161,7 +163,7 @@ def page(report: Report) -> str:
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p><b>{escape(report.verdict())}</b>: {escape(report.totals())}{notes}</p>"
-        f"{_problems(report, errors=True)}{_problems(report, errors=False)}"
+        f"{_issue_list(report, errors=True)}{_issue_list(report, errors=False)}"
         f"{_class_table(report) if report.labeled else ''}"
         f'<h2>Pictures</h2><p>Sound pairs only.{striped}</p><div class="pictures">{figures}</div>'
         "</body></html>\n"

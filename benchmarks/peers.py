@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdgc import CDGCModule
+from cdgc.propagation import Edges
 from cdgcnet.modeling.context_modules import NonLocal, ObjectContext, PositionAttention, attend
 
 __all__ = [
@@ -57,14 +58,26 @@ class FusedAttention(nn.Module):
         return torch.relu(y).transpose(1, 2).reshape(x.shape)
 
 
-class LinearPart(CDGCModule):
-    """The graph without its attention: selection, gathers, φ, φ', W, U, norm. Linear in N."""
+class LinearEdges(Edges):
+    """Edges that cost O(n) instead of O(n²) and pass gradients to the same tensors."""
 
-    def _aggregate(
-        self, x: Tensor, lengths: list[int], classes: list[int], log_weight: Tensor | None
+    def aggregate(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int], log_weight: Tensor | None
     ) -> Tensor:
-        assert self.phi is not None and self.phi_prime is not None
-        return x @ self.phi[0] + x @ self.phi_prime[0]
+        return q + k
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_weight: Tensor | None) -> Tensor:
+        return q + (k + v).mean(0)
+
+
+class LinearPart(CDGCModule):
+    """The graph without its attention: selection, gathers, φ, φ', W, U, norm.
+
+    With receivers="all" the products with U are N·C² for every class present in the image.
+    """
+
+    def _edges(self) -> Edges:
+        return LinearEdges(self.edges, self.scale, self.topk, self.topk_weights)
 
 
 class DenseGraph(nn.Module):

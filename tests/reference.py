@@ -74,28 +74,32 @@ def node_set(part, nodes, samples, kept_easy):
 
 
 # ---------------------------------------------------------------- edges (Eq. 2-3)
-def adjacency(x, members, phi, phi_prime, edges, scale, topk, topk_weights, share=None):
-    """A_m (N, N) of one class in one image, x (N, C): rows and columns of non-nodes are zero.
+def adjacency(
+    x, members, phi, phi_prime, edges, scale, topk, topk_weights, weight=None, receivers=None
+):
+    """A_m (N, N) of one class in one image, x (N, C): columns of non-nodes are zero.
 
-    `share` (N,): A_ij ~ share_j exp(F_ij), of which hard class maps are the case 1.
+    So are the rows of all pixels but the `receivers`: the nodes themselves if None.
+    `weight` (N,): A_ij ~ weight_j exp(F_ij), of which hard class maps are the case 1.
     """
     n = len(x)
     if not members:
         return x.new_zeros(n, n)
+    receivers = members if receivers is None else receivers
     node = torch.tensor([i in members for i in range(n)])
-    row = node[:, None].to(x.dtype)
+    row = torch.tensor([[i in receivers] for i in range(n)]).to(x.dtype)
     if edges == "uniform":
-        return row * row.T / len(members)
+        return row * node.to(x.dtype) / len(members)
     f = scale * (x @ phi) @ (x @ phi_prime).T  # Eq. 2: F_ij = phi(x_i)^T phi'(x_j)
     edge = node.repeat(n, 1)
     if edges == "topk":
-        for i in members:
+        for i in receivers:
             ranked = sorted(members, key=lambda j, i=i: -f[i, j].item())
             edge[i, ranked[topk:]] = False
         if topk_weights == "equal":
             return row * edge / edge.sum(1, keepdim=True)
-    if share is not None:
-        f = f + torch.where(node, share, 1.0).log()
+    if weight is not None:
+        f = f + torch.where(node, weight, 1.0).log()
     return row * f.masked_fill(~edge, -torch.inf).softmax(1)  # Eq. 3: each row sums to 1
 
 
@@ -106,16 +110,20 @@ def refine(
     weights,
     *,
     edges,
-    held=None,
-    shares=None,
+    coarse_mask=None,
+    membership=None,
+    receivers=None,
+    message_weight=None,
     scale=1.0,
     topk=64,
     topk_weights="softmax",
 ):
     """x (B, C, h, w), sets[b][m] of pixels -> (B, C, h, w), before the norm and the outer ReLU.
 
-    `held[b][m]`: the pixels that get Z_m; all pixels if None (outside S_m it is zero anyway).
-    `shares[b]`: (N, M) of soft class maps.
+    `coarse_mask[b][m]`: the pixels that get Z_m; None for all (outside S_m it is zero anyway).
+    `membership[b]`: (N, M) of soft class maps.
+    `receivers[b]`: the pixels that are queries of every class's graph; None for the nodes alone.
+    `message_weight[b]`: (N, M), factors of Z_m for `receivers`; 1 if None.
     """
     phi, phi_prime, w_graph, w_merge, bias = weights
     (_, c, h, w), m_classes = x.shape, len(w_graph)
@@ -126,13 +134,17 @@ def refine(
         z = []
         for m in range(m_classes):
             own = (phi[m % len(phi)], phi_prime[m % len(phi)]) if phi is not None else (None, None)
-            share = None if shares is None else shares[b][:, m]
-            a = adjacency(nodes, members[m], *own, edges, scale, topk, topk_weights, share)
+            weight = None if membership is None else membership[b][:, m]
+            rows = None if receivers is None else receivers[b]
+            a = adjacency(nodes, members[m], *own, edges, scale, topk, topk_weights, weight, rows)
             z_m = torch.relu(a @ nodes @ w_graph[m])  # Eq. 1, group convolution
-            if share is not None:
-                z_m = z_m * share[:, None]
-            if held is not None:
-                z_m = z_m * torch.tensor([[i in held[b][m]] for i in range(len(nodes))])
+            if receivers is not None:
+                if message_weight is not None:
+                    z_m = z_m * message_weight[b][:, m, None]
+            elif weight is not None:
+                z_m = z_m * weight[:, None]
+            elif coarse_mask is not None:
+                z_m = z_m * torch.tensor([[i in coarse_mask[b][m]] for i in range(len(nodes))])
             z.append(z_m)
         stacked = torch.cat(z, 1).T.reshape(1, m_classes * c, h, w)
         out.append(F.conv2d(stacked, conv[:, :, None, None], bias))
@@ -264,6 +276,8 @@ DEFAULTS = {
     "easy_ratio": 1.0,
     "samples": PARTS,
     "hard_positives": "nodes",
+    "receivers": "nodes",
+    "message_weights": "one",
     "topk": 64,
     "topk_weights": "softmax",
     "scale": 1.0,
@@ -312,12 +326,14 @@ def oracle(scene, weights, nodeset, training=True, **options):
         training,
     )
     scale = scene.x.shape[1] ** -0.5 if o["scale"] == "sqrt" else o["scale"]
-    held = shares = None
+    coarse_mask = membership = receivers = message_weight = None
+    if o["receivers"] == "all":
+        receivers, message_weight = receivers_of(scene, sets, o)
     if o["nodes"] == "soft" and o["scope"] == "class":
-        shares = two_best(scene.logits)
+        membership = two_best(scene.logits)
     elif o["hard_positives"] == "keys_only" and o["scope"] == "class":
         classes = range(scene.logits.shape[1])
-        held = [
+        coarse_mask = [
             [{i for i, c in enumerate(image) if c == m} for m in classes]
             for image in coarse_classes(scene.logits)
         ]
@@ -325,13 +341,30 @@ def oracle(scene, weights, nodeset, training=True, **options):
         scene.x,
         sets,
         weights,
-        held=held,
-        shares=shares,
+        coarse_mask=coarse_mask,
+        membership=membership,
+        receivers=receivers,
+        message_weight=message_weight,
         edges=o["edges"],
         scale=scale,
         topk=o["topk"],
         topk_weights=o["topk_weights"],
     )
+
+
+def receivers_of(scene, sets, options):
+    """Every valid pixel, and the weight of each class's message to it."""
+    batch, _, h, w = scene.x.shape
+    valid = [[True] * (h * w)] * batch if scene.valid is None else scene.valid.flatten(1).tolist()
+    receivers = [{i for i in range(h * w) if image[i]} for image in valid]
+    weight = None
+    if options["message_weights"] == "mean":
+        present = [max(1, sum(bool(s) for s in image)) for image in sets]
+        ones = torch.ones(h * w, len(sets[0]), dtype=scene.x.dtype)
+        weight = [ones / n for n in present]
+    elif options["message_weights"] == "probability" and options["scope"] == "class":
+        weight = [image.flatten(1).T.softmax(1) for image in scene.logits.detach()]
+    return receivers, weight
 
 
 def deviation(scene, found, expected, module, probe_seed=1):

@@ -15,9 +15,20 @@ from cdgc import CDGCModule
 M, C = 4, 6
 
 
-def _module(edges):
+# (edges, receivers)
+CASES = [
+    ("similarity", "nodes"),
+    ("uniform", "nodes"),
+    ("topk", "nodes"),
+    ("similarity", "all"),
+    ("uniform", "all"),
+]
+
+
+def _module(edges, receivers):
     torch.manual_seed(0)
-    return CDGCModule(C, M, edges=edges, topk=2, norm=None, relu=False).double()
+    module = CDGCModule(C, M, edges=edges, receivers=receivers, topk=2, norm=None, relu=False)
+    return module.double()
 
 
 def _batch(rank):
@@ -30,27 +41,30 @@ def _batch(rank):
     return x, logits, targets if rank == 0 else torch.full_like(targets, 255)
 
 
-def _train(rank, port, edges, folder):
+def _train(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    # find_unused_parameters is off: a parameter without a gradient would raise at the second step.
-    model = DistributedDataParallel(_module(edges))
-    for _ in range(2):
-        model.zero_grad()
-        model(*_batch(rank)).square().sum().backward()
-    grads = {k: p.grad for k, p in model.module.named_parameters()}
-    torch.save(grads, Path(folder, f"{rank}.pth"))
+    for case in CASES:
+        # Without find_unused_parameters, a parameter without a gradient raises at the second step.
+        model = DistributedDataParallel(_module(*case))
+        for _ in range(2):
+            model.zero_grad()
+            model(*_batch(rank)).square().sum().backward()
+        grads = {k: p.grad for k, p in model.module.named_parameters()}
+        torch.save(grads, Path(folder, f"{'-'.join(case)}-{rank}.pth"))
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("edges", ["similarity", "uniform", "topk"])
-def test_absent_classes_do_not_stop_distributed_training(edges, tmp_path):
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    """The folder in which two processes have left the gradients of every case."""
+    folder = tmp_path_factory.mktemp("distributed")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     # Fresh interpreters: a fork would inherit the thread pool of a torch that has already run.
     workers = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(port), edges, str(tmp_path)])
+        subprocess.Popen([sys.executable, __file__, str(rank), str(port), str(folder)])
         for rank in (0, 1)
     ]
     try:
@@ -58,12 +72,16 @@ def test_absent_classes_do_not_stop_distributed_training(edges, tmp_path):
     finally:
         for worker in workers:
             worker.kill()
+    return folder
 
+
+@pytest.mark.parametrize("case", CASES)
+def test_absent_classes_do_not_stop_distributed_training(case, gradients):
     # Distributed training averages the gradients of the two processes.
-    alone = [_module(edges) for _ in range(2)]
+    alone = [_module(*case) for _ in range(2)]
     for rank, module in enumerate(alone):
         module(*_batch(rank)).square().sum().backward()
-    both = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
+    both = [torch.load(gradients / f"{'-'.join(case)}-{rank}.pth") for rank in (0, 1)]
     for name, p in alone[0].named_parameters():
         expected = (p.grad + dict(alone[1].named_parameters())[name].grad) / 2
         assert torch.equal(both[0][name], both[1][name])
@@ -72,4 +90,4 @@ def test_absent_classes_do_not_stop_distributed_training(edges, tmp_path):
 
 
 if __name__ == "__main__":
-    _train(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    _train(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

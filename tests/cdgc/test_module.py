@@ -59,8 +59,10 @@ NODES_AND_EDGES = [
 
 
 def options_of(drawn):
-    """One option of its own for each of the pair: soft nodes know similar edges only."""
+    """Split the pairs: soft nodes need similarity edges, message weights need all receivers."""
     drawn["nodes"], drawn["edges"] = drawn.pop("nodes_and_edges")
+    if drawn["receivers"] != "nodes":
+        drawn.update(message_weights=drawn["receivers"], receivers="all")
     return drawn
 
 
@@ -71,6 +73,7 @@ OPTIONS = st.fixed_dictionaries(
         "easy_ratio": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
         "samples": st.sampled_from(SUBSETS),
         "hard_positives": st.sampled_from(["nodes", "keys_only"]),
+        "receivers": st.sampled_from(["nodes", "one", "mean", "probability"]),
         "topk": st.integers(1, 6),
         "topk_weights": st.sampled_from(["softmax", "equal"]),
         "scale": st.sampled_from([1.0, 0.25, "sqrt"]),

@@ -12,8 +12,9 @@ import torch
 from reference import PARTS, Scene, build, deviation, make_scene, oracle, weights_of
 from torch import nn
 
-import cdgc.module as implementation
-from cdgc import NodeSet, select_nodes
+import cdgc.module
+import cdgc.propagation
+from cdgc import NodeSet, class_map, resize_targets, select_nodes
 
 SEEN = 1e-3  # smallest deviation that counts as detected, a million times the rounding error
 
@@ -42,7 +43,8 @@ class Case:
 
     def swapped(self, name, make):
         """The output with a pure function of the implementation replaced by make(original)."""
-        self.monkeypatch.setattr(implementation, name, make(getattr(implementation, name)))
+        owner = cdgc.module if hasattr(cdgc.module, name) else cdgc.propagation
+        self.monkeypatch.setattr(owner, name, make(getattr(owner, name)))
         return self.rerun()
 
     def with_weights(self, **weights):
@@ -167,9 +169,9 @@ def one_node_too_far(case):
 def selected(case, **changes):
     """Propagate over nodes chosen by select_nodes with other arguments."""
     s = case.scene
-    found = implementation.resize_targets(s.targets, (4, 4), True)
+    found = resize_targets(s.targets, (4, 4), True)
     arguments = {
-        "coarse_map": implementation.class_map(s.logits),
+        "coarse_map": class_map(s.logits),
         "target_map": found,
         "num_classes": 4,
         "nodes": "dynamic",
@@ -188,7 +190,7 @@ def memberships_of_all(case):
 def ignored_kept(case):
     s = case.scene
     at_nodes = s.targets[:, ::8, ::8]
-    filled = torch.where(at_nodes == 255, implementation.class_map(s.logits), at_nodes)
+    filled = torch.where(at_nodes == 255, class_map(s.logits), at_nodes)
     return selected(case, target_map=filled)
 
 

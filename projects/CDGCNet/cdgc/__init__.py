@@ -10,6 +10,8 @@ from cdgc.losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
 from cdgc.module import (
     EDGES,
     HARD_POSITIVES,
+    MESSAGE_WEIGHTS,
+    RECEIVERS,
     SCALES,
     SCOPES,
     CDGCModule,
@@ -27,7 +29,9 @@ from cdgc.sampling_grid import resize_targets, valid_nodes
 __all__ = [
     "EDGES",
     "HARD_POSITIVES",
+    "MESSAGE_WEIGHTS",
     "NODE_MODES",
+    "RECEIVERS",
     "SAMPLES",
     "SCALES",
     "SCOPES",

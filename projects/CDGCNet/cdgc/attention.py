@@ -53,18 +53,12 @@ def segment_attention(
     present = [n for n in lengths if n]
     if not present:
         return _empty(q, k, v)
-    masks: Sequence[Tensor | None] = [None] * len(present)
+    weights: Sequence[Tensor | None] = [None] * len(present)
     if log_weight is not None:
-        masks = [_as_mask(w) for w in log_weight.to(q.dtype).split(present)]
+        weights = log_weight.split(present)
     # split instead of slicing: the backward of a slice allocates the full size once per segment.
-    blocks = zip(q.split(present), k.split(present), v.split(present), masks, strict=True)
-    parts = [
-        F.scaled_dot_product_attention(
-            qs[None, None], ks[None, None], vs[None, None], attn_mask=mask, scale=scale
-        )[0, 0]
-        for qs, ks, vs, mask in blocks
-    ]
-    return torch.cat(parts)
+    blocks = zip(q.split(present), k.split(present), v.split(present), weights, strict=True)
+    return torch.cat([attend(qs, ks, vs, scale, w) for qs, ks, vs, w in blocks])
 
 
 def segment_topk_attention(
@@ -98,7 +92,37 @@ def segment_topk_attention(
     if not present:
         return _empty(q, k, v)
     blocks = zip(q.split(present), k.split(present), v.split(present), strict=True)
-    return torch.cat([_topk_attention(*block, scale, topk, weights) for block in blocks])
+    return torch.cat([attend_topk(*block, scale, topk, weights) for block in blocks])
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, log_weight: Tensor | None = None
+) -> Tensor:
+    """Attention from any rows to the nodes of one segment: q (N, C), k (n, C), v (n, D) -> (N, D).
+
+    ``scale`` and ``log_weight`` (n,) are those of :func:`segment_attention`.
+    """
+    mask = None if log_weight is None else _as_mask(log_weight.to(q.dtype), len(q))
+    return F.scaled_dot_product_attention(
+        q[None, None], k[None, None], v[None, None], attn_mask=mask, scale=scale
+    )[0, 0]
+
+
+def attend_topk(q: Tensor, k: Tensor, v: Tensor, scale: float, topk: int, weights: str) -> Tensor:
+    """Attention from any rows to the ``topk`` most similar nodes of one segment.
+
+    The shapes are those of :func:`attend`, the options those of :func:`segment_topk_attention`.
+    """
+    n = len(k)
+    # The gradient of topk's values is scattered into one block of rows at a time, so that neither
+    # direction holds more than _TOPK_PAIRS similarities.
+    blocks = [_most_similar(rows, k, min(topk, n)) for rows in q.split(max(1, _TOPK_PAIRS // n))]
+    neighbors = torch.cat([indices for _, indices in blocks])  # (N, topk)
+    if weights == "equal":
+        return F.embedding_bag(neighbors, v, mode="mean")
+    similarity = torch.cat([values for values, _ in blocks])
+    a = (similarity * scale).softmax(1).to(v.dtype)
+    return F.embedding_bag(neighbors, v, per_sample_weights=a, mode="sum")
 
 
 def _check_rows(lengths: Sequence[int], q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -120,30 +144,14 @@ def _empty(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q + k).sum(1, keepdim=True) * v
 
 
-def _as_mask(log_weight: Tensor) -> Tensor:
-    """Expand (n,) weights to the (n, n) attention mask with equal rows, which are stored once.
+def _as_mask(log_weight: Tensor, rows: int) -> Tensor:
+    """Expand (n,) weights to the (rows, n) attention mask with equal rows, which are stored once.
 
     The row is padded to a multiple of 8 numbers in memory of its own: CUDA's fused kernels read 16
     bytes at a time and refuse a row that begins or ends in between.
     """
     n = len(log_weight)
-    return F.pad(log_weight, (0, 8 - n % 8))[:n].expand(n, -1)
-
-
-def _topk_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, topk: int, weights: str
-) -> Tensor:
-    """:func:`segment_topk_attention` of one non-empty segment."""
-    n = len(k)
-    # The gradient of topk's values is scattered into one block of rows at a time, so that neither
-    # direction holds more than _TOPK_PAIRS similarities.
-    blocks = [_most_similar(rows, k, min(topk, n)) for rows in q.split(max(1, _TOPK_PAIRS // n))]
-    neighbors = torch.cat([indices for _, indices in blocks])  # (n, topk)
-    if weights == "equal":
-        return F.embedding_bag(neighbors, v, mode="mean")
-    similarity = torch.cat([values for values, _ in blocks])
-    a = (similarity * scale).softmax(1).to(v.dtype)
-    return F.embedding_bag(neighbors, v, per_sample_weights=a, mode="sum")
+    return F.pad(log_weight, (0, 8 - n % 8))[:n].expand(rows, -1)
 
 
 def _most_similar(q: Tensor, k: Tensor, topk: int) -> tuple[Tensor, Tensor]:

@@ -8,24 +8,16 @@ backward, for two reasons: pixels outside S_m are masked with -inf before the so
 given zero features), and the grouped W has neither bias nor normalization before the merge.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
 
-from cdgc.attention import TOPK_WEIGHTS, segment_attention, segment_topk_attention
+from cdgc.attention import TOPK_WEIGHTS
 from cdgc.compilation import graph_break
-from cdgc.gather import (
-    Segments,
-    in_layout_of,
-    is_coarse_node,
-    map_to_rows,
-    nodes_to_pixels,
-    pixels_to_nodes,
-    rows_to_map,
-)
-from cdgc.grouped_linear import class_linear
+from cdgc.gather import in_layout_of, map_to_rows, rows_to_map
 from cdgc.nodes import (
     SAMPLES,
     NodeSet,
@@ -34,13 +26,22 @@ from cdgc.nodes import (
     select_nodes,
     soft_nodes,
 )
+from cdgc.propagation import Edges, GraphWeights, propagate_to_all, propagate_to_nodes
 from cdgc.sampling_grid import resize_targets
-from cdgc.validation import check_choice, check_device, check_finite, check_not_tracing
+from cdgc.validation import (
+    check_choice,
+    check_device,
+    check_finite,
+    check_maps,
+    check_not_tracing,
+)
 
 EDGES = ("similarity", "uniform", "topk")
 SCOPES = ("class", "image")
 SCALES = ("none", "sqrt")
 HARD_POSITIVES = ("nodes", "keys_only")
+RECEIVERS = ("nodes", "all")
+MESSAGE_WEIGHTS = ("one", "mean", "probability")
 
 
 def _scale_factor(scale: float | str, channels: int) -> float:
@@ -58,7 +59,8 @@ class CDGCModule(nn.Module):
 
     ``x̂_i = ReLU(norm(Σ_m U_m ReLU(A_m X W_m)_i + b))``, where the sum runs over the at most two
     classes m whose node set S_m contains pixel i; with nodes="soft" each term is weighted by the
-    membership of i in m.
+    membership of i in m. With receivers="all" it runs over all classes present in the image: every
+    pixel is a query of every class's graph, and S_m holds the keys and values.
 
     Parameters: ``phi`` and ``phi_prime`` (1 or M, C, C) of Eq. 2 (None for uniform edges);
     ``graph_weight`` W and ``merge_weight`` U (M, C, C), applied as ``row @ W``; ``merge_bias``
@@ -88,6 +90,8 @@ class CDGCModule(nn.Module):
         easy_ratio: float = 1.0,
         samples: Collection[str] = SAMPLES,
         hard_positives: str = "nodes",
+        receivers: str = "nodes",
+        message_weights: str = "one",
         topk: int = 64,
         topk_weights: str = "softmax",
         scale: float | str = 1.0,
@@ -113,7 +117,14 @@ class CDGCModule(nn.Module):
             easy_ratio, samples: see :func:`cdgc.select_nodes`.
             hard_positives: "nodes" as in Eq. 4, or "keys_only": hard positives are neighbors of
                 the other nodes of their true class but receive nothing from its graph themselves,
-                so that no refined feature reveals the label of its own pixel.
+                so that no refined feature reveals the label of its own pixel. It has no effect
+                with receivers="all", where S_m holds nothing but keys.
+            receivers: "nodes" as in the paper's text, or "all": every pixel of the image receives
+                from the graph of every class, except batch padding. Ignored pixels receive too, so
+                that training and inference agree. See :mod:`cdgc.messages`.
+            message_weights: weight w_im of the message of class m to pixel i, for receivers="all":
+                "one", "mean" (1 / number of classes present in the image) or "probability" (of the
+                coarse prediction, without gradient).
             topk: neighbors per node for edges="topk".
             topk_weights: "softmax" over their similarities, or "equal".
             scale: factor on the similarity, "none" (1.0, as in the paper) or "sqrt" for C**-0.5.
@@ -122,8 +133,8 @@ class CDGCModule(nn.Module):
             relu: whether the module ends with a ReLU.
             ignore_label: target value that excludes a pixel from every graph in training.
             align_corners: how targets are resized to the feature map; as the logits are.
-            check_finite: for debugging: refuse features and logits that are NaN or infinite, at
-                the cost of one pass over them and a wait for the device.
+            check_finite: for debugging: refuse NaN and infinite features and logits, which costs
+                one pass over them and a wait for the device.
 
         Raises:
             ValueError: if a value is not one of those named above.
@@ -134,6 +145,12 @@ class CDGCModule(nn.Module):
         check_choice("scope", scope, SCOPES)
         check_choice("topk_weights", topk_weights, TOPK_WEIGHTS)
         check_choice("hard_positives", hard_positives, HARD_POSITIVES)
+        check_choice("receivers", receivers, RECEIVERS)
+        check_choice("message_weights", message_weights, MESSAGE_WEIGHTS)
+        if receivers == "nodes" and message_weights != "one":
+            raise ValueError(
+                f"message_weights={message_weights!r} needs receivers='all', got 'nodes'"
+            )
         if nodes == "soft" and edges != "similarity":
             raise ValueError(f"nodes='soft' needs edges='similarity', got {edges!r}")
         sizes = {"in_channels": in_channels, "num_classes": num_classes, "topk": topk}
@@ -148,6 +165,8 @@ class CDGCModule(nn.Module):
         self.easy_ratio = easy_ratio
         self.samples = tuple(samples)
         self.hard_positives = hard_positives
+        self.receivers = receivers
+        self.message_weights = message_weights
         self.topk = topk
         self.topk_weights = topk_weights
         self.scale = _scale_factor(scale, in_channels)
@@ -192,7 +211,8 @@ class CDGCModule(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.num_classes}, nodes={self.nodes}, edges={self.edges}, "
-            f"scope={self.scope}, easy_ratio={self.easy_ratio}, samples={self.samples}"
+            f"scope={self.scope}, easy_ratio={self.easy_ratio}, samples={self.samples}, "
+            f"receivers={self.receivers}"
         )
 
     def forward(
@@ -245,11 +265,29 @@ class CDGCModule(nn.Module):
     ) -> NodeSet:
         """Choose the nodes; the arguments are those of :meth:`forward`."""
         check_not_tracing()
-        self._check_selection(coarse_logits, targets, valid)
-        batch, _, height, width = coarse_logits.shape
+        uses_targets = self.training and self.scope == "class"
+        check_maps(coarse_logits, targets if uses_targets else None, valid, self.num_classes)
+        if self.check_finite and coarse_logits.is_floating_point():
+            check_finite("coarse_logits", coarse_logits)
         if self.scope == "image":
+            batch, _, height, width = coarse_logits.shape
             one_class = coarse_logits.new_zeros(batch, height, width, dtype=torch.long)
             return select_nodes(one_class, num_classes=1, valid=valid)
+        nodes = self._select_class_nodes(coarse_logits, targets, valid, generator)
+        if self.message_weights == "probability":
+            logits = coarse_logits.detach().movedim(1, -1).flatten(0, 2)
+            probability = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            return dataclasses.replace(nodes, class_weight=probability)
+        return nodes
+
+    def _select_class_nodes(
+        self,
+        coarse_logits: Tensor,
+        targets: Tensor | None,
+        valid: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> NodeSet:
+        height, width = coarse_logits.shape[2:]
         target_map = None
         if self.training and targets is not None:
             target_map = resize_targets(targets, (int(height), int(width)), self.align_corners)
@@ -269,31 +307,6 @@ class CDGCModule(nn.Module):
             generator=generator,
         )
 
-    def _check_selection(
-        self, coarse_logits: Tensor, targets: Tensor | None, valid: Tensor | None
-    ) -> None:
-        shape, device = coarse_logits.shape, coarse_logits.device
-        if coarse_logits.dim() != 4 or shape[1] != self.num_classes:
-            raise ValueError(
-                f"expected coarse_logits (B, {self.num_classes}, h, w), got {tuple(shape)}"
-            )
-        if valid is not None:
-            expected = (shape[0], *shape[2:])
-            if tuple(valid.shape) != expected:
-                raise ValueError(f"expected valid (B, h, w) = {expected}, got {tuple(valid.shape)}")
-            check_device("valid", valid.device, device, "coarse_logits")
-        if self.check_finite and coarse_logits.is_floating_point():
-            check_finite("coarse_logits", coarse_logits)
-        if self.scope == "image" or not self.training or targets is None:
-            return
-        if targets.dim() != 3 or targets.shape[0] != shape[0]:
-            raise ValueError(
-                f"expected targets (B, H, W) with B = {shape[0]}, got {tuple(targets.shape)}"
-            )
-        if targets.is_floating_point() or targets.is_complex():
-            raise ValueError(f"expected integer targets, got {targets.dtype}")
-        check_device("targets", targets.device, device, "coarse_logits")
-
     @graph_break
     def propagate(self, x: Tensor, nodes: NodeSet) -> Tensor:
         """Graph convolution over the chosen nodes (Eq. 1).
@@ -311,14 +324,19 @@ class CDGCModule(nn.Module):
         """
         check_not_tracing()
         self._check_features(x, nodes)
-        pixels = map_to_rows(x)
-        counts = nodes.counts.tolist()
-        if self.edges == "uniform":
-            merged = self._propagate_uniform(pixels, nodes, counts)
+        weights = GraphWeights(self.phi, self.phi_prime, self.graph_weight, self.merge_weight)
+        rows, edges = map_to_rows(x), self._edges()
+        if self.receivers == "all":
+            mean = self.message_weights == "mean"
+            merged = propagate_to_all(rows, nodes, weights, edges, mean)
         else:
-            merged = self._propagate_attention(pixels, nodes, counts)
+            coarse_only = self.hard_positives == "keys_only"
+            merged = propagate_to_nodes(rows, nodes, weights, edges, coarse_only)
         merged = merged.add_(self.merge_bias.to(merged.dtype))
         return in_layout_of(x, self.relu(self.norm(rows_to_map(merged, x))))
+
+    def _edges(self) -> Edges:
+        return Edges(self.edges, self.scale, self.topk, self.topk_weights)
 
     def _check_features(self, x: Tensor, nodes: NodeSet) -> None:
         batch, channels, height, width = x.shape
@@ -338,55 +356,3 @@ class CDGCModule(nn.Module):
             )
         if self.check_finite:
             check_finite("x", x)
-
-    def _propagate_attention(
-        self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]
-    ) -> Tensor:
-        """Σ_m U_m ReLU(A_m X W_m) of every pixel for similarity and top-k edges.
-
-        Args:
-            pixels: (P, C).
-            nodes: K nodes.
-            counts: node counts per class and image.
-
-        Returns:
-            (P, C).
-        """
-        classes = [sum(per_image) for per_image in counts]
-        lengths = [n for per_image in counts for n in per_image]
-        x = pixels_to_nodes(pixels, nodes)
-        gathered = self._aggregate(x, lengths, classes, nodes.log_weight)
-        z = class_linear(gathered, self.graph_weight, classes).relu()
-        rows = class_linear(z, self.merge_weight, classes)
-        if nodes.log_weight is not None:
-            rows = rows * nodes.log_weight.exp().to(rows.dtype)[:, None]
-        elif self.hard_positives == "keys_only" and not nodes.disjoint:
-            rows = rows * is_coarse_node(nodes)[:, None]
-        return nodes_to_pixels(rows, nodes)
-
-    def _aggregate(
-        self, x: Tensor, lengths: list[int], classes: list[int], log_weight: Tensor | None
-    ) -> Tensor:
-        """A_m X of every node, (K, C) -> (K, C) (Eqs. 2-3)."""
-        assert self.phi is not None and self.phi_prime is not None
-        groups = classes if self.phi.shape[0] > 1 else [len(x)]
-        q = class_linear(x, self.phi, groups)
-        k = class_linear(x, self.phi_prime, groups)
-        x = x.to(q.dtype)
-        if self.edges == "similarity":
-            return segment_attention(q, k, x, lengths, self.scale, log_weight)
-        return segment_topk_attention(q, k, x, lengths, self.scale, self.topk, self.topk_weights)
-
-    def _propagate_uniform(self, pixels: Tensor, nodes: NodeSet, counts: list[list[int]]) -> Tensor:
-        """:meth:`_propagate_attention` for uniform edges.
-
-        All nodes of a segment have the same row, so the matrices multiply one row per segment.
-        """
-        lengths = [n for per_image in counts for n in per_image if n]
-        segments = Segments(nodes, lengths, coarse_only=self.hard_positives == "keys_only")
-        classes = [sum(n > 0 for n in per_image) for per_image in counts]
-        # Means in full precision, because features may be half under autocast.
-        mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)
-        mean = mean.to(self.graph_weight.dtype)
-        z = class_linear(mean, self.graph_weight, classes).relu()
-        return segments.to_pixels(class_linear(z, self.merge_weight, classes))

@@ -59,6 +59,10 @@ def _check_maps(
         check_integers(target, "target")
 
 
+def _flat(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.reshape(-1)
+
+
 def _usable_pixels(
     like: Tensor,
     target_map: Tensor | None,
@@ -180,6 +184,9 @@ class NodeSet:
         disjoint: True if no pixel has two nodes; the second column of ``node_index`` is then -1.
         log_weight: (K,), the logarithm of each node's membership in its class; None for hard class
             maps, where every membership is 1.
+        valid: (B*N,) bool, False for batch padding; None without padding.
+        class_weight: (B*N, M), the weight of each class's message to each pixel for
+            receivers="all"; None for 1.
     """
 
     pixel: Tensor
@@ -190,6 +197,8 @@ class NodeSet:
     hard_negative: Tensor | None = None
     disjoint: bool = False
     log_weight: Tensor | None = None
+    valid: Tensor | None = None
+    class_weight: Tensor | None = None
 
 
 def select_nodes(
@@ -243,7 +252,7 @@ def select_nodes(
     if target_map is None:
         keys = keys_of(coarse, usable)
         pixel, counts, node_index, _ = _sort_nodes(keys[:, None], num_classes, batch, checks)
-        return NodeSet(pixel, counts, node_index, disjoint=True)
+        return NodeSet(pixel, counts, node_index, disjoint=True, valid=_flat(valid))
 
     target = checks[1].labels
     easy = usable & (coarse == target)
@@ -278,6 +287,7 @@ def select_nodes(
         hard_positive=count(true_keys),
         hard_negative=count(keys_of(coarse, hard_negative)),
         disjoint=disjoint,
+        valid=_flat(valid),
     )
 
 
@@ -322,4 +332,11 @@ def soft_nodes(
     keys = _segment_keys(classes, batch, keep, num_classes)
     pixel, counts, node_index, order = _sort_nodes(keys, num_classes, batch, checks)
     log_weight = values.log_softmax(1).permute(0, 2, 3, 1).reshape(-1)[order]
-    return NodeSet(pixel, counts, node_index, disjoint=width == 1, log_weight=log_weight)
+    return NodeSet(
+        pixel,
+        counts,
+        node_index,
+        disjoint=width == 1,
+        log_weight=log_weight,
+        valid=_flat(valid),
+    )

@@ -28,6 +28,38 @@ def check_finite(name: str, values: Tensor) -> None:
         )
 
 
+def check_maps(
+    coarse_logits: Tensor, targets: Tensor | None, valid: Tensor | None, num_classes: int
+) -> None:
+    """Check shapes, dtypes and devices of what nodes are selected from.
+
+    Args:
+        coarse_logits: expected (B, M, h, w).
+        targets: expected (B, H, W) integers, or None.
+        valid: expected (B, h, w), or None.
+        num_classes: M.
+
+    Raises:
+        ValueError: naming the tensor, what was expected and what was found.
+    """
+    shape, device = coarse_logits.shape, coarse_logits.device
+    if coarse_logits.dim() != 4 or shape[1] != num_classes:
+        raise ValueError(f"expected coarse_logits (B, {num_classes}, h, w), got {tuple(shape)}")
+    if valid is not None:
+        expected = (shape[0], *shape[2:])
+        if tuple(valid.shape) != expected:
+            raise ValueError(f"expected valid (B, h, w) = {expected}, got {tuple(valid.shape)}")
+        check_device("valid", valid.device, device, "coarse_logits")
+    if targets is not None:
+        if targets.dim() != 3 or targets.shape[0] != shape[0]:
+            raise ValueError(
+                f"expected targets (B, H, W) with B = {shape[0]}, got {tuple(targets.shape)}"
+            )
+        if targets.is_floating_point() or targets.is_complex():
+            raise ValueError(f"expected integer targets, got {targets.dtype}")
+        check_device("targets", targets.device, device, "coarse_logits")
+
+
 def check_not_tracing() -> None:
     """Refuse ``torch.jit.trace`` (and the ONNX exporter built on it).
 

@@ -47,6 +47,8 @@ DEFAULTS = {
     "MODEL.CDGC.CHANNELS": 256,
     "MODEL.CDGC.NODES": "dynamic",
     "MODEL.CDGC.HARD_POSITIVES": "nodes",
+    "MODEL.CDGC.RECEIVERS": "nodes",
+    "MODEL.CDGC.MESSAGE_WEIGHTS": "one",
     "MODEL.CDGC.EDGES": "similarity",
     "MODEL.CDGC.EASY_RATIO": 1.0,
     "MODEL.CDGC.SCALE": "none",
@@ -202,6 +204,10 @@ COMBINATIONS = {
     "soft nodes with top-k edges": (
         {"MODEL.CDGC.NODES": "soft", "MODEL.CDGC.EDGES": "topk"},
         "MODEL.CDGC.EDGES",
+    ),
+    "weights of messages that only nodes receive": (
+        {"MODEL.CDGC.MESSAGE_WEIGHTS": "mean"},
+        "MODEL.CDGC.MESSAGE_WEIGHTS",
     ),
     "dilations of no output stride": ({"MODEL.RESNETS.RES4_DILATION": 1}, "MODEL.RESNETS.RES5"),
     "mixed precision on a CPU": ({"SOLVER.AMP.ENABLED": True}, "SOLVER.AMP.ENABLED"),

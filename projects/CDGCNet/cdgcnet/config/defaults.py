@@ -72,6 +72,12 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # Hard positives are full "nodes" (Eq. 4), or "keys_only": seen by others, without a feature of
     # their own from the true class's graph, which would tell their label.
     cfg.MODEL.CDGC.HARD_POSITIVES = "nodes"
+    # Pixels that a class's graph sends to: its "nodes" (the paper's text), or "all" valid pixels of
+    # the image.
+    cfg.MODEL.CDGC.RECEIVERS = "nodes"
+    # Weight of each class's message to a pixel, for RECEIVERS "all": "one", "mean" (divided by the
+    # number of classes present) or "probability" (of the coarse prediction).
+    cfg.MODEL.CDGC.MESSAGE_WEIGHTS = "one"
     cfg.MODEL.CDGC.EDGES = "similarity"  # Eqs. 2-3, or "uniform", "topk"
     cfg.MODEL.CDGC.TOPK = 64  # neighbors, for EDGES "topk"
     cfg.MODEL.CDGC.TOPK_WEIGHTS = "softmax"  # or "equal", the paper's binary matrix

@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cdgc import EDGES, HARD_POSITIVES, NODE_MODES, SAMPLES, SCALES, SCOPES, TOPK_WEIGHTS
+from cdgc import (
+    EDGES,
+    HARD_POSITIVES,
+    MESSAGE_WEIGHTS,
+    NODE_MODES,
+    RECEIVERS,
+    SAMPLES,
+    SCALES,
+    SCOPES,
+    TOPK_WEIGHTS,
+)
 
 DEPTHS = (18, 34, 50, 101, 152)
 # The names that Detectron2's get_norm knows; "" is no norm.
@@ -245,6 +255,8 @@ RULES: dict[str, Rule] = {
     "MODEL.CDGC.EASY_RATIO": Number(0, 1),
     "MODEL.CDGC.SAMPLES": Items(_choices(SAMPLES), low=1, distinct=True),
     "MODEL.CDGC.HARD_POSITIVES": _choices(HARD_POSITIVES),
+    "MODEL.CDGC.RECEIVERS": _choices(RECEIVERS),
+    "MODEL.CDGC.MESSAGE_WEIGHTS": _choices(MESSAGE_WEIGHTS),
     "MODEL.CDGC.EDGES": _choices(EDGES),
     "MODEL.CDGC.TOPK": Integer(1, 1_000_000),
     "MODEL.CDGC.TOPK_WEIGHTS": _choices(TOPK_WEIGHTS),

@@ -105,6 +105,8 @@ def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         )
     if cdgc.NODES == "soft" and cdgc.EDGES != "similarity":
         yield "MODEL.CDGC.EDGES", "'similarity', which MODEL.CDGC.NODES soft needs"
+    if cdgc.RECEIVERS == "nodes" and cdgc.MESSAGE_WEIGHTS != "one":
+        yield "MODEL.CDGC.MESSAGE_WEIGHTS", "'one' with MODEL.CDGC.RECEIVERS nodes"
     least = 8 if cdgc.ENABLED and cdgc.CONTEXT_MODULE != "graph" else 1
     if least > cdgc.CHANNELS:
         yield (
@@ -194,6 +196,7 @@ def check_cfg(cfg: CfgNode) -> None:
 _GRAPH_KEYS = (
     *("NODES", "EASY_RATIO", "SAMPLES", "HARD_POSITIVES", "EDGES", "TOPK", "TOPK_WEIGHTS"),
     *("SCALE", "SHARED_PHI", "SCOPE", "RELU", "CHECK_FINITE"),
+    *("RECEIVERS", "MESSAGE_WEIGHTS"),
 )
 _REFINING_KEYS = ("CONTEXT_MODULE", "NORM", "FUSION", "FUSE_CONV", *_GRAPH_KEYS)
 
@@ -220,6 +223,8 @@ def _unused_sections(cfg: CfgNode) -> Iterator[tuple[str, tuple[str, ...]]]:
         if cdgc.NODES != "dynamic":
             keys = below("MODEL.CDGC", ("EASY_RATIO", "SAMPLES", "HARD_POSITIVES"))
             yield f"MODEL.CDGC.NODES is {cdgc.NODES}", keys
+        elif cdgc.RECEIVERS == "all":
+            yield "MODEL.CDGC.RECEIVERS is all", ("MODEL.CDGC.HARD_POSITIVES",)
         if cdgc.EDGES != "topk":
             yield f"MODEL.CDGC.EDGES is {cdgc.EDGES}", below("MODEL.CDGC", ("TOPK", "TOPK_WEIGHTS"))
     if cdgc.CONTEXT == "none":

@@ -38,6 +38,8 @@ def build_graph(cfg: CfgNode) -> CDGCModule:
         easy_ratio=cdgc.EASY_RATIO,
         samples=cdgc.SAMPLES,
         hard_positives=cdgc.HARD_POSITIVES,
+        receivers=cdgc.RECEIVERS,
+        message_weights=cdgc.MESSAGE_WEIGHTS,
         topk=cdgc.TOPK,
         topk_weights=cdgc.TOPK_WEIGHTS,
         scale=cdgc.SCALE,

@@ -1,0 +1,155 @@
+"""Propagation over the chosen nodes: Σ_m w_im U_m ReLU(A_m X W_m)_i of every pixel i (Eq. 1).
+
+With receivers="nodes", A_m has a row for every node of S_m. With receivers="all" it has a row for
+every valid pixel of the image, while S_m still holds the keys and values, with one softmax per
+class and pixel; see :mod:`cdgc.messages`.
+
+Shape shorthand: B images of N pixels, P = B*N, M classes, K nodes sorted by class, then image,
+S segments (the non-empty (class, image) pairs), C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cdgc.attention import attend, attend_topk, segment_attention, segment_topk_attention
+from cdgc.gather import Segments, is_coarse_node, nodes_to_pixels, pixels_to_nodes
+from cdgc.grouped_linear import class_linear
+from cdgc.messages import attention_messages, segment_messages, segments_of
+from cdgc.nodes import NodeSet
+
+
+def propagate_to_nodes(
+    pixels: Tensor, nodes: NodeSet, weights: GraphWeights, edges: Edges, coarse_only: bool
+) -> Tensor:
+    """Propagate with receivers="nodes".
+
+    Args:
+        pixels: (P, C) features.
+        nodes: K nodes.
+        weights, edges: of the graphs.
+        coarse_only: whether hard positives receive nothing from the graph of their true class.
+
+    Returns:
+        (P, C), zero for pixels that are no nodes.
+    """
+    counts = nodes.counts.tolist()
+    if edges.kind == "uniform":
+        lengths = [n for per_image in counts for n in per_image if n]
+        segments = Segments(nodes, lengths, coarse_only)
+        return segments.to_pixels(_segment_rows(pixels, segments, counts, weights))
+    assert weights.phi is not None and weights.phi_prime is not None
+    classes = [sum(per_image) for per_image in counts]
+    x = pixels_to_nodes(pixels, nodes)
+    groups = classes if len(weights.phi) > 1 else [len(x)]
+    q, k = class_linear(x, weights.phi, groups), class_linear(x, weights.phi_prime, groups)
+    lengths = [n for per_image in counts for n in per_image]
+    gathered = edges.aggregate(q, k, x.to(q.dtype), lengths, nodes.log_weight)
+    z = class_linear(gathered, weights.graph, classes).relu()
+    rows = class_linear(z, weights.merge, classes)
+    if nodes.log_weight is not None:
+        rows = rows * nodes.log_weight.exp().to(rows.dtype)[:, None]
+    elif coarse_only and not nodes.disjoint:
+        rows = rows * is_coarse_node(nodes)[:, None]
+    return nodes_to_pixels(rows, nodes)
+
+
+def propagate_to_all(
+    pixels: Tensor, nodes: NodeSet, weights: GraphWeights, edges: Edges, mean: bool
+) -> Tensor:
+    """Propagate with receivers="all".
+
+    Args:
+        pixels: (P, C) features.
+        nodes: K nodes; ``nodes.class_weight`` holds the weights w_im of the messages.
+        weights, edges: of the graphs.
+        mean: whether to divide by the number of classes present in the image.
+
+    Returns:
+        (P, C), zero for batch padding.
+    """
+    images = nodes.counts.shape[1]
+    per_image = len(pixels) // max(1, images)
+    if nodes.valid is not None:
+        # Padding pixels are queries too, although their results are dropped, and may hold NaN.
+        pixels = torch.where(nodes.valid[:, None], pixels, 0)
+    counts = nodes.counts.tolist()
+    segments = segments_of(counts)
+    if edges.kind == "uniform":
+        means = Segments(nodes, [s.length for s in segments])
+        rows = _segment_rows(pixels, means, counts, weights)
+        merged = segment_messages(
+            rows, segments, images=images, pixels=per_image, class_weight=nodes.class_weight
+        )
+    else:
+        assert weights.phi is not None and weights.phi_prime is not None
+        classes = [sum(lengths) for lengths in counts]
+        x = pixels_to_nodes(pixels, nodes)
+        merged = attention_messages(
+            pixels,
+            class_linear(x, weights.phi_prime, classes if len(weights.phi) > 1 else [len(x)]),
+            class_linear(x, weights.graph, classes),  # A (X W), so that W sees K rows only
+            weights.phi,
+            weights.merge,
+            segments,
+            edges.attend,
+            images=images,
+            log_weight=nodes.log_weight,
+            class_weight=nodes.class_weight,
+        )
+    if mean:
+        present = [max(1, sum(s.image == image for s in segments)) for image in range(images)]
+        scale = torch.tensor(present, dtype=merged.dtype, device=merged.device).reciprocal()
+        merged = merged * scale.repeat_interleave(per_image)[:, None]
+    return merged if nodes.valid is None else torch.where(nodes.valid[:, None], merged, 0)
+
+
+def _segment_rows(
+    pixels: Tensor, segments: Segments, counts: list[list[int]], weights: GraphWeights
+) -> Tensor:
+    """U_m ReLU(A_m X W_m) for uniform edges: (P, C) -> (S, C).
+
+    All rows of A_m are equal, so the matrices multiply one row per segment.
+    """
+    classes = [sum(n > 0 for n in per_image) for per_image in counts]
+    # Means in full precision, because features may be half under autocast.
+    mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)
+    z = class_linear(mean.to(weights.graph.dtype), weights.graph, classes).relu()
+    return class_linear(z, weights.merge, classes)
+
+
+class GraphWeights(NamedTuple):
+    """φ and φ' (1 or M, C, C; None for uniform edges), W and U (M, C, C)."""
+
+    phi: Tensor | None
+    phi_prime: Tensor | None
+    graph: Tensor
+    merge: Tensor
+
+
+@dataclass(frozen=True)
+class Edges:
+    """How A_m is computed; the options of :class:`cdgc.CDGCModule`."""
+
+    kind: str
+    scale: float
+    topk: int
+    topk_weights: str
+
+    def aggregate(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int], log_weight: Tensor | None
+    ) -> Tensor:
+        """A_m V from the nodes of every segment to themselves, (K, C) -> (K, C) (Eqs. 2-3)."""
+        if self.kind == "similarity":
+            return segment_attention(q, k, v, lengths, self.scale, log_weight)
+        return segment_topk_attention(q, k, v, lengths, self.scale, self.topk, self.topk_weights)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_weight: Tensor | None) -> Tensor:
+        """A_m V from any rows q (N, C) to the nodes of one segment, k and v (n, C)."""
+        if self.kind == "similarity":
+            return attend(q, k, v, self.scale, log_weight)
+        return attend_topk(q, k, v, self.scale, self.topk, self.topk_weights)

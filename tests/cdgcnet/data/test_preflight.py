@@ -60,7 +60,7 @@ def test_wrong_value_names_file_value_and_way_out(pair, check):
     message = str(caught.value)
     assert "dataset mine: 2 of 2 images" in message
     assert f"{pair['sem_seg_file_name']}: label value 2" in message
-    assert "prepare_data.py audit mine" in message
+    assert "cdgcnet audit mine" in message
 
 
 def test_many_problems_are_cut_short(pair, check):

@@ -9,5 +9,5 @@
 
 Reading order: ``reading`` (their contents, and nothing run), ``formats`` (theirs to ours),
 ``completeness`` (a whole ResNet?), ``deepening`` (ResNet-50 to -101), ``provenance`` (what a config
-must repeat), ``convert`` (all of it). The command is ``tools/convert_weights.py``.
+must repeat), ``convert`` (all of it). The command is ``cdgcnet convert``.
 """

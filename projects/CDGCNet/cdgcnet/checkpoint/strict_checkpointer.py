@@ -34,7 +34,7 @@ def convert_torchvision_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_provenance(path: str) -> Provenance | None:
-    """Where a weight file is from, if tools/convert_weights.py made it.
+    """Where a weight file is from, if ``cdgcnet convert`` made it.
 
     Args:
         path: of a local file or an address, which says nothing.
@@ -83,7 +83,7 @@ class StrictCheckpointer(DetectionCheckpointer):
             loaded["model"] = {f"backbone.{key}": value for key, value in state.items()}
             self.logger.info(
                 f"Converted the {file_format} ResNet in {filename}. The file does not tell the "
-                "position of its strides nor mean and std; tools/convert_weights.py states them"
+                "position of its strides nor mean and std; `cdgcnet convert` states them"
             )
         loaded["file"] = filename
         return loaded

@@ -22,11 +22,12 @@ COMMANDS = (
     "submit",
     "figures",
     "demo",
+    "install-detectron2",
 )
 
 
 def load_command(name: str) -> ModuleType:
-    return importlib.import_module(f"cdgcnet.cli.{name}")
+    return importlib.import_module(f"cdgcnet.cli.{name.replace('-', '_')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -139,7 +139,7 @@ def _classes_in(name: str, dicts: Sequence[dict], cfg: CfgNode) -> np.ndarray:
             f"dataset {name}: {len(problems)} of {len(dicts)} images cannot be used:\n  "
             + "\n  ".join(problems[:_SHOWN])
             + ("\n  …" if len(problems) > _SHOWN else "")
-            + f"\nAn audit lists all of them: python tools/prepare_data.py audit {name} (own data: "
+            + f"\nAn audit lists all of them: cdgcnet audit {name} (own data: "
             "with --config-file). DATASETS.CHECK none skips this check."
         )
     occurs = np.any([found for found, _ in results], axis=0)

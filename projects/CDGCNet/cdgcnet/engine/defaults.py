@@ -1,4 +1,4 @@
-"""What train_net.py does: set up, train or evaluate, write the results."""
+"""What ``cdgcnet train`` and ``eval`` do: set up, train or evaluate, write the results."""
 
 import argparse
 import logging

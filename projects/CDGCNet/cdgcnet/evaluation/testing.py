@@ -51,7 +51,7 @@ def check_test_set(cfg: CfgNode, name: str, dicts: Sequence[dict]) -> bool:
         raise ValueError(
             f"DATASETS.TEST {name} has no labels, so there is nothing to score. Set "
             "TEST.SAVE_LABELS True to write label maps, or make a package for a test server with "
-            "tools/make_submission.py."
+            "`cdgcnet submit`."
         )
     if cfg.TEST.RESUME and len({d["file_name"] for d in dicts}) < len(dicts):
         raise ValueError(

@@ -233,7 +233,7 @@ def test_missing_labels_name_the_file_and_the_tool(tmp_path):
     message = str(caught.value)
     assert "4 files of 4 images" in message
     assert "bonn_000000_000019_gtFine_labelTrainIds.png" in message
-    assert f"prepare_data.py cityscapes --src DOWNLOADS --root {tmp_path}" in message
+    assert f"cdgcnet prepare cityscapes --src DOWNLOADS --root {tmp_path}" in message
 
 
 def test_one_missing_label_is_not_passed_over(tmp_path):
@@ -375,7 +375,7 @@ def test_train_ids_on_a_read_only_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     register_all(tmp_path)
-    message = f"read-only: choose another.*prepare_data.py cityscapes --src {folder}.*{gone.name}"
+    message = f"read-only: choose another.*cdgcnet prepare cityscapes --src {folder}.*{gone.name}"
     with pytest.raises(OSError, match=message):
         DatasetCatalog.get("cdgc_cityscapes_val")
 

@@ -107,7 +107,7 @@ def test_voc_palette_and_gray_labels_are_the_same_indices(voc_root):
 
 def test_missing_aug_list_names_the_command(voc_root):
     register_all(voc_root)
-    with pytest.raises(FileNotFoundError, match=r"trainval_aug\.txt.*prepare_data\.py voc-aug"):
+    with pytest.raises(FileNotFoundError, match=r"trainval_aug\.txt.*cdgcnet prepare voc-aug"):
         DatasetCatalog.get("cdgc_voc_trainval_aug")
 
 
@@ -168,7 +168,7 @@ def test_coco_stuff_10k(tmp_path):
     listed(folder / "imageLists" / "test.txt", "COCO_1")
     register_all(tmp_path)
     assert labels_of("cdgc_coco_stuff_10k_test").tolist() == [[0, 170, 255]]
-    with pytest.raises(FileNotFoundError, match=r"train\.txt.*prepare_data\.py coco-stuff-10k"):
+    with pytest.raises(FileNotFoundError, match=r"train\.txt.*cdgcnet prepare coco-stuff-10k"):
         DatasetCatalog.get("cdgc_coco_stuff_10k_train")
 
 

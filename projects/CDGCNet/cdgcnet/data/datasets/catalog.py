@@ -130,7 +130,7 @@ def read_stems(path: Path, name: str, advice: str) -> list[str]:
 def prepare_advice(what: str, root: Path) -> str:
     """The command that makes a dataset."""
     return (
-        f"Prepare it with `python tools/prepare_data.py {what} --src DOWNLOADS --root "
+        f"Prepare it with `cdgcnet prepare {what} --src DOWNLOADS --root "
         f"{shlex.quote(str(root))}` (docs/data.md). Is it elsewhere? {SET_ROOT}"
     )
 

@@ -80,7 +80,7 @@ def _make_if_missing(source: Path, target: Path) -> None:
             raise
         tree = target.parents[3]  # above gtFine/SPLIT/CITY
         advice = (
-            "make a copy with train ids where you may write: python tools/prepare_data.py "
+            "make a copy with train ids where you may write: cdgcnet prepare "
             f"cityscapes --src {shlex.quote(str(tree))} --root FOLDER"
         )
         raise OSError(error.errno, f"{error.strerror}; {advice}", error.filename) from error

@@ -1,6 +1,6 @@
 """COCO-Stuff: 80 things and 91 stuff classes, the 10k and the 164k images.
 
-10k: ``coco_stuff_10k`` as tools/prepare_data.py makes it, contiguous label PNGs. 164k:
+10k: ``coco_stuff_10k`` as ``cdgcnet prepare`` makes it, contiguous label PNGs. 164k:
 ``coco/{train2017,val2017}`` and ``coco/stuffthingmaps/…`` as published, whose pixel values are the
 ids minus one.
 """

@@ -1,7 +1,7 @@
 """PASCAL-Context: 59 classes, or 60 with the background, on images of VOC 2010.
 
 ``VOCdevkit/VOC2010/SegmentationClassContext/*.png`` (0 background, 1 to 59) as
-tools/prepare_data.py makes them.
+``cdgcnet prepare`` makes them.
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
 """PASCAL VOC 2012, with the additional labels of SBD ("VOC-aug").
 
 ``VOCdevkit/VOC2012`` as published, and ``SegmentationClassAug`` with
-``ImageSets/Segmentation/{train_aug,trainval_aug}.txt`` as tools/prepare_data.py makes them.
+``ImageSets/Segmentation/{train_aug,trainval_aug}.txt`` as ``cdgcnet prepare`` makes them.
 """
 
 from functools import partial

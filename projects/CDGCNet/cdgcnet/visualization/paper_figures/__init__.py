@@ -2,7 +2,7 @@
 
 Reading order: ``observe`` (runs the network and keeps what the figures show), ``canvas`` (a page of
 pictures), ``boxes`` (frames), then one module per figure: ``sampling``, ``comparison``,
-``features``. The command is ``tools/make_figures.py``.
+``features``. The command is ``cdgcnet figures``.
 """
 
 from cdgcnet.visualization.paper_figures.comparison import draw_comparison

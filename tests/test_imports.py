@@ -89,3 +89,38 @@ def test_cdgcnet_registers_no_dataset():
         "      + sorted(set(MetadataCatalog.list()) - before[1]))"
     )
     assert added == "[]"
+
+
+# Each module is imported first in a process of its own, forked after the heavy imports.
+IMPORT_EACH = """
+import os, sys
+import torch, detectron2.data, detectron2.engine, detectron2.evaluation, detectron2.modeling
+import cdgcnet
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            __import__(name)
+        except BaseException as error:
+            print(f"{name}: {error!r}", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.slow
+def test_every_module_can_be_imported_first():
+    names = [
+        ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted((PROJECT / "cdgcnet").rglob("*.py"))
+        if path.name != "__main__.py"
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", IMPORT_EACH, *names],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        timeout=600,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(names) > 80

@@ -64,8 +64,8 @@ def installed(archives, tmp_path_factory):
 
 
 @pytest.fixture
-def run(installed, tmp_path):
-    """``run("train", …)``: ``python -m cdgcnet train …`` in an empty folder."""
+def run(installed, run_root, tmp_path):
+    """``run("-m", "cdgcnet", …)``: the new environment's Python in an empty folder."""
 
     def call(*words, code=0) -> subprocess.CompletedProcess:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -75,7 +75,7 @@ def run(installed, tmp_path):
             capture_output=True,
             text=True,
             timeout=600,
-            env=environment | {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(tmp_path)},
+            env=environment | {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(run_root)},
         )
         assert done.returncode == code, done.stderr[-3000:]
         return done
@@ -116,7 +116,9 @@ def test_the_installed_package(run):
 
 def test_training_and_prediction(run, tmp_path):
     tiny = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "MODEL.WEIGHTS", ""]
-    tiny += ["DATALOADER.NUM_WORKERS", 0, "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "run"]
+    tiny += ["DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tmp_path / "run"]
+    tiny += ["DATASETS.TRAIN", "('cdgc_cityscapes_train',)"]
+    tiny += ["DATASETS.TEST", "('cdgc_cityscapes_val',)"]
     run("-m", "cdgcnet", "train", "--config-file", CONFIG, *tiny)
     last = (tmp_path / "run" / "metrics.json").read_text().splitlines()[-1]
     assert np.isfinite(json.loads(last)["total_loss"])

@@ -6,10 +6,12 @@ from pathlib import Path
 from cdgcnet.data.datasets.catalog import register as register_one
 from cdgcnet.data.datasets.cityscapes import load_tree
 from cdgcnet.data.datasets.cityscapes_classes import COLORS, LABEL_IDS, NAMES
-from cdgcnet.data.synthetic.writer import write_street_scenes
 
 
 def _load(folder: Path, split: str, name: str) -> list[dict]:
+    # Imported here because the drawing program imports this package for the classes.
+    from cdgcnet.data.synthetic.writer import write_street_scenes
+
     write_street_scenes(folder)  # returns at once if these scenes are there
     return load_tree(folder, split, name)
 

@@ -1,4 +1,4 @@
-"""The commands and links of MODEL_ZOO.md and GETTING_STARTED.md."""
+"""The commands and links of MODEL_ZOO.md and docs/getting_started.md."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from cdgcnet.experiments.rows import GROUPS, find_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "projects" / "CDGCNet" / "MODEL_ZOO.md"
-START = ROOT / "GETTING_STARTED.md"
+START = ROOT / "docs" / "getting_started.md"
 PAGES = (ZOO, START)
 
 

@@ -10,6 +10,7 @@ from cdgcnet import load_cfg
 from cdgcnet.data.augmentation import (
     PaddedCrop,
     PadTransform,
+    ResizeForTest,
     ScaledCrop,
     ScaleJitter,
     build_test_augmentations,
@@ -312,3 +313,29 @@ def test_test_augmentation_keeps_the_size_by_default():
     [resize] = build_test_augmentations(config())
     image = np.zeros((37, 53, 3), np.uint8)
     assert resize.get_transform(image).apply_image(image).shape == image.shape
+
+
+# ---------------------------------------------------------------- the resize before inference
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 64), st.integers(1, 128))
+def test_no_image_is_larger_than_the_limit(height, width, min_size, max_size):
+    image = np.zeros((height, width, 3), np.uint8)
+    resized = ResizeForTest(min_size, max_size).get_transform(image).apply_image(image)
+    assert max(resized.shape) <= max(max_size, 3)
+    if min_size == 0 and max(height, width) <= max_size:
+        assert resized is image  # INPUT.MIN_SIZE_TEST 0 keeps the size
+
+
+@given(st.integers(2, 200), st.integers(2, 200))
+def test_a_shortest_edge_gives_the_size_of_detectron2(height, width):
+    image = np.zeros((height, width, 3), np.uint8)
+    ours, theirs = ResizeForTest(48, 100), T.ResizeShortestEdge([48, 48], 100)
+    shapes = [a.get_transform(image).apply_image(image).shape for a in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_longer_edge_of_a_large_photo_decides():
+    image = np.zeros((60, 80, 3), np.uint8)
+    resized = ResizeForTest(0, 40).get_transform(image).apply_image(image)
+    assert resized.shape == (30, 40, 3)

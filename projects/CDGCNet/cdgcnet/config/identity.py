@@ -26,6 +26,7 @@ _IDENTIFIES: dict[str, tuple[Scope, ...]] = {
     "DATALOADER.NUM_WORKERS": (),
     "DATASETS.CHECK": (),
     "INPUT.CACHE": (),
+    "INPUT.MAX_PIXELS": (),
     "INPUT.FORMAT": ("run", "row", "evaluation"),
     "INPUT.MAX_SIZE_TEST": ("run", "row", "evaluation"),
     "INPUT.MIN_SIZE_TEST": ("run", "row", "evaluation"),

@@ -291,6 +291,7 @@ RULES: dict[str, Rule] = {
     "INPUT.CROP.TYPE": _choice("absolute"),
     "INPUT.CROP.SIZE": _SIZE,
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": _POSITIVE_SHARE,
+    "INPUT.MAX_PIXELS": Integer(1, MAX_SIDE**2),
     "INPUT.CACHE": _TEXT,
     "DATASETS.FOLDERS": Mappings(),
     "DATASETS.CHECK": _choices(DATASET_CHECKS),

@@ -172,15 +172,14 @@ class ResizeForTest(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
         scale = self.min_size / min(height, width) if self.min_size else 1.0
-        scale = min(scale, self.max_size / max(height, width))
-        if scale == 1:
+        new_height, new_width = height * scale, width * scale
+        scale = min(1.0, self.max_size / max(new_height, new_width))
+        # Rounded as Detectron2 does; a very long image keeps at least one row.
+        new_height = max(1, int(new_height * scale + 0.5))
+        new_width = max(1, int(new_width * scale + 0.5))
+        if (new_height, new_width) == (height, width):
             return T.NoOpTransform()
-        if self.min_size:  # exactly as Detectron2 rounds
-            return T.ResizeShortestEdge(
-                [self.min_size, self.min_size], self.max_size
-            ).get_transform(image)
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        return T.ResizeTransform(height, width, *size)
+        return T.ResizeTransform(height, width, new_height, new_width)
 
 
 def build_train_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

@@ -59,7 +59,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], rows: int, co
 
 
 @dataclass
-class Stage:
+class Renderer:
     """One scene's canvases and camera; x is right, y up from the ground, z ahead, in metres."""
 
     rng: np.random.Generator

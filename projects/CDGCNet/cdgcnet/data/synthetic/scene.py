@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cdgcnet.data.synthetic.objects import Prop, draw_tree, plan_side, plan_traffic
+from cdgcnet.data.synthetic.objects import SceneObject, draw_tree, plan_side, plan_traffic
 from cdgcnet.data.synthetic.renderer import (
     BUILDING,
     CAR,
@@ -33,7 +33,7 @@ from cdgcnet.data.synthetic.renderer import (
     VOID,
     Array,
     Color,
-    Stage,
+    Renderer,
     disc,
     pick,
     rect,
@@ -76,7 +76,7 @@ def draw_scene(
         rng.choice(len(DAYTIMES), p=[0.3, 0.25, 0.15, 0.2, 0.1])
     ]
     big_height, big_width = SUPERSAMPLING * height, SUPERSAMPLING * width
-    stage = Stage(
+    renderer = Renderer(
         rng=rng,
         picture=np.zeros((big_height, big_width, 3), np.uint8),
         labels=np.full((big_height, big_width), SKY, np.uint8),
@@ -87,117 +87,121 @@ def draw_scene(
         haze=np.array(horizon, np.float64),
         sun=rng.choice([-1, 1]),
     )
-    _draw_sky(stage, zenith, horizon)
+    _draw_sky(renderer, zenith, horizon)
     # The kerbs: the camera drives in its own lane, so the near one is on the right.
     sides = {-1: rng.uniform(3.6, 6.0), 1: rng.uniform(2.4, 4.2)}
-    fronts = _draw_ground(stage, sides)
-    props = [prop for side in (-1, 1) for prop in plan_side(stage, side, sides[side], fronts[side])]
-    props += plan_traffic(stage, sides)
-    props.sort(key=lambda prop: -prop[0])
-    _cast_shadows(stage, props, fronts, shadow)
+    fronts = _draw_ground(renderer, sides)
+    objects = [
+        item for side in (-1, 1) for item in plan_side(renderer, side, sides[side], fronts[side])
+    ]
+    objects += plan_traffic(renderer, sides)
+    objects.sort(key=lambda item: -item[0])
+    _cast_shadows(renderer, objects, fronts, shadow)
     for side in (-1, 1):
-        _draw_houses(stage, side, fronts[side])
-    for z, _, _, _, draw in props:
-        stage.depth = z
+        _draw_houses(renderer, side, fronts[side])
+    for z, _, _, _, draw in objects:
+        renderer.depth = z
         draw()
-    return _develop(stage, np.array(cast), height, width)
+    return _develop(renderer, np.array(cast), height, width)
 
 
-def _draw_sky(stage: Stage, zenith: Color, horizon: Color) -> None:
+def _draw_sky(renderer: Renderer, zenith: Color, horizon: Color) -> None:
     """Paint a gradient with clouds over the whole picture."""
-    height, width = stage.labels.shape
+    height, width = renderer.labels.shape
     small = (height // 4, width // 4)  # nothing in a sky is sharp
-    fade = np.clip(np.arange(small[0]) * 4 / stage.center[1], 0, 1)[:, None, None]
-    clouds = sum(smooth_noise(stage.rng, small, 5 * k, 4 * k) / k for k in (1, 2, 4))
-    cover = np.clip(clouds * 0.45 - stage.rng.uniform(-0.1, 0.5), 0, 0.8)[..., None]
+    fade = np.clip(np.arange(small[0]) * 4 / renderer.center[1], 0, 1)[:, None, None]
+    clouds = sum(smooth_noise(renderer.rng, small, 5 * k, 4 * k) / k for k in (1, 2, 4))
+    cover = np.clip(clouds * 0.45 - renderer.rng.uniform(-0.1, 0.5), 0, 0.8)[..., None]
     sky = (np.asarray(zenith) * (1 - fade) + np.asarray(horizon) * fade) * (1 - cover) + 236 * cover
-    stage.picture[:] = cv2.resize(np.clip(sky, 0, 255).astype(np.uint8), (width, height))
+    renderer.picture[:] = cv2.resize(np.clip(sky, 0, 255).astype(np.uint8), (width, height))
 
 
-def _draw_ground(stage: Stage, sides: dict[int, float]) -> dict[int, float]:
+def _draw_ground(renderer: Renderer, sides: dict[int, float]) -> dict[int, float]:
     """Paint the ground; return the distance of the house fronts from the middle, per side."""
-    rng = stage.rng
+    rng = renderer.rng
     asphalt = rng.uniform(82, 128) + np.array([0, 1, 4]) + rng.normal(0, 2, 3)
     paving = rng.choice([8, 30, 50]) + asphalt + rng.uniform(-6, 6) * np.array([1, 0.4, -0.6])
     mark = np.full(3, rng.uniform(190, 235))
-    stage.ground(-400, 400, 1, 900, pick(rng, LAWNS), TERRAIN)
-    stage.ground(-sides[-1], sides[1], 1, 900, asphalt, ROAD)
+    renderer.ground(-400, 400, 1, 900, pick(rng, LAWNS), TERRAIN)
+    renderer.ground(-sides[-1], sides[1], 1, 900, asphalt, ROAD)
     fronts = {}
     for side, kerb in sides.items():
         strip, walk = rng.choice([0, rng.uniform(1.3, 2.8)], p=[0.35, 0.65]), rng.uniform(2.8, 4.8)
         first = kerb + strip * (rng.random() < 0.6)  # lawn beside the kerb or below the houses
         last = first + walk
         fronts[side] = kerb + strip + walk
-        stage.ground(side * (kerb - 0.35), side * kerb, 1, 900, asphalt * 0.86)  # the gutter
-        stage.ground(side * first, side * last, 1, 900, paving, SIDEWALK)
-        stage.ground(side * kerb, side * (kerb + 0.22), 1, 900, paving * 0.4 + 120, SIDEWALK)
+        renderer.ground(side * (kerb - 0.35), side * kerb, 1, 900, asphalt * 0.86)  # the gutter
+        renderer.ground(side * first, side * last, 1, 900, paving, SIDEWALK)
+        renderer.ground(side * kerb, side * (kerb + 0.22), 1, 900, paving * 0.4 + 120, SIDEWALK)
         if rng.random() < 0.7:
             for z in np.arange(2.0, 30.0, rng.uniform(0.9, 1.8)):
-                stage.ground(side * (first + 0.22), side * last, z, z + 0.07, paving * 0.82)
+                renderer.ground(side * (first + 0.22), side * last, z, z + 0.07, paving * 0.82)
         if rng.random() < 0.5:
-            stage.ground(side * (kerb - 0.55), side * (kerb - 0.4), 1, 900, mark)
+            renderer.ground(side * (kerb - 0.55), side * (kerb - 0.4), 1, 900, mark)
     for _ in range(rng.integers(1, 5)):  # patched asphalt
         x, z = rng.uniform(-sides[-1], sides[1] - 1.5), rng.uniform(3, 25)
-        stage.ground(x, x + rng.uniform(0.4, 1.4), z, z * 1.25, asphalt * rng.uniform(0.82, 1.1))
+        renderer.ground(x, x + rng.uniform(0.4, 1.4), z, z * 1.25, asphalt * rng.uniform(0.82, 1.1))
     middle, start, dash = (sides[1] - sides[-1]) / 2, rng.uniform(1, 6), rng.uniform(2, 4)
     for z in np.arange(start, FAR, 2 * dash):
-        stage.ground(middle - 0.09, middle + 0.09, z, z + dash, mark)
+        renderer.ground(middle - 0.09, middle + 0.09, z, z + dash, mark)
     if rng.random() < 0.4:  # a zebra crossing
         z = rng.uniform(6, 16)
         for x in np.arange(-sides[-1] + 0.6, sides[1] - 0.5, 1.0):
-            stage.ground(x, x + 0.5, z, z + 2.6, mark)
+            renderer.ground(x, x + 0.5, z, z + 2.6, mark)
     return fronts
 
 
-def _cast_shadows(stage: Stage, props: list[Prop], fronts: dict[int, float], depth: float) -> None:
-    """Darken the ground in one go, under every prop and beside the houses away from the sun."""
-    mask = np.zeros(stage.labels.shape, np.uint8)
-    front = stage.sun * fronts[stage.sun]
-    reach = front - stage.sun * stage.rng.uniform(0.5, 6.0)
+def _cast_shadows(
+    renderer: Renderer, objects: list[SceneObject], fronts: dict[int, float], depth: float
+) -> None:
+    """Darken the ground in one go, under every item and beside the houses away from the sun."""
+    mask = np.zeros(renderer.labels.shape, np.uint8)
+    front = renderer.sun * fronts[renderer.sun]
+    reach = front - renderer.sun * renderer.rng.uniform(0.5, 6.0)
     edge = np.array(
         [[front, 1], [reach, 1], [reach, 20], [reach * 0.7 + front * 0.3, 21], [front, 60]]
     )
-    stamp(mask, [stage.project(edge[:, 0], 0.0, edge[:, 1])], 150)
-    for z, x, half, length, _ in props:
-        pool = disc(x - stage.sun * half * 0.5, z + length / 2, half * 1.6, length / 2 + 0.25)
-        stamp(mask, [stage.project(pool[:, 0], 0.0, pool[:, 1])], 255)
-    mask[stage.labels == SKY] = 0
+    stamp(mask, [renderer.project(edge[:, 0], 0.0, edge[:, 1])], 150)
+    for z, x, half, length, _ in objects:
+        pool = disc(x - renderer.sun * half * 0.5, z + length / 2, half * 1.6, length / 2 + 0.25)
+        stamp(mask, [renderer.project(pool[:, 0], 0.0, pool[:, 1])], 255)
+    mask[renderer.labels == SKY] = 0
     dark = cv2.blur(mask, (5, 5)).astype(np.float32) * ((0.25 + depth * 0.6) / 255)
-    stage.picture[:] = stage.picture * (1 - dark[..., None])
+    renderer.picture[:] = renderer.picture * (1 - dark[..., None])
 
 
-def _draw_houses(stage: Stage, side: int, front: float) -> None:
+def _draw_houses(renderer: Renderer, side: int, front: float) -> None:
     """Paint one side's row of houses and gardens, far to near, closed by a skyline."""
-    rng = stage.rng
-    stage.depth = FAR
+    rng = renderer.rng
+    renderer.depth = FAR
     for x in np.arange(0, 70, 9.0):  # the skyline; overlaps the middle, hence both sides meet
         if rng.random() < 0.4:
-            draw_tree(stage, side * x, FAR, 2.4)
+            draw_tree(renderer, side * x, FAR, 2.4)
         else:
             box = rect(side * x - 1, -1, side * (x + 9), rng.uniform(3, 14))
-            stage.flat(0, FAR, box, pick(rng, FACADES), BUILDING)
+            renderer.flat(0, FAR, box, pick(rng, FACADES), BUILDING)
     edges = [rng.uniform(3, 8)]
     while edges[-1] < FAR * 0.8:
         edges.append(edges[-1] + rng.uniform(6, 13))
     for near, end in zip(edges[-2::-1], edges[:0:-1], strict=True):
-        stage.depth = near
+        renderer.depth = near
         if rng.random() < 0.22:  # a garden
             for z in np.linspace(end, near, 5):
-                stage.depth = z
-                draw_tree(stage, side * (front + rng.uniform(0.8, 4)), z, rng.uniform(0.35, 1.1))
+                renderer.depth = z
+                draw_tree(renderer, side * (front + rng.uniform(0.8, 4)), z, rng.uniform(0.35, 1.1))
             continue
-        _draw_house(stage, side, front + rng.choice([0.0, 0.6, 1.5]), near, end)
+        _draw_house(renderer, side, front + rng.choice([0.0, 0.6, 1.5]), near, end)
 
 
-def _draw_house(stage: Stage, side: int, x: float, near: float, end: float) -> None:
-    rng = stage.rng
+def _draw_house(renderer: Renderer, side: int, x: float, near: float, end: float) -> None:
+    rng = renderer.rng
     floors, storey = int(rng.integers(2, 6)), rng.uniform(2.7, 3.3)
     tall, color = floors * storey + 0.4, pick(rng, FACADES)
     glass = pick(rng, ((58, 66, 78), (36, 38, 44), (120, 146, 174)), 6)
     frame = pick(rng, ((222, 220, 212), (52, 50, 50), (110, 108, 108)), 8)
     size, pitch = rng.uniform(0.42, 0.66), rng.uniform(1.7, 2.6)
     # The gable shows where the next house stands back; then the wall along the street.
-    for along, light in ((0, 0.92), (1, 0.78 if side == stage.sun else 1.08)):
+    for along, light in ((0, 0.92), (1, 0.78 if side == renderer.sun else 1.08)):
         span = end - near if along else 12.0
         left, row = np.meshgrid(np.arange(pitch * 0.3, span - pitch * 0.9, pitch), range(floors))
         door = (row == 0) & (rng.random(row.shape) < 0.2)
@@ -220,29 +224,30 @@ def _draw_house(stage: Stage, side: int, x: float, near: float, end: float) -> N
         colors = np.concatenate([shades, np.tile(frame * light, (len(panes), 1)), glow])
         across, up = shapes[..., 0], shapes[..., 1]
         out, ahead = (0.0, near + across) if along else (across, near)
-        stage.fill(stage.project(side * (x + out), up, ahead), colors, BUILDING)
+        renderer.fill(renderer.project(side * (x + out), up, ahead), colors, BUILDING)
 
 
-def _develop(stage: Stage, cast: Array, height: int, width: int) -> tuple[Array, Array]:
+def _develop(renderer: Renderer, cast: Array, height: int, width: int) -> tuple[Array, Array]:
     """Add texture, light, blur and noise; scale down; mark what annotators leave out."""
-    rng, shape = stage.rng, stage.labels.shape
+    rng, shape = renderer.rng, renderer.labels.shape
     table = np.zeros((3, 256), np.float32)
     table[:, list(TEXTURES)] = np.transpose(list(TEXTURES.values()))
     grain = rng.standard_normal(shape, dtype=np.float32)
     blotches = smooth_noise(rng, shape, 24, 14)
     clumps = smooth_noise(rng, shape, shape[0] // 4, shape[1] // 4)
     texture = sum(
-        cv2.LUT(stage.labels, t) * n for t, n in zip(table, (grain, blotches, clumps), strict=True)
+        cv2.LUT(renderer.labels, t) * n
+        for t, n in zip(table, (grain, blotches, clumps), strict=True)
     )
     light = 1 + 0.12 * smooth_noise(rng, shape, 3, 3)
     left, right = rng.uniform(0.88, 1.12, 2)
     light *= np.linspace(left, right, shape[1], dtype=np.float32)
-    picture = (stage.picture + texture[..., None]) * light[..., None]
+    picture = (renderer.picture + texture[..., None]) * light[..., None]
     picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 0.9))
     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     picture *= (cast * rng.normal(1, 0.03, 3) * rng.uniform(0.85, 1.12)).astype(np.float32)
 
-    labels = np.ascontiguousarray(stage.labels[1::SUPERSAMPLING, 1::SUPERSAMPLING])
+    labels = np.ascontiguousarray(renderer.labels[1::SUPERSAMPLING, 1::SUPERSAMPLING])
     kernel = np.ones((2, 2), np.uint8)
     border = cv2.dilate(labels, kernel) != cv2.erode(labels, kernel)
     careless = smooth_noise(rng, labels.shape, 5, 8) > 0.9

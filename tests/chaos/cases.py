@@ -108,6 +108,9 @@ def start(work: Callable[[], int], log: Path) -> int:
     os.dup2(descriptor, 2)
     try:
         code = work()
+    except (OSError, ValueError) as error:  # what a command turns into one line and exit status 1
+        print(f"error: {error}")
+        code = 1
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:

@@ -437,7 +437,7 @@ def test_weights_can_be_pasted(toy, call):
     lines = call(toy.name).out.splitlines()
     line = next(line for line in lines if line.endswith("# inverse frequency"))
     # 8, 8 and 4 of 20 pixels: 2.5, 2.5, 5 over their mean 10 / 3.
-    assert line.strip() == "[0.75, 0.75, 1.5]  # inverse frequency"
+    assert line.strip() == "CLASS_WEIGHTS: [0.75, 0.75, 1.5]  # inverse frequency"
 
 
 def test_a_class_that_never_occurs(toy, call):

@@ -183,9 +183,9 @@ class Report:
         weights = class_weights(self.pixels, self.images, totals @ having, len(labeled))
         if not weights:
             return []
-        lines = ["MODEL.CDGC.LOSS.CLASS_WEIGHTS for rare classes (optional; their mean is 1):"]
+        lines = ["Weights for rare classes, optional, below MODEL.CDGC.LOSS (their mean is 1):"]
         return lines + [
-            f"  [{', '.join(f'{w:.4g}' for w in values)}]  # {name}"
+            f"  CLASS_WEIGHTS: [{', '.join(f'{w:.4g}' for w in values)}]  # {name}"
             for name, values in weights.items()
         ]
 

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from functools import partial
@@ -214,9 +215,10 @@ def import_annotations(args: argparse.Namespace) -> int:
         else f"{len(table.names)} classes by color."
     )
     output, source = args.output.absolute(), args.images.absolute()
+    name = re.sub(r"[^\w.-]", "_", f"my_{output.name}")
     print(
         "DATASETS:\n  FOLDERS:\n"
-        f"    - {{NAME: my_train, IMAGES: {source}, LABELS: {output / 'labels'},\n"
+        f"    - {{NAME: {name}, IMAGES: {source}, LABELS: {output / 'labels'},\n"
         f"       SPLIT: {output / 'split.txt'}, CLASSES: {output / 'classes.txt'}}}"
     )
     return 1 if runner.failures else 0

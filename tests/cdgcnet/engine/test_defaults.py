@@ -252,10 +252,10 @@ def test_sets_of_as_many_other_classes_are_refused(start, folder):
         DatasetCatalog.remove("other_val")
         MetadataCatalog.remove("other_val")
     assert "DATASETS.TEST other_val and DATASETS.TRAIN cdgc_cityscapes_train" in message
-    assert "number 18 is 'unicycle' in the one, 'bicycle' in the other" in message
+    assert "class 18 is 'unicycle' in the first and 'bicycle' in the second" in message
 
 
-@pytest.mark.parametrize("file", ["metrics.json", "last_checkpoint", "model_0000001.pth"])
+@pytest.mark.parametrize("file", ["last_checkpoint", "model_0000001.pth"])
 def test_a_folder_with_traces_of_a_run_is_refused(start, folder, file):
     folder.mkdir()
     (folder / file).write_text("of another tool")
@@ -315,22 +315,23 @@ def test_eval_only_of_a_bare_backbone_is_refused(start, tmp_path, weights):
 TASKS = {"sem_seg", "sem_seg_coarse", "sem_seg_oracle", "graph"}
 
 
-def test_eval_only_overwrites_neither_config_nor_results(start, folder, earlier):
-    arguments = ["MODEL.WEIGHTS", folder / "model_final.pth", "INPUT.MIN_SIZE_TEST", "48"]
-    train_net("--eval-only", *start, *arguments)
+def test_eval_only_in_the_folder_of_a_training_leaves_the_training_alone(start, folder, earlier):
+    weights = ["MODEL.WEIGHTS", folder / "model_final.pth", "INPUT.MIN_SIZE_TEST", "48"]
+    train_net("--eval-only", *start, *weights)
+    train_net("--eval-only", *start, *weights)
     after = contents(folder)
-    for name in earlier.keys() - {"log.txt", "results.json"}:
-        kept = name.replace("cdgc_cityscapes_val/", "cdgc_cityscapes_val.1/")  # moved aside
-        assert after[kept] == earlier[name], name
-    assert after["log.txt"].startswith(earlier["log.txt"])
-    assert after["results.1.json"] == earlier["results.json"]
-    assert "results.json" in after
+    for name in earlier.keys() - {"log.txt"}:
+        assert after[name] == earlier[name], name
+    for number in (1, 2):
+        assert (folder / f"evaluation-{number}" / "results.json").is_file()
+        place = folder / f"evaluation-{number}"
+        assert f"stays as it is: the evaluation goes to {place}" in (place / "log.txt").read_text()
 
 
 def test_eval_only_reproduces_the_runs_numbers(start, folder, earlier):
     returned = train_net("--eval-only", "--resume", *start)
     assert set(returned) == TASKS
-    now = json.loads((folder / "results.json").read_text())
+    now = json.loads((folder / "evaluation-1" / "results.json").read_text())
     assert now == json.loads(earlier["results.json"])
 
 

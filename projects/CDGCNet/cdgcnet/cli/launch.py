@@ -24,6 +24,8 @@ def launch_processes(
 ) -> int:
     """Call ``function(args)`` in one process per GPU, or here if there is only one process.
 
+    Processes that torchrun has started work together as they are.
+
     Args:
         function: importable, since the processes import it by name.
         args: with the arguments of :func:`add_launch_arguments`.
@@ -48,6 +50,13 @@ def launch_processes(
     import torch
     from detectron2.engine import launch
 
+    from cdgcnet.engine.distributed import started_by_torchrun, torchrun_process_group
+
+    if started_by_torchrun():
+        if args.num_gpus * args.num_machines > 1:
+            raise UsageError("torchrun starts the processes; leave out --num-gpus, --num-machines")
+        with torchrun_process_group():
+            return run_guarded(function, args)
     available = torch.cuda.device_count()
     if args.num_gpus > max(available, 1):
         raise ValueError(f"--num-gpus {args.num_gpus}, but {available} are available")

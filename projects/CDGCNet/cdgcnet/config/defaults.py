@@ -1,5 +1,6 @@
 """Every configuration key of CDGCNet: default, unit and where it comes from."""
 
+import os
 import warnings
 from ast import literal_eval
 from collections.abc import Sequence
@@ -133,6 +134,8 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # 0: not stated.
     cfg.SOLVER.RECIPE_IMS_PER_BATCH = 0
     cfg.SOLVER.RECIPE_BASE_LR = 0.0
+    # Lets --resume train longer, to a larger MAX_ITER, with the learning rates of the new schedule.
+    cfg.SOLVER.EXTEND_SCHEDULE = False
     cfg.SOLVER.WEIGHT_DECAY_NORM = None  # as all other weights
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.TEST.EVAL_PERIOD = 5000
@@ -200,7 +203,7 @@ def load_cfg(config_file: str | Sequence[str], overrides: Sequence[str] | None =
     for key in ("OUTPUT_DIR", "INPUT.CACHE", "MODEL.WEIGHTS"):
         path_text = value_of(cfg, key)
         if path_text.startswith("~"):
-            _put(cfg, key, str(Path(path_text).expanduser()))
+            _put(cfg, key, os.path.expanduser(path_text))  # an unknown user's "~" stays
     try:
         check_cfg(cfg)
     except ConfigError as error:

@@ -42,6 +42,7 @@ _IDENTIFIES: dict[str, tuple[Scope, ...]] = {
     "OUTPUT_DIR": (),
     "SEED": ("run",),
     "SOLVER.CHECKPOINT_PERIOD": (),
+    "SOLVER.EXTEND_SCHEDULE": (),
     "SOLVER.RECIPE_": ("run",),  # only for a warning
     "TEST.": ("row", "evaluation"),
     "TEST.BOUNDARY_RATIO": ("evaluation",),

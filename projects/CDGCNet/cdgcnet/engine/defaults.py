@@ -1,11 +1,15 @@
 """What ``cdgcnet train`` and ``eval`` do: set up, train or evaluate, write the results."""
 
 import argparse
+import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -17,124 +21,167 @@ from torch import nn
 
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
 from cdgcnet.config.defaults import load_cfg
-from cdgcnet.config.identity import run_differences
 from cdgcnet.config.validation import adapt_cfg
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.preflight import check_data, check_datasets
-from cdgcnet.engine.results_file import ResultsFile
+from cdgcnet.engine.distributed import on_main_process
+from cdgcnet.engine.run_folder import ResultsFile, RunFolder
+from cdgcnet.engine.run_lock import check_free, hold_folder
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.testing import TTA_SUFFIX, check_test_set, evaluation_folder
 
 
-def check_output_dir(cfg: CfgNode, resume: bool) -> None:
-    """Refuse to train into the folder of another run.
+def _check_device(cfg: CfgNode) -> None:
+    on_gpus = comm.get_world_size() > 1 and dist.get_backend() == "nccl"
+    if on_gpus and cfg.MODEL.DEVICE == "cpu":
+        raise ValueError("MODEL.DEVICE is 'cpu' with several processes on GPUs; expected cuda")
+
+
+def _open_folder(cfg: CfgNode) -> RunFolder:
+    """OUTPUT_DIR with "~" expanded; the config is changed to match.
 
     Raises:
-        ValueError: naming the folder and what was found in it, or the keys that differ.
+        ValueError: if it cannot be a folder.
     """
-    folder = Path(cfg.OUTPUT_DIR)
-    found = sorted(
-        p.name
-        for pattern in ("config.yaml", "metrics.json", "last_checkpoint", "*.pth")
-        for p in folder.glob(pattern)
-        if p.stat().st_size  # a start that failed leaves an empty metrics.json
-    )
-    if not found:
+    if not cfg.OUTPUT_DIR.strip():
+        raise ValueError("OUTPUT_DIR is empty; expected the folder of the run, e.g. output/my_run")
+    try:
+        path = Path(cfg.OUTPUT_DIR).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {error}") from error
+    for parent in (path, *path.parents):
+        if parent.exists():
+            if not parent.is_dir():
+                raise ValueError(f"OUTPUT_DIR {path}: {parent} is a file; expected a folder")
+            break
+    cfg.OUTPUT_DIR = str(path)
+    return RunFolder(path)
+
+
+def _prepare_evaluation(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
+    """Choose the weights of an evaluation, and a folder in which it disturbs no training.
+
+    Raises:
+        ValueError: if there are no trained weights.
+    """
+    if resume:
+        newest = folder.newest_checkpoint(say=True)
+        if newest is None:
+            raise ValueError(f"--eval-only --resume: OUTPUT_DIR {folder.path} holds no checkpoint")
+        cfg.MODEL.WEIGHTS = str(newest.path)
+    elif not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "--eval-only needs trained weights: add MODEL.WEIGHTS FILE, or --resume for the last "
+            "checkpoint of OUTPUT_DIR"
+        )
+    if folder.holds_training():
+        cfg.OUTPUT_DIR = str(folder.evaluation_folder(cfg.TEST.RESUME))
+
+
+def _check_data(cfg: CfgNode, eval_only: bool) -> None:
+    """Look at every dataset now: a broken test set must not show up after the training."""
+    train = () if eval_only else cfg.DATASETS.TRAIN
+    listed = {name: DatasetCatalog.get(name) for name in (*train, *cfg.DATASETS.TEST)}
+    for name in cfg.DATASETS.TEST:
+        check_test_set(cfg, name, listed[name])
+    on_main_process(partial(check_data, cfg, listed))
+
+
+def _check_start(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
+    """
+    Raises:
+        ValueError: for a folder that holds another run, or random weights that would be frozen.
+    """
+    on_main_process(partial(check_free, folder.path))
+    on_main_process(partial(folder.check_start, cfg, resume))
+    if cfg.MODEL.WEIGHTS or (resume and folder.newest_checkpoint()):
         return
-    if not resume:
+    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
+    if freeze_at:
         raise ValueError(
-            f"OUTPUT_DIR {folder} holds another run ({', '.join(found[:4])}); nothing was changed. "
-            "Continue that run with --resume, or choose another OUTPUT_DIR."
+            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is {freeze_at}, which would "
+            "freeze random weights; name a weight file or set FREEZE_AT to 0"
         )
-    if "config.yaml" not in found:
-        raise ValueError(
-            f"OUTPUT_DIR {folder} has {', '.join(found[:4])} but no config.yaml, so it cannot be "
-            "told whether it is this run; choose another OUTPUT_DIR"
-        )
-    different = run_differences((folder / "config.yaml").read_text(encoding="utf-8"), cfg)
-    if different:
-        raise ValueError(
-            f"--resume: OUTPUT_DIR {folder} holds a run with another config; nothing was changed:"
-            "\n  " + "\n  ".join(different[:10]) + "\nUse the same config, or another OUTPUT_DIR "
-            "with MODEL.WEIGHTS set to a checkpoint of that run."
-        )
+
+
+def _start_logging(folder: Path) -> None:
+    on_main_process(partial(folder.mkdir, parents=True, exist_ok=True))
+    for name in ("fvcore", "detectron2", "cdgcnet"):
+        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """A checked and frozen config; logging, seeds and the output folder are ready.
 
+    Args:
+        args: "config_file", "opts", "resume" and "eval_only" of Detectron2's argument parser.
+
     Raises:
-        ValueError, FileNotFoundError: on anything wrong that can be known beforehand.
+        ValueError, OSError: on any mistake that can be known beforehand.
     """
     cfg = load_cfg(args.config_file, args.opts)
-    if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
-        raise ValueError("MODEL.DEVICE is 'cpu' with several processes; expected cuda")
+    _check_device(cfg)
     register_all()
     register_folders(cfg)
     check_datasets(cfg, train=not args.eval_only)
     check_weights_path(cfg.MODEL.WEIGHTS)
-    folder = Path(cfg.OUTPUT_DIR)
-    if args.eval_only and not cfg.MODEL.WEIGHTS:
-        if not args.resume:
-            raise ValueError(
-                "--eval-only needs trained weights: add MODEL.WEIGHTS FILE, or --resume for the "
-                "last checkpoint of OUTPUT_DIR"
-            )
-        if not (folder / "last_checkpoint").is_file():
-            raise ValueError(f"--eval-only --resume: OUTPUT_DIR {folder} holds no checkpoint")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"OUTPUT_DIR {folder} is a file; expected a folder")
-    # Every set is looked at now: a broken validation set must not show after the training.
-    names = dict.fromkeys((*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST))
-    listed = {name: DatasetCatalog.get(name) for name in names}
-    for name in cfg.DATASETS.TEST:
-        check_test_set(cfg, name, listed[name])
-    rank = comm.get_rank()
-    problem = None
-    if comm.is_main_process():
-        try:
-            if not args.eval_only:
-                check_output_dir(cfg, args.resume)
-            check_data(cfg, listed)
-        except ValueError as error:
-            problem = str(error)
-    # All processes stop together, or the others would wait for the main one.
-    problem = next((p for p in comm.all_gather(problem) if p), None)
-    if problem:
-        raise ValueError(problem)
-    resumes = args.resume and (folder / "last_checkpoint").is_file()
-    from_scratch = not (args.eval_only or resumes or cfg.MODEL.WEIGHTS)
-    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
-    if from_scratch and freeze_at:
-        raise ValueError(
-            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is {freeze_at}, which would "
-            "freeze random weights; name a weight file or set FREEZE_AT to 0"
-        )
-    if comm.is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-    setup_logger(str(folder), distributed_rank=rank, name="fvcore")
-    for name in ("detectron2", "cdgcnet"):
-        setup_logger(str(folder), distributed_rank=rank, name=name)
+    folder = _open_folder(cfg)
+    if args.eval_only:
+        _prepare_evaluation(cfg, folder, args.resume)
+    _check_data(cfg, args.eval_only)
+    if not args.eval_only:
+        _check_start(cfg, folder, args.resume)
+    _start_logging(Path(cfg.OUTPUT_DIR))
     logger = logging.getLogger("cdgcnet")
     adapt_cfg(cfg)
     cfg.freeze()
     logger.info(f"Environment:\n{collect_env_info()}")
     logger.info(f"Command line: {args}")
+    if args.eval_only and Path(cfg.OUTPUT_DIR) != folder.path:
+        logger.warning(
+            f"OUTPUT_DIR {folder.path} holds a training, which stays as it is: the evaluation "
+            f"goes to {cfg.OUTPUT_DIR}"
+        )
     if not args.eval_only:
-        if from_scratch:
+        if not cfg.MODEL.WEIGHTS and not (args.resume and folder.newest_checkpoint()):
             logger.warning("MODEL.WEIGHTS is empty: the backbone starts from random weights")
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     return cfg
 
 
-def load_for_evaluation(cfg: CfgNode, resume: bool = False) -> nn.Module:
-    """A model with trained weights: MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR."""
+def load_for_evaluation(cfg: CfgNode) -> nn.Module:
+    """A model with the trained weights of MODEL.WEIGHTS."""
     model = Trainer.build_model(cfg)
-    checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    checkpointer = StrictCheckpointer(model)
     checkpointer.allow_backbone_only = False
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     return model
+
+
+@contextmanager
+def _working_in(folder: RunFolder, advice: str) -> Iterator[None]:
+    """Hold a run's folder, on all processes together.
+
+    Args:
+        folder: of the run.
+        advice: what to do after a full disk was cleared.
+
+    Raises:
+        BlockingIOError, ValueError: if another run holds it.
+        OSError: of the block; a full disk is explained.
+    """
+    with ExitStack() as stack:
+        on_main_process(lambda: stack.enter_context(hold_folder(folder.path)))
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            name = error.filename or folder.path
+            raise OSError(
+                error.errno, f"the disk is full: free some space and {advice}", str(name)
+            ) from error
 
 
 def predict_test_set(cfg: CfgNode) -> Path:
@@ -143,11 +190,12 @@ def predict_test_set(cfg: CfgNode) -> Path:
     Returns:
         The folder that :func:`cdgcnet.evaluation.writers.label_paths` starts from.
     """
-    model = load_for_evaluation(cfg)
-    if cfg.TEST.AUG.ENABLED:
-        Trainer.test_with_TTA(cfg, model)
-    else:
-        Trainer.test(cfg, model)
+    with _working_in(RunFolder(cfg.OUTPUT_DIR), "run the same command again"):
+        model = load_for_evaluation(cfg)
+        if cfg.TEST.AUG.ENABLED:
+            Trainer.test_with_TTA(cfg, model)
+        else:
+            Trainer.test(cfg, model)
     [name] = cfg.DATASETS.TEST
     return evaluation_folder(cfg, name, TTA_SUFFIX if cfg.TEST.AUG.ENABLED else "") / "labels"
 
@@ -167,34 +215,67 @@ def run(
 
     Args:
         cfg: of :func:`setup`.
-        eval_only: evaluate MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR with ``resume``.
+        eval_only: evaluate MODEL.WEIGHTS.
         resume: continue the training in OUTPUT_DIR.
-        trainer_class: trains and evaluates; may add evaluators.
+        trainer_class: trains and evaluates; it may add evaluators.
         evaluators: one per dataset instead of the trainer's, see :meth:`Trainer.test`.
 
     Returns:
         Metrics by task, with "_TTA" tasks if TEST.AUG.ENABLED, or by dataset and task if there are
         several datasets; {} on all but the main process.
+
+    Raises:
+        ValueError, OSError: naming what a user can mend.
     """
-    results = ResultsFile(Path(cfg.OUTPUT_DIR) / "results.json", cfg.DATASETS.TEST)
-    if eval_only:
-        model = load_for_evaluation(cfg, resume)
-        trainer_class.test(cfg, model, evaluators, on_results=results.add)
-    else:
-        trainer = trainer_class(cfg, evaluators)
-        trainer.on_results = results.add
-        trainer.resume_or_load(resume=resume)
-        # Only now, when data, model and weights are known to fit: a failed start must not make
-        # the folder look like a run.
-        if comm.is_main_process():
-            path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-            path.write_text(cfg.dump(), encoding="utf-8")
-            logging.getLogger(__name__).info(f"Full config: {path}")
-        trainer.train()
-        model = trainer.model
-    if cfg.TEST.AUG.ENABLED:
-        trainer_class.test_with_TTA(cfg, model, on_results=results.add)
+    folder = RunFolder(cfg.OUTPUT_DIR)
+    results = ResultsFile(folder.results, cfg.DATASETS.TEST)
+    again = "run the same command again" + ("" if eval_only else " with --resume")
+    with _working_in(folder, again):
+        if eval_only:
+            model = load_for_evaluation(cfg)
+            trainer_class.test(cfg, model, evaluators, on_results=results.add)
+        else:
+            finished = on_main_process(partial(_prepare_training, cfg, folder, resume))
+            if finished is not None:
+                return finished if comm.is_main_process() else {}
+            trainer = trainer_class(cfg, evaluators)
+            trainer.on_results = results.add
+            trainer.resume_or_load(resume=resume)
+            if comm.is_main_process():
+                folder.write_config(cfg)
+            trainer.train()
+            model = trainer.model
+        if cfg.TEST.AUG.ENABLED:
+            trainer_class.test_with_TTA(cfg, model, on_results=results.add)
     if not comm.is_main_process():
         return {}
     results.log()
     return results.content()
+
+
+def _prepare_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> dict | None:
+    """Make a folder ready for a training; the scores if nothing is left to do.
+
+    Raises:
+        ValueError: if another run has written to the folder since :func:`setup`.
+    """
+    logger = logging.getLogger(__name__)
+    folder.check_start(cfg, resume)
+    newest = folder.newest_checkpoint() if resume else None
+    if resume and newest is None:
+        logger.warning(
+            f"--resume: OUTPUT_DIR {folder.path} holds no checkpoint; the training starts from "
+            "the beginning"
+        )
+    if newest is not None and newest.iterations >= cfg.SOLVER.MAX_ITER:
+        results = folder.stored_results(cfg)
+        if results is not None:
+            logger.warning(
+                f"The training in {folder.path} is finished and its scores are in "
+                f"{folder.results}; nothing is left to do. Use --eval-only to evaluate it again, "
+                "or SOLVER.EXTEND_SCHEDULE True with a larger SOLVER.MAX_ITER to train it longer."
+            )
+            return results
+        logger.warning(f"The training in {folder.path} is finished; only its evaluation is left")
+    folder.prepare_training(newest, cfg.SOLVER.MAX_ITER)
+    return None

@@ -7,7 +7,47 @@ import torch
 from detectron2.engine import HookBase
 from torch import nn
 
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.engine.checkpointer import open_atomically
+
+
+class SmoothingHistory(HookBase):
+    """Stores the last values of every smoothed scalar in the checkpoint.
+
+    ``metrics.json`` holds medians over the last iterations. With their values a resumed run
+    writes the same medians as the uninterrupted one. Clock times are left out.
+    """
+
+    def __init__(self, window: int = 20):
+        """
+        Args:
+            window: number of values that Detectron2's writers smooth over.
+        """
+        self.window = window
+        self._loaded: dict[str, list[tuple[float, int]]] = {}
+
+    def state_dict(self) -> dict:
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:
+            return {}
+        hints = storage.smoothing_hints()
+        return {
+            name: [(float(value), int(i)) for value, i in history.values()[-self.window :]]
+            for name, history in storage.histories().items()
+            if hints[name] and "time" not in name
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self._loaded = state
+
+    def before_train(self) -> None:
+        storage = self.trainer.storage
+        start = storage.iter
+        if start < self.trainer.max_iter:  # else there is nothing left to smooth
+            for name, values in self._loaded.items():
+                for value, iteration in values:
+                    storage.iter = iteration
+                    storage.put_scalar(name, value)
+        storage.iter = start
 
 
 class BestModel(HookBase):
@@ -39,8 +79,8 @@ class BestModel(HookBase):
             return
         self.best = float(value)
         state = {"model": self.model.state_dict(), "iteration": iteration, "mIoU": self.best}
-        with atomic_write(self.path) as tmp_path:
-            torch.save(state, tmp_path)
+        with open_atomically(self.path) as file:
+            torch.save(state, file)
         logging.getLogger(__name__).info(f"Best mIoU so far {self.best:.2f}: {self.path}")
 
     def after_step(self) -> None:

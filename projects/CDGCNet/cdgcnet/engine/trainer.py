@@ -10,18 +10,25 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    hooks,
+)
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
-from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.train_loader import TrainLoader, stream_seed
-from cdgcnet.engine.hooks import BestModel
+from cdgcnet.engine.checkpointer import RunCheckpointer
+from cdgcnet.engine.hooks import BestModel, SmoothingHistory
 from cdgcnet.evaluation.testing import (
     TTA_SUFFIX,
     build_evaluator,
@@ -58,13 +65,26 @@ class Trainer(DefaultTrainer):
         self.run_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.evaluators = evaluators
         self.on_results: Callable[[str, dict], None] | None = None
-        super().__init__(cfg)
+        # The work of DefaultTrainer.__init__, which cannot train in several processes on CPUs and
+        # leaves no room for another checkpointer.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        devices = {} if cfg.MODEL.DEVICE != "cpu" else {"device_ids": None}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        state = weakref.proxy(self)
+        self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=state)
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list:
-        # DefaultTrainer has just made a checkpointer; ours must be there before hooks take it.
-        self.checkpointer = StrictCheckpointer(
-            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
         built = [h for h in super().build_hooks() if h is not None]
         at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
         built[at] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
@@ -72,7 +92,7 @@ class Trainer(DefaultTrainer):
             sets = self.cfg.DATASETS.TEST
             metric = f"{sets[0]}/sem_seg/mIoU" if len(sets) > 1 else "sem_seg/mIoU"
             built.insert(at + 1, BestModel(self.cfg.OUTPUT_DIR, self._trainer.model, metric))
-        return built
+        return [SmoothingHistory(), *built]
 
     def _evaluate(self) -> OrderedDict:
         options: dict[str, Any] = {}
@@ -98,12 +118,31 @@ class Trainer(DefaultTrainer):
         state = super().state_dict()
         state["_trainer"] = self._trainer.state_dict()
         state["run_seed"] = self.run_seed
+        state["max_iter"] = self.max_iter
         return state
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._trainer.load_state_dict(state["_trainer"])
         self.run_seed = state["run_seed"]
+        if state.get("max_iter", self.max_iter) != self.max_iter:
+            self._extend_schedule(state["max_iter"])
+
+    def _extend_schedule(self, planned: int) -> None:
+        """Follow the learning rates of a schedule of another length from here on."""
+        groups = self.optimizer.param_groups
+        before = max(group["lr"] for group in groups)
+        if hasattr(self.scheduler, "max_iters"):  # the poly schedule has loaded the old length
+            self.scheduler.max_iters = self.max_iter
+        for group, rate in zip(groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
+        logging.getLogger(__name__).warning(
+            f"SOLVER.EXTEND_SCHEDULE: planned for {planned} iterations, SOLVER.MAX_ITER is now "
+            f"{self.max_iter}. From iteration {self.iter + 1} on the learning rates are those of "
+            f"{self.cfg.SOLVER.LR_SCHEDULER_NAME} over {self.max_iter} iterations: the rate jumps "
+            f"from {before:.3g} to {max(group['lr'] for group in groups):.3g}. The result is not "
+            f"that of a run planned for {self.max_iter} iterations from the start."
+        )
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

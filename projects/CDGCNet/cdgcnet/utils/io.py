@@ -3,9 +3,20 @@
 import errno
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_MAX_STEM = 150  # bytes; file systems allow 255 for a whole name
+
+
+def _short(stem: str) -> str:
+    """A stem that leaves room for more in a file name; different for different stems."""
+    data = stem.encode()
+    if len(data) <= _MAX_STEM:
+        return stem
+    return f"{data[:_MAX_STEM].decode(errors='ignore')}-{zlib.crc32(data):08x}"
 
 
 @contextmanager
@@ -17,7 +28,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         OSError: naming ``path``, if it cannot be written; the started file is removed.
     """
-    tmp_path = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+    tmp_path = path.with_name(f"{_short(path.stem)}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp_path

@@ -1,0 +1,339 @@
+"""The folder of a run: what it holds, whether a run may start in it, and how it is written.
+
+Files::
+
+    config.yaml, metrics.json, log.txt   of the training
+    model_0000999.pth, model_final.pth   checkpoints, which a training can be resumed from
+    last_checkpoint                      the name of the newest one
+    model_best.pth                       the weights with the best score
+    results.json, inference/             of the last evaluation
+    run.lock                             while a run works here
+
+Every file is written under another name first and then renamed, so that a kill or a full disk
+leaves it whole or as it was.
+"""
+
+import json
+import logging
+import math
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+
+from cdgcnet.config.identity import complete_config, identifies
+from cdgcnet.evaluation.report import COLUMNS, format_table, write_results
+from cdgcnet.evaluation.testing import TTA_SUFFIX
+from cdgcnet.utils.io import atomic_write, backup_existing
+
+_NUMBERED = re.compile(r"model_(\d+)\.pth")
+
+
+class Checkpoint(NamedTuple):
+    """A whole checkpoint.
+
+    Attributes:
+        path: of the file.
+        iterations: number of iterations it was trained for.
+    """
+
+    path: Path
+    iterations: int
+
+
+@lru_cache(maxsize=64)
+def _read_iterations(path: Path, size: int, mtime: int) -> int | str:
+    """The iterations of a checkpoint, or what is wrong with it; size and time are for the cache."""
+    if size == 0:
+        return "empty"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        return f"not written completely ({error})"
+    if damaged:
+        return f"damaged (checksum of {damaged})"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many types
+        return f"not readable ({str(error).splitlines()[0]})"
+    if not isinstance(state, dict) or not {"model", "trainer", "iteration"} <= state.keys():
+        return "no checkpoint of a training"
+    return int(state["iteration"]) + 1
+
+
+def _iterations(path: Path) -> int | str:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return "not there"
+    return _read_iterations(path, stat.st_size, stat.st_mtime_ns)
+
+
+class RunFolder:
+    """Reads, judges and writes the files of a run, except those of its evaluations."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.json"
+        self.results = self.path / "results.json"
+        self.tag = self.path / "last_checkpoint"
+
+    # ------------------------------------------------------------ checkpoints
+    def weight_files(self) -> list[Path]:
+        """All checkpoints and other weights, whole or not; no unfinished temporary files."""
+        return sorted(p for p in self.path.glob("*.pth") if ".part." not in p.name)
+
+    def holds_training(self) -> bool:
+        """Whether a training has saved something here."""
+        return bool(self.weight_files()) or self.tag.exists()
+
+    def tagged(self) -> Path | None:
+        """The file that ``last_checkpoint`` names, which need not exist."""
+        try:
+            name = self.tag.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return self.path / Path(name).name if name else None
+
+    def _by_age(self) -> Iterator[Path]:
+        """The tagged checkpoint, then all others from the newest to the oldest."""
+        tagged = self.tagged()
+        if tagged is not None:
+            yield tagged
+        numbers: list[tuple[int, Path]] = []
+        for path in self.weight_files():
+            found = _NUMBERED.fullmatch(path.name)
+            if found:
+                numbers.append((int(found[1]) + 1, path))
+            elif path.name == "model_final.pth":
+                iterations = _iterations(path)
+                numbers.append((iterations if isinstance(iterations, int) else 0, path))
+        yield from (path for _, path in sorted(numbers, reverse=True) if path != tagged)
+
+    def newest_checkpoint(self, *, say: bool = False) -> Checkpoint | None:
+        """The checkpoint to resume from: the tagged one or, if that is not whole, the newest one.
+
+        Args:
+            say: log why the tagged checkpoint is not used.
+        """
+        problems = []
+        for path in self._by_age():
+            iterations = _iterations(path)
+            if isinstance(iterations, int):
+                if say and (problems or self.tagged() != path):
+                    reasons = "; ".join(problems) or f"{self.tag.name} is missing or empty"
+                    logging.getLogger(__name__).warning(
+                        f"OUTPUT_DIR {self.path}: {reasons}. Using {path.name}, the newest whole "
+                        f"checkpoint, of {iterations} iterations."
+                    )
+                return Checkpoint(path, iterations)
+            problems.append(self._problem(path))
+        return None
+
+    def _problem(self, path: Path) -> str:
+        tagged = ", which last_checkpoint names," if path == self.tagged() else ""
+        return f"{path.name}{tagged} is {_iterations(path)}"
+
+    # ------------------------------------------------------------ judging
+    def check_start(self, cfg: CfgNode, resume: bool) -> None:
+        """Refuse a training that would overwrite another one.
+
+        A folder without checkpoints is free: a start that failed leaves nothing to protect.
+
+        Raises:
+            ValueError: naming the folder and what was found in it, or the keys that differ.
+        """
+        if not self.holds_training():
+            return
+        found = [p.name for p in (self.config, self.tag, *self.weight_files()) if p.exists()]
+        names = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
+        if not resume:
+            raise ValueError(
+                f"OUTPUT_DIR {self.path} holds another run ({names}); nothing was changed. "
+                "Continue that run with --resume, or choose another OUTPUT_DIR."
+            )
+        if self.newest_checkpoint() is None:
+            problems = "; ".join(self._problem(path) for path in self._by_age())
+            raise ValueError(
+                f"--resume: OUTPUT_DIR {self.path} holds no whole checkpoint of a training "
+                f"({problems or names}); nothing was changed. Move these files away to start from "
+                "the beginning, or choose another OUTPUT_DIR."
+            )
+        if not self.config.is_file():
+            raise ValueError(
+                f"--resume: OUTPUT_DIR {self.path} has {names} but no config.yaml, so nobody can "
+                "tell whether they belong to this run. Choose another OUTPUT_DIR, with "
+                "MODEL.WEIGHTS set to one of these checkpoints."
+            )
+        self._check_config(cfg)
+
+    def _check_config(self, cfg: CfgNode) -> None:
+        different = self.config_differences(cfg)
+        longer = different.pop("SOLVER.MAX_ITER", None)
+        if longer is not None:
+            before, now = longer
+            if now < before:
+                different["SOLVER.MAX_ITER"] = longer
+            elif not cfg.SOLVER.EXTEND_SCHEDULE:
+                raise ValueError(
+                    f"--resume: SOLVER.MAX_ITER is {now}, but the run in OUTPUT_DIR {self.path} "
+                    f"was planned for {before}; nothing was changed. Add SOLVER.EXTEND_SCHEDULE "
+                    "True to train it longer; the learning rates then differ from those of a run "
+                    f"planned for {now} iterations."
+                )
+        if different:
+            lines = [f"{k}: {a!r} there, {b!r} now" for k, (a, b) in different.items()]
+            raise ValueError(
+                f"--resume: OUTPUT_DIR {self.path} holds a run with another config; nothing was "
+                "changed:\n  " + "\n  ".join(lines[:10]) + "\nUse the same config, or another "
+                "OUTPUT_DIR with MODEL.WEIGHTS set to a checkpoint of that run."
+            )
+
+    def config_differences(self, cfg: CfgNode) -> dict[str, tuple[Any, Any]]:
+        """Key -> values of the stored run and of a config, where they make another run.
+
+        Raises:
+            ValueError: naming a stored config that cannot be read.
+        """
+        try:
+            stored = complete_config(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
+            problem = str(error).splitlines()[0]
+            raise ValueError(
+                f"{self.config}: not a readable config ({problem}), so nobody can tell whether "
+                "this run may be resumed. Write the config again (log.txt beside it holds the "
+                "command line), or choose another OUTPUT_DIR with MODEL.WEIGHTS set to a "
+                "checkpoint of this run."
+            ) from error
+        now = complete_config(cfg)
+        return {
+            key: (stored.get(key), now.get(key))
+            for key in sorted(stored.keys() | now.keys())
+            if stored.get(key) != now.get(key) and identifies(key, "run")
+        }
+
+    def stored_results(self, cfg: CfgNode) -> dict | None:
+        """The scores in ``results.json``; None if those of DATASETS.TEST are not complete."""
+        try:
+            results = json.loads(self.results.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        names = list(cfg.DATASETS.TEST)
+        by_dataset = {names[0]: results} if len(names) == 1 else results
+        for name in names:
+            tasks = by_dataset.get(name)
+            augmented = tasks and any(task.endswith(TTA_SUFFIX) for task in tasks)
+            if tasks is None or (tasks and cfg.TEST.AUG.ENABLED and not augmented):
+                return None
+        return _null_to_nan(results)
+
+    # ------------------------------------------------------------ writing
+    def prepare_training(self, newest: Checkpoint | None, max_iter: int) -> None:
+        """Make the folder ready for a training that :meth:`check_start` has allowed.
+
+        Args:
+            newest: the checkpoint that the training continues from.
+            max_iter: SOLVER.MAX_ITER.
+        """
+        for unfinished in self.path.glob("*.part.pth"):  # a killed run was writing these
+            unfinished.unlink()
+        # The scores of a training that is not finished yet must not pass for its own.
+        backup_existing(self.results)
+        if newest is None:
+            if self.metrics.is_file() and self.metrics.stat().st_size:
+                backup_existing(self.metrics)
+            return
+        self._repair_metrics()
+        kept = self.path / f"model_{newest.iterations - 1:07d}.pth"
+        replaced = newest.path.name == "model_final.pth" and newest.iterations < max_iter
+        if replaced and not kept.exists():
+            with atomic_write(kept) as tmp_path:
+                shutil.copyfile(newest.path, tmp_path)
+
+    def _repair_metrics(self) -> None:
+        """Remove the end of ``metrics.json`` that a killed run has not written completely."""
+        if not self.metrics.is_file():
+            return
+        with self.metrics.open("rb+") as file:
+            content = file.read()
+            end = content.rfind(b"\n") + 1
+            if end < len(content):
+                file.truncate(end)
+                logging.getLogger(__name__).warning(
+                    f"{self.metrics}: removed the last line, which was not complete"
+                )
+
+    def write_config(self, cfg: CfgNode) -> None:
+        """Write ``config.yaml``, which makes the folder that of a run with this config."""
+        with atomic_write(self.config) as tmp_path:
+            tmp_path.write_text(cfg.dump(), encoding="utf-8")
+        logging.getLogger(__name__).info(f"Full config: {self.config}")
+
+    def evaluation_folder(self, resume: bool) -> Path:
+        """Where an evaluation goes that must not touch the training: ``evaluation-1``, …
+
+        Args:
+            resume: the last one, if it is not complete.
+        """
+        number = 1
+        while (place := self.path / f"evaluation-{number}").exists():
+            if resume and not (place / "results.json").exists():
+                break
+            number += 1
+        return place
+
+
+def _null_to_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null_to_nan(item) for key, item in value.items()}
+    return math.nan if value is None else value
+
+
+class ResultsFile:
+    """Collects the scores of a run in a ``results.json`` that is whole at any time.
+
+    The file of an earlier evaluation is kept under another name.
+    """
+
+    def __init__(self, path: Path, datasets: Sequence[str]):
+        """
+        Args:
+            path: of the file.
+            datasets: whose scores are expected.
+        """
+        self.path = path
+        self.datasets = datasets
+        self._results: dict[str, dict] = {}
+
+    def add(self, dataset: str, results: dict) -> None:
+        """Add scores of a dataset by task, and write the file."""
+        if not self._results:
+            backup_existing(self.path)
+        self._results.setdefault(dataset, {}).update(results)
+        write_results(self.path, self.content())
+
+    def content(self) -> dict:
+        """Scores by task, or by dataset and task if several datasets are expected."""
+        if len(self.datasets) == 1:
+            return self._results.get(self.datasets[0], {})
+        return self._results
+
+    def log(self) -> None:
+        """Log the IoU of every class, and where the file is."""
+        logger = logging.getLogger(__name__)
+        for dataset, results in self._results.items():
+            columns = {task: title for task, title in COLUMNS.items() if task in results}
+            if columns:
+                table = format_table(results, columns)
+                logger.info(f"Final IoU in percent on {dataset}:\n{table}")
+        if self._results:
+            logger.info(f"Results: {self.path}")

@@ -1,0 +1,130 @@
+"""Keeps a run's folder to one run at a time."""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HEARTBEAT = 30.0  # seconds between two signs of life
+# After this many seconds without a sign of life a run on another host counts as dead.
+DEAD_AFTER = 600.0
+
+# Lock files of this process. A record lock ends as soon as its process closes the file anywhere,
+# so these files must not be opened a second time.
+_held: set[Path] = set()
+
+
+def _holder(path: Path) -> dict:
+    """What a lock file says about its run; {} if it says nothing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _in_use(path: Path) -> BlockingIOError:
+    holder = _holder(path)
+    who = "another run"
+    if holder:
+        who = f"process {holder.get('pid')} on {holder.get('host')}, started {holder.get('start')}"
+    return BlockingIOError(
+        f"OUTPUT_DIR {path.parent} is in use by {who}. Wait for it, stop it, or choose another "
+        "OUTPUT_DIR."
+    )
+
+
+def _beats_elsewhere(path: Path) -> bool:
+    """Whether a run on another host has given a sign of life lately."""
+    host = _holder(path).get("host")
+    if not host or host == socket.gethostname():
+        return False
+    return time.time() - path.stat().st_mtime < DEAD_AFTER
+
+
+def _acquire(path: Path) -> int:
+    """The descriptor of the locked file.
+
+    A POSIX record lock ends with its process, however that ends, and the workers of a data loader
+    do not inherit it. Network file systems may not carry it to other hosts: between hosts the age
+    of the file counts.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise _in_use(path) from error
+        try:
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its last holder has removed this file in the meantime
+
+
+def _keep_alive(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT):
+        try:
+            os.utime(path)
+        except OSError:  # removed by hand, or the disk is away: the next beat may succeed
+            continue
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder while the block runs.
+
+    Raises:
+        BlockingIOError: naming the folder and the run that holds it.
+        OSError: naming the lock file, if it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / "run.lock"
+    check_free(folder)
+    descriptor = _acquire(path)
+    _held.add(path)
+    stop = threading.Event()
+    beat = threading.Thread(target=_keep_alive, args=(path, stop), daemon=True)
+    try:
+        start = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "start": start}
+        os.truncate(descriptor, 0)
+        os.write(descriptor, json.dumps(holder).encode())
+        beat.start()
+        yield
+    finally:
+        stop.set()
+        _held.discard(path)
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def check_free(folder: Path) -> None:
+    """
+    Raises:
+        BlockingIOError: if another run holds the folder.
+    """
+    path = folder.resolve() / "run.lock"
+    if path in _held:
+        raise BlockingIOError(f"OUTPUT_DIR {folder} is in use by another run of this process")
+    if not path.is_file():
+        return
+    if _beats_elsewhere(path):
+        raise _in_use(path)
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise _in_use(path) from error
+    finally:
+        os.close(descriptor)

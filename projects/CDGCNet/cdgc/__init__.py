@@ -24,6 +24,7 @@ from cdgc.nodes import (
     select_nodes,
     soft_nodes,
 )
+from cdgc.refinement import RefinedClassifier, refine
 from cdgc.sampling_grid import resize_targets, valid_nodes
 
 __all__ = [
@@ -39,10 +40,12 @@ __all__ = [
     "CDGCModule",
     "NodeSet",
     "OhemCrossEntropyLoss",
+    "RefinedClassifier",
     "class_linear",
     "class_map",
     "cross_entropy",
     "ohem_cross_entropy",
+    "refine",
     "resize_matrix",
     "resize_taps",
     "resize_targets",

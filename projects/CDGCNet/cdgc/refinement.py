@@ -1,0 +1,234 @@
+"""Puts a class graph into an existing network, in the place of its last convolution."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdgc.losses import cross_entropy, ohem_cross_entropy
+from cdgc.module import CDGCModule
+
+
+class RefinedClassifier(nn.Module):
+    """Coarse classifier, class graph and fused classifier, from features to refined logits.
+
+    ``R = V(X) + U(X̂)`` with ``X̂ = CDGC(reduce(X), P)`` and the coarse logits ``P = K(X)``. K and V
+    start as copies of the replaced convolution and U starts at zero: a refined network first
+    computes exactly what the network computed before.
+
+    A checkpoint of the unrefined network loads: its classifier becomes K and V.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Conv2d,
+        channels: int | None = None,
+        max_nodes: int | None = None,
+        **graph_options: Any,
+    ):
+        """
+        Args:
+            classifier: the convolution from features (B, C, h, w) to logits (B, M, h, w).
+            channels: width of the graph; features of another width are reduced by a 1x1
+                convolution. None: C, at most 256, where fused attention kernels end.
+            max_nodes: larger feature maps are average-pooled for the graph until h*w is at most
+                this, and X̂ is resized back. The graph costs up to (h*w)² per image without it.
+            graph_options: options of :class:`cdgc.CDGCModule`; nodes default to "coarse", which
+                needs no labels in training.
+
+        Raises:
+            ValueError: if the classifier is a grouped convolution, changes the size of its input,
+                or an option is wrong.
+        """
+        super().__init__()
+        if classifier.groups != 1 or classifier.stride != (1, 1):
+            raise ValueError(
+                "expected a convolution without groups and with stride 1 as the classifier, got "
+                f"groups={classifier.groups}, stride={classifier.stride}"
+            )
+        if max_nodes is not None and max_nodes < 1:
+            raise ValueError(f"max_nodes must be at least 1, got {max_nodes}")
+        width = channels or min(classifier.in_channels, 256)
+        options = {"nodes": "coarse", "align_corners": False, **graph_options}
+        self.coarse = classifier
+        self.fused = copy.deepcopy(classifier)
+        self.reduce: nn.Module = nn.Identity()
+        if width != classifier.in_channels:
+            self.reduce = nn.Sequential(
+                nn.Conv2d(classifier.in_channels, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            )
+        self.graph = CDGCModule(width, classifier.out_channels, **options)
+        self.from_graph = nn.Conv2d(width, classifier.out_channels, 1, bias=False)
+        nn.init.zeros_(self.from_graph.weight)
+        self.max_nodes = max_nodes
+        self._targets: Tensor | None = None
+        self._coarse_logits: Tensor | None = None
+        self.register_load_state_dict_pre_hook(_accept_unrefined)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Args:
+            x: (B, C, h, w) features.
+
+        Returns:
+            (B, M, h, w) refined logits.
+
+        Raises:
+            ValueError: if the graph has dynamic nodes and trains outside of :meth:`targets`.
+        """
+        coarse = self.coarse(x)
+        if coarse.shape[2:] != x.shape[2:]:
+            raise ValueError(
+                f"the classifier maps features {tuple(x.shape[2:])} to logits "
+                f"{tuple(coarse.shape[2:])}; expected the same size (check its padding)"
+            )
+        if self.training:
+            if self.graph.nodes == "dynamic" and self._targets is None:
+                raise ValueError(
+                    "nodes='dynamic' needs labels in training: call the network inside "
+                    "`with refined.targets(labels):`, or use nodes='coarse'"
+                )
+            self._coarse_logits = coarse
+        features, logits = self.reduce(x), coarse
+        size = self._graph_size(features)
+        if size is not None:
+            features = F.adaptive_avg_pool2d(features, size)
+            logits = F.adaptive_avg_pool2d(logits, size)
+        refined = self.from_graph(self.graph(features, logits.float(), self._targets))
+        if size is not None:
+            refined = F.interpolate(refined, x.shape[2:], mode="bilinear", align_corners=False)
+        return self.fused(x) + refined
+
+    def _graph_size(self, features: Tensor) -> tuple[int, int] | None:
+        """The size to pool to; None if the map is small enough."""
+        height, width = features.shape[2:]
+        if self.max_nodes is None or height * width <= self.max_nodes:
+            return None
+        factor = (self.max_nodes / (height * width)) ** 0.5
+        return max(1, int(height * factor)), max(1, int(width * factor))
+
+    @contextmanager
+    def targets(self, labels: Tensor) -> Iterator[None]:
+        """Make labels known to the graph while the network runs; Eq. 4 chooses its nodes by them.
+
+        Args:
+            labels: (B, H, W) integers, the graph's ``ignore_label`` for ignored pixels.
+        """
+        self._targets = labels
+        try:
+            yield
+        finally:
+            self._targets = None
+
+    def auxiliary_loss(
+        self,
+        labels: Tensor,
+        refined_logits: Tensor | None = None,
+        *,
+        coarse_weight: float = 0.6,
+        refined_weight: float = 0.7,
+    ) -> Tensor:
+        """α·CE of the coarse logits of the last training step, plus β·OHEM of the refined ones.
+
+        Args:
+            labels: (B, H, W) integers.
+            refined_logits: (B, M, h, w) of the same step; None leaves the second term out, for a
+                training loop that has a loss of its own on the network's output.
+            coarse_weight, refined_weight: α and β of Eq. 5.
+
+        Returns:
+            Scalar. Call it once per step, before the next forward pass.
+
+        Raises:
+            ValueError: if no training step has run since the last call.
+        """
+        if self._coarse_logits is None:
+            raise ValueError(
+                "auxiliary_loss needs the coarse logits of a training step: call the network in "
+                "training mode first, and auxiliary_loss once per step"
+            )
+        options = {
+            "ignore_label": self.graph.ignore_label,
+            "align_corners": self.graph.align_corners,
+        }
+        loss = coarse_weight * cross_entropy(self._coarse_logits, labels, **options)
+        self._coarse_logits = None
+        if refined_logits is not None:
+            ohem = ohem_cross_entropy(refined_logits, labels, **options)
+            loss = loss + refined_weight * ohem
+        return loss
+
+
+def _accept_unrefined(
+    module: RefinedClassifier, state: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Rename the classifier of an unrefined checkpoint; the graph keeps its own values."""
+    if f"{prefix}weight" not in state:
+        return
+    for name, value in module.state_dict().items():
+        state.setdefault(prefix + name, value)
+    for leaf in ("weight", "bias"):
+        if f"{prefix}{leaf}" in state:
+            value = state.pop(f"{prefix}{leaf}")
+            state[f"{prefix}coarse.{leaf}"] = state[f"{prefix}fused.{leaf}"] = value
+
+
+def refine(
+    net: nn.Module,
+    classifier: str,
+    num_classes: int | None = None,
+    *,
+    channels: int | None = None,
+    max_nodes: int | None = None,
+    **graph_options: Any,
+) -> nn.Module:
+    """Replace the last convolution of a network by a :class:`RefinedClassifier`, in place.
+
+    ::
+
+        net = torchvision.models.segmentation.deeplabv3_resnet50(num_classes=21)
+        net = cdgc.refine(net, classifier="classifier.4", num_classes=21)
+        refined = net.get_submodule("classifier.4")
+        loss = criterion(net(images)["out"], labels) + refined.auxiliary_loss(labels)
+
+    Args:
+        net: any network whose logits come from one convolution.
+        classifier: name of that convolution, as ``net.named_modules()`` gives it.
+        num_classes: M, checked against the convolution; None takes it from there.
+        channels, max_nodes, graph_options: see :class:`RefinedClassifier`.
+
+    Returns:
+        ``net`` itself.
+
+    Raises:
+        ValueError: if there is no such module, it is not a convolution, or it has another number of
+            classes.
+    """
+    convolutions = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    try:
+        old = net.get_submodule(classifier)
+    except AttributeError as error:
+        raise ValueError(
+            f"classifier {classifier!r}: the network has no such module; its last convolutions are "
+            f"{', '.join(convolutions[-5:])}"
+        ) from error
+    if not isinstance(old, nn.Conv2d) or not classifier:
+        raise ValueError(
+            f"classifier {classifier!r} is a {type(old).__name__}, expected a Conv2d; the "
+            f"network's last convolutions are {', '.join(convolutions[-5:])}"
+        )
+    if num_classes is not None and num_classes != old.out_channels:
+        raise ValueError(
+            f"num_classes is {num_classes}, but {classifier} has {old.out_channels} output channels"
+        )
+    device, dtype = old.weight.device, old.weight.dtype
+    new = RefinedClassifier(old, channels, max_nodes, **graph_options).to(device, dtype)
+    new.train(net.training)
+    parent, _, name = classifier.rpartition(".")
+    setattr(net.get_submodule(parent), name, new)
+    return net

@@ -15,7 +15,7 @@ from cdgcnet.comparison.features import grid_size, label_size
 class FakeExtractor:
     """Feature (i, j) of an image is (i, j, mean of the image); counts its calls."""
 
-    channels, stride, shorter_side = 3, 8, 32
+    channels, stride, shorter_side, max_pixels = 3, 8, 32, 10_000
 
     def __init__(self, weights="w"):
         self.weights = weights

@@ -2,8 +2,8 @@
 
 import pytest
 
+from cdgcnet.comparison.options import Schedule
 from cdgcnet.comparison.rows import HEADS, make_rows, split_heads
-from cdgcnet.comparison.schedule import Schedule
 
 
 def rows(tiny_cfg, heads, contexts=("none",), **changes):

@@ -7,8 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdgcnet.comparison.options import Schedule
 from cdgcnet.comparison.rows import make_rows
-from cdgcnet.comparison.schedule import Schedule
 from cdgcnet.comparison.training import CropSampler, PeakMemory, evaluate, train
 
 CLASSES = 5

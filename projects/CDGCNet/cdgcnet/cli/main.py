@@ -22,6 +22,7 @@ COMMANDS = (
     "submit",
     "figures",
     "demo",
+    "compare",
     "install-detectron2",
 )
 

@@ -2,6 +2,6 @@
 
 Reading order: ``features`` (images to feature maps), ``feature_cache`` (the files they are kept
 in), ``rows`` (what is compared), ``training`` (one row), ``workers`` (all rows), ``records`` (what
-is kept), ``statistics`` and ``report`` (what it says), ``plot``, ``command``. The guide is
-docs/compare.md.
+is kept), ``report`` and ``plot`` (what it says), ``comparison`` (all of it). The command is
+``cdgcnet compare``, the guide docs/compare.md.
 """

@@ -7,8 +7,6 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from cdgcnet.data.datasets.check import check_datasets
-
 
 def name_fraction(file_name: str) -> float:
     """A number in [0, 1) that depends on the file's own name alone."""
@@ -40,7 +38,7 @@ def choose_images(
     """Training images and images to score.
 
     Args:
-        cfg: DATASETS.TRAIN and, without a holdout, DATASETS.TEST of one set.
+        cfg: DATASETS.TRAIN and, without a holdout, DATASETS.TEST of one set; all are registered.
         holdout: share of the training images that is scored instead of DATASETS.TEST, which then
             stays unread; 0 for none. An image's name decides whether it belongs to it.
         train_images, eval_images: at most so many, chosen by name; 0 for all. A held-out part
@@ -49,7 +47,6 @@ def choose_images(
     Raises:
         ValueError: naming the key, for a set without labels, several test sets or an empty part.
     """
-    check_datasets(cfg, train=True)
     train = [d for name in cfg.DATASETS.TRAIN for d in _labeled("TRAIN", name)]
     if holdout:
         test = [d for d in train if name_fraction(d["file_name"]) < holdout]

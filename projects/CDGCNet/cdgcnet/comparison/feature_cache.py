@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cdgcnet.comparison.digests import digest, digest_of
 from cdgcnet.comparison.features import FeatureExtractor, Projection, grid_size, label_size
-from cdgcnet.data.preflight import image_size
+from cdgcnet.data.decoding import image_size
 from cdgcnet.utils.io import atomic_write
 
 PROJECTION_IMAGES = 150  # that the principal components are computed from
@@ -56,7 +56,7 @@ class Plan:
         for entry in tqdm(entries, desc="checking files", unit="image", leave=False):
             contents = [Path(entry[key]).read_bytes() for key in ("file_name", "sem_seg_file_name")]
             digests.append(digest(*contents, entry.get("sem_seg_lut") or b""))
-            size = image_size(entry["file_name"])
+            size = image_size(entry["file_name"], extractor.max_pixels)
             nodes.append(grid_size(*size, extractor.shorter_side, extractor.stride))
         return cls(entries, digests, nodes)
 

@@ -23,7 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
 from cdgcnet.comparison.digests import digest
 from cdgcnet.data.image_io import read_image
-from cdgcnet.data.label_io import read_checked_labels
+from cdgcnet.data.label_io import read_sample_labels
+from cdgcnet.data.label_spec import LabelSpec
 
 LABEL_STEP = 2  # pixels of the network's input per label
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -123,8 +124,8 @@ class FeatureExtractor:
         self.precision = precision
         self.format = cfg.INPUT.FORMAT
         self.mean, self.std = model.pixel_mean, model.pixel_std
-        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        self.ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        self.labels = LabelSpec.from_config(cfg)
+        self.max_pixels = cfg.INPUT.MAX_PIXELS
 
     def describe(self) -> dict[str, Any]:
         """Everything besides weights and files that decides what :meth:`__call__` gives."""
@@ -137,8 +138,8 @@ class FeatureExtractor:
             "pixel_mean": self.mean.flatten().tolist(),
             "pixel_std": self.std.flatten().tolist(),
             "label_step": LABEL_STEP,
-            "num_classes": self.num_classes,
-            "ignore_label": self.ignore_label,
+            "num_classes": self.labels.num_classes,
+            "ignore_label": self.labels.ignore_label,
         }
 
     @torch.inference_mode()
@@ -152,19 +153,14 @@ class FeatureExtractor:
             FileNotFoundError, ValueError: naming a file that is missing, broken or has other
                 values than classes, or an image whose features are not finite.
         """
-        image = read_image(entry["file_name"], self.format)
+        image = read_image(entry["file_name"], self.format, self.max_pixels)
         height, width = image.shape[:2]
-        labels = read_checked_labels(
-            entry["sem_seg_file_name"],
-            self.num_classes,
-            self.ignore_label,
-            (height, width),
-            entry.get("sem_seg_lut"),
-        )
+        labels = read_sample_labels(entry, self.labels, (height, width), self.max_pixels)
+        assert labels is not None  # sets without labels are refused
         nodes = grid_size(height, width, self.shorter_side, self.stride)
         size = ((n - 1) * self.stride + 1 for n in nodes)
         resize = T.ResizeTransform(height, width, *size)
-        pixels = torch.from_numpy(np.ascontiguousarray(resize.apply_image(image)))
+        pixels = torch.from_numpy(np.array(resize.apply_image(image)))
         x = pixels.permute(2, 0, 1)[None].to(self.mean.device, torch.float32)
         x = ((x - self.mean) / self.std).to(
             DTYPES[self.precision], memory_format=torch.channels_last

@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from cdgcnet.comparison.digests import digest_of
-from cdgcnet.comparison.schedule import Schedule
+from cdgcnet.comparison.options import Schedule
 from cdgcnet.config.identity import flat_config
 from cdgcnet.config.validation import check_cfg
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from cdgcnet.comparison.feature_cache import FeatureStore
 from cdgcnet.comparison.features import DTYPES
+from cdgcnet.comparison.options import Schedule
 from cdgcnet.comparison.rows import Row
-from cdgcnet.comparison.schedule import Schedule
 from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.modeling.cdgc_head import CDGCNetHead
 from cdgcnet.modeling.postprocessing import ResizeGeometry, label_map

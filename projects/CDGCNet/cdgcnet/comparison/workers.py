@@ -16,8 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from cdgcnet.comparison.options import Schedule
 from cdgcnet.comparison.rows import Row
-from cdgcnet.comparison.schedule import Schedule
 
 ROW_BYTES = 3 << 29  # a process with PyTorch, Detectron2 and the largest default head, rounded up
 

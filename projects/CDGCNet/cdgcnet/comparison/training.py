@@ -198,15 +198,15 @@ def evaluate(
             x = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).float().to(device)
             features = dict.fromkeys((head.aux_feature, head.main_feature), x)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                output = head.layers(features)
+                output = head.predict_logits(features)
             size = labels[0].shape
-            geometry = ResizeGeometry(size, size, size)
+            geometry = ResizeGeometry(size, size, size, head.align_corners)
             for i, index in enumerate(chosen):
                 scores = {PredictionKind.REFINED: output.refined[i]}
                 if output.coarse is not None:
                     scores[PredictionKind.COARSE] = output.coarse[i]
                 prediction = LabelPrediction(
-                    {kind: label_map(x.float(), geometry, True) for kind, x in scores.items()}
+                    {kind: label_map(x.float(), geometry) for kind, x in scores.items()}
                 )
                 truth = torch.from_numpy(np.array(labels[i]))
                 evaluator.process(

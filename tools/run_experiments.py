@@ -20,12 +20,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cdgcnet.engine.run_metadata import ROOT
 from cdgcnet.experiments.jobs import Job, make_jobs
 from cdgcnet.experiments.record import load_records
 from cdgcnet.experiments.render import render
 from cdgcnet.experiments.rows import GROUPS, find_rows
 from cdgcnet.experiments.run_folder import resumed_iteration, trained_iterations
-from cdgcnet.experiments.run_metadata import ROOT
 from cdgcnet.experiments.runner import Runner
 
 PROFILES = ROOT / "configs" / "experiments" / "profiles"

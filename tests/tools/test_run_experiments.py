@@ -13,7 +13,8 @@ import pytest
 import run_experiments
 
 from cdgcnet import load_cfg
-from cdgcnet.experiments import estimates, jobs, plot, process, record, render, rows, runner, table
+from cdgcnet.evaluation import estimates
+from cdgcnet.experiments import jobs, plot, process, record, render, rows, runner, table
 
 PROFILES = run_experiments.PROFILES
 

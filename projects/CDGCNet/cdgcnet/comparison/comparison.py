@@ -31,7 +31,7 @@ from cdgcnet.comparison.workers import (
     usable_cpus,
 )
 from cdgcnet.config.validation import adapt_cfg
-from cdgcnet.experiments.run_metadata import run_metadata
+from cdgcnet.engine.run_metadata import run_metadata
 from cdgcnet.utils.io import atomic_write
 
 

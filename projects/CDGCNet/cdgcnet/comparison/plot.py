@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from cdgcnet.comparison.report import Line
 from cdgcnet.comparison.rows import CONTROL
-from cdgcnet.experiments.estimates import estimate
+from cdgcnet.evaluation.estimates import estimate
 from cdgcnet.utils.io import atomic_write
 
 _COLORS = {"plain": "0.35", "pixelwise": "0.35", "graph": "#b4431f", "peer": "#1f6fb4"}

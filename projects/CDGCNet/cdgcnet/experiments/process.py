@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdgcnet.engine.run_metadata import ROOT, UNKNOWN, run_metadata
 from cdgcnet.experiments.record import RunMetadata
-from cdgcnet.experiments.run_metadata import ROOT, UNKNOWN, run_metadata
 from cdgcnet.utils.io import atomic_write
 
 POLL_SECONDS = 0.5

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from cdgcnet.experiments.estimates import Estimate, estimate, paired_difference, verdict
+from cdgcnet.evaluation.estimates import Estimate, estimate, paired_difference, verdict
 from cdgcnet.experiments.record import Record
 from cdgcnet.experiments.rows import Row
 from cdgcnet.utils.io import atomic_write

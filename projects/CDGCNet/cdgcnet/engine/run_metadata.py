@@ -10,6 +10,8 @@ from pathlib import Path
 import detectron2
 import torch
 
+from cdgcnet import __version__
+
 ROOT = Path(__file__).resolve().parents[4]
 UNKNOWN = "not recorded"
 
@@ -21,6 +23,8 @@ def _git(*args: str) -> str:
 
 def commit() -> str:
     """The checked-out commit, and whether tracked files differ from it."""
+    if not (ROOT / "projects" / "CDGCNet").is_dir():
+        return f"none, installed as cdgcnet {__version__}"
     found = _git("rev-parse", "--short", "HEAD") or UNKNOWN
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return f"{found} with uncommitted changes" if changed else found

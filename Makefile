@@ -55,6 +55,9 @@ docs: env  ## build the documentation in site/, failing on any warning
 BENCH := OMP_NUM_THREADS=1 $(RUN) -W ignore
 RESULTS := --output benchmarks/results
 
+chaos: env  ## kill, fill up and attack everything, and count what goes wrong (an hour)
+	$(BENCH) tests/chaos/run.py --output benchmarks/results/chaos.json
+
 bench: env  ## measure every claim on this CPU (about 20 minutes), tables in benchmarks/results
 	$(BENCH) benchmarks/bench_graph.py --rounds 4 $(RESULTS)
 	$(BENCH) benchmarks/bench_model.py --rounds 3 $(RESULTS)

@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all bench bench-full lint format docs
+.PHONY: help env demo test test-all chaos bench bench-full lint format docs
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 12

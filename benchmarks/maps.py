@@ -42,6 +42,13 @@ def one_hot_logits(class_map: Tensor, num_classes: int) -> Tensor:
     return torch.nn.functional.one_hot(class_map, num_classes).permute(2, 0, 1)[None].float()
 
 
+def smooth_logits(class_map: Tensor, num_classes: int) -> Tensor:
+    """Coarse logits (1, M, h, w) like a network's: sure inside a blob, torn at its boundary."""
+    hot = torch.nn.functional.one_hot(class_map, num_classes).double().numpy()
+    probability = gaussian_filter(hot, sigma=(2, 2, 0)) + 1e-6
+    return torch.from_numpy(np.log(probability)).permute(2, 0, 1)[None].float()
+
+
 def label_maps(file: Path, stride: int = 8, ignore: int = 255) -> tuple[Tensor, Tensor]:
     """A plausible coarse map (h, w) for a label PNG, and its labels (H, W).
 

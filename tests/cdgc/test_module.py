@@ -120,6 +120,18 @@ def test_equals_the_dense_form_on_a_full_scene(edges, nodes, shared_phi):
     assert deviation(scene, found, expected, module) <= EXACT
 
 
+@settings(max_examples=40)
+@given(scenes(), OPTIONS, st.booleans())
+def test_without_gradients_equals_the_dense_form(scene, options, training):
+    # Without gradients the segments are processed one after the other.
+    module = build(scene, **options).train(training)
+    nodes = module.select(*scene.inputs[1:], valid=scene.valid, generator=seeded(5))
+    with torch.no_grad():
+        found = module.propagate(scene.x, nodes)
+        expected = oracle(scene, weights_of(module), nodes, training, **options)
+    assert relative(found, expected) <= EXACT
+
+
 def test_by_hand():
     # One channel, pixels x = 2, 4, 10; classes 0 0 1. W = (1, -1), U = (3, 5), b = 7, uniform.
     # Class 0: mean 3, ReLU(3 * 1) = 3, times 3 plus 7 = 16. Class 1: ReLU(10 * -1) = 0: b alone.

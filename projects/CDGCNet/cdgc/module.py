@@ -325,13 +325,13 @@ class CDGCModule(nn.Module):
         check_not_tracing()
         self._check_features(x, nodes)
         weights = GraphWeights(self.phi, self.phi_prime, self.graph_weight, self.merge_weight)
-        rows, edges = map_to_rows(x), self._edges()
+        # The rows are not kept in a variable, so that they are freed before the norm.
         if self.receivers == "all":
             mean = self.message_weights == "mean"
-            merged = propagate_to_all(rows, nodes, weights, edges, mean)
+            merged = propagate_to_all(map_to_rows(x), nodes, weights, self._edges(), mean)
         else:
-            coarse_only = self.hard_positives == "keys_only"
-            merged = propagate_to_nodes(rows, nodes, weights, edges, coarse_only)
+            only = self.hard_positives == "keys_only"
+            merged = propagate_to_nodes(map_to_rows(x), nodes, weights, self._edges(), only)
         merged = merged.add_(self.merge_bias.to(merged.dtype))
         return in_layout_of(x, self.relu(self.norm(rows_to_map(merged, x))))
 

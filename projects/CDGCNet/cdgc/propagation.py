@@ -42,6 +42,8 @@ def propagate_to_nodes(
         lengths = [n for per_image in counts for n in per_image if n]
         segments = Segments(nodes, lengths, coarse_only)
         return segments.to_pixels(_segment_rows(pixels, segments, counts, weights))
+    if not torch.is_grad_enabled() and len(nodes.pixel):
+        return _stream_to_nodes(pixels, nodes, weights, edges, coarse_only)
     assert weights.phi is not None and weights.phi_prime is not None
     classes = [sum(per_image) for per_image in counts]
     x = pixels_to_nodes(pixels, nodes)
@@ -56,6 +58,52 @@ def propagate_to_nodes(
     elif coarse_only and not nodes.disjoint:
         rows = rows * is_coarse_node(nodes)[:, None]
     return nodes_to_pixels(rows, nodes)
+
+
+def _stream_to_nodes(
+    pixels: Tensor, nodes: NodeSet, weights: GraphWeights, edges: Edges, coarse_only: bool
+) -> Tensor:
+    """:func:`propagate_to_nodes` without gradients: one segment after the other.
+
+    Beside the features and the result, it holds a few tensors of the largest segment only.
+    """
+    segments = segments_of(nodes.counts.tolist())
+    lengths = [s.length for s in segments]
+    factor = None
+    if nodes.log_weight is not None:
+        factor = nodes.log_weight.exp()
+    elif coarse_only and not nodes.disjoint:
+        factor = is_coarse_node(nodes)
+    nothing = [None] * len(segments)
+    log_weights = nothing if nodes.log_weight is None else nodes.log_weight.split(lengths)
+    factors = nothing if factor is None else factor.split(lengths)
+    total = None
+    for (m, _, n), index, log_weight, own_factor in zip(
+        segments, nodes.pixel.split(lengths), log_weights, factors, strict=True
+    ):
+        y = _gathered(pixels.index_select(0, index), weights, edges, m, log_weight)
+        y = class_linear(y, weights.graph[m, None], [n]).relu_()
+        y = class_linear(y, weights.merge[m, None], [n])
+        if own_factor is not None:
+            y *= own_factor.to(y.dtype)[:, None]
+        if total is None:
+            total = y.new_zeros(len(pixels), y.shape[1])
+        # No pixel is twice in one segment, so the order of the additions is always the same.
+        total.index_add_(0, index, y)
+        del y  # before the next segment
+    assert total is not None
+    return total
+
+
+def _gathered(
+    x: Tensor, weights: GraphWeights, edges: Edges, m: int, log_weight: Tensor | None
+) -> Tensor:
+    """A_m X of one segment of class m, (n, C) -> (n, C)."""
+    assert weights.phi is not None and weights.phi_prime is not None
+    own = m if len(weights.phi) > 1 else 0
+    q = class_linear(x, weights.phi[own, None], [len(x)])
+    k = class_linear(x, weights.phi_prime[own, None], [len(x)])
+    return edges.attend(q, k, x.to(q.dtype), log_weight)
 
 
 def propagate_to_all(

@@ -1,7 +1,7 @@
 """Training augmentations: base size -> scale jitter -> crop with padding -> flip (spec).
 
-Detectron2's own where they do the job. ``FixedSizeCrop`` does not: it uses one random number for
-both axes, and its version 0.6 pads labels with class 0.
+Detectron2's own augmentations are used where they fit. ``FixedSizeCrop`` does not: it uses one
+random number for both axes, and in version 0.6 it pads labels with class 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from fvcore.transforms.transform import CropTransform, Transform, TransformList
 
 from cdgcnet.data.transforms import ResizeCropTransform
 
-# Ratios are multiples of 1/64: fine enough for no one to notice, and the sizes keep a common
-# divisor with the source's, which makes cropping before resizing pay.
+# Ratios are multiples of 1/64. Steps this fine make no difference to training, and the resized
+# sides share a large divisor with the original ones, which makes cropping before resizing cheap.
 RATIO_STEPS = 64
 
 
@@ -64,7 +64,7 @@ class PadTransform(Transform):
             (img.shape[0] + self.bottom, img.shape[1] + self.right, *img.shape[2:]), img.dtype
         )
         color = np.asarray(self.color) if img.ndim == 3 else np.mean(self.color)
-        # The rounded mean: after normalisation padding is (almost) zero, like batch padding.
+        # With the rounded mean, padding is almost zero after normalization, like batch padding.
         padded[:] = np.round(color)
         padded[: img.shape[0], : img.shape[1]] = img
         return padded
@@ -82,8 +82,8 @@ class PadTransform(Transform):
 class PaddedCrop(T.Augmentation):
     """A random crop of exactly the given size; smaller images are padded.
 
-    With ``max_category_area`` below 1 up to ten crops are drawn until no single category covers
-    more than that share of the labeled pixels.
+    With ``max_category_area`` below 1, up to ten crops are drawn until no single category covers
+    more than that fraction of the labeled pixels.
     """
 
     input_args = ("image", "sem_seg")

@@ -1,4 +1,4 @@
-"""Decoded images kept in a folder, so that later epochs, workers and runs need not decode them."""
+"""Keeps decoded images in a folder for later epochs, workers and runs."""
 
 import hashlib
 import logging
@@ -17,17 +17,17 @@ def _warn_once(message: str) -> None:
 
 
 class ArrayCache:
-    """Arrays made from files, stored as .npy and mapped into memory when they are asked for again.
+    """Arrays made from files, stored as .npy and mapped into memory on later requests.
 
-    An entry belongs to a path, its size and its time of change, so a changed file is decoded
-    afresh. Entries are never deleted here; the folder may be, at any time between two runs.
+    An entry belongs to a path, the file's size and its modification time, so a changed file is
+    decoded again. Entries are never deleted here; the folder can be deleted between two runs.
     """
 
     def __init__(self, folder: str | Path):
         """
         Args:
-            folder: made on first use; about 4 bytes per pixel of the dataset (an image takes 3,
-                its labels 1).
+            folder: created on first use; it takes about 4 bytes for each pixel of the dataset
+                (3 for the image, 1 for its labels).
         """
         self.folder = Path(folder).expanduser()
 
@@ -37,10 +37,10 @@ class ArrayCache:
         Args:
             path: the file.
             variant: tells apart different arrays of one file.
-            decode: makes the array; its errors are passed on and nothing is stored.
+            decode: makes the array; if it raises, nothing is stored.
 
         Raises:
-            ValueError: naming an entry that is no array file.
+            ValueError: naming an entry that is not an array file.
         """
         try:
             state = Path(path).stat()
@@ -53,14 +53,14 @@ class ArrayCache:
                 return np.load(entry, mmap_mode="r", allow_pickle=False)
             except (ValueError, EOFError) as error:
                 raise ValueError(
-                    f"INPUT.CACHE: {entry} is no array of this cache ({error}); delete the folder "
-                    f"{self.folder} and start again"
+                    f"INPUT.CACHE: {entry} is not an array of this cache ({error}); delete the "
+                    f"folder {self.folder} and start again"
                 ) from error
         array = decode()
         try:
             with atomic_write(entry) as tmp_path:
                 np.save(tmp_path, array)
         except OSError as error:
-            # The cache saves time, nothing else: training goes on without this entry.
-            _warn_once(f"INPUT.CACHE: going on without storing more images: {error}")
+            # The cache only saves time, so training continues without this entry.
+            _warn_once(f"INPUT.CACHE: training continues, but cannot store this image: {error}")
         return array

@@ -101,7 +101,7 @@ def open_image(
         file.seek(0)
         plugin = next((p for prefix, p in _PLUGINS if start.startswith(prefix)), None)
         if plugin is None:
-            raise ValueError(f"it is none of the formats {_FORMATS}")
+            raise ValueError(f"expected {_FORMATS}, found something else")
         with plugin(file, str(path)) as image:
             check_size(path, image.height, image.width, max_pixels)
             # Some cameras store a preview behind the photo (MPO); the first frame is the photo.

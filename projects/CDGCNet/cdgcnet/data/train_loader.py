@@ -1,7 +1,7 @@
-"""A training loader whose n-th batch depends on (seed, n) alone.
+"""A training loader whose n-th batch depends only on (seed, n).
 
-So a resumed run sees what the uninterrupted one would have seen, whatever the number of workers.
-Detectron2's own loader starts its shuffle and its random numbers afresh.
+A resumed run therefore sees what the uninterrupted run would have seen, with any number of workers.
+Detectron2's own loader restarts its shuffle and its random numbers.
 """
 
 import random
@@ -57,8 +57,8 @@ class _Draws(Dataset):
 class TrainLoader:
     """An endless iterable of batches (lists of dicts).
 
-    Set ``start_iter`` before the first batch is drawn: iteration begins lazily, because
-    Detectron2's trainer asks for the iterator before it loads a checkpoint.
+    Set ``start_iter`` before the first batch is drawn. Iteration begins lazily, because the trainer
+    of Detectron2 requests the iterator before it loads a checkpoint.
     """
 
     def __init__(
@@ -106,5 +106,6 @@ class TrainLoader:
             num_workers=self.num_workers,
             collate_fn=list,
             pin_memory=False,
-            generator=torch.Generator(),  # or the workers' seeds are drawn from the run's stream
+            # Otherwise the seeds of the workers are drawn from the run's random numbers.
+            generator=torch.Generator(),
         )

@@ -1,4 +1,4 @@
-"""Resize and crop in one step: what resizing everything and then cropping gives.
+"""Resizes and crops in one step, with the result of resizing everything and then cropping.
 
 A training crop is often a small part of the resized image: at ratio 2 a 769 x 769 crop takes 7 %
 of a 1024 x 2048 image's pixels. Only the part of the source that the crop shows is resized.

@@ -23,7 +23,7 @@ from cdgcnet.visualization.colors import label_image
 
 _SIDE = 400  # pixels; larger pictures are scaled down
 _PICTURES = 12
-_LISTED = 500  # files per type of issue; more would make the page heavy
+_LISTED = 500  # files per type of issue; more would make the page slow
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em;
@@ -54,9 +54,9 @@ def check_page(path: Path, overwrite: bool) -> None:
 
 
 def color_labels(labels: np.ndarray, colors: list[tuple[int, int, int]]) -> np.ndarray:
-    """Labels (H, W) in the colors of their classes, (H, W, 3); other pixels striped.
+    """Labels (H, W) in the colors of their classes, (H, W, 3); other pixels are striped.
 
-    Black would not do for these: it is VOC's background.
+    Black would be ambiguous for them, since it is the color of VOC's background.
     """
     rgb = np.array(label_image(labels, colors).convert("RGB"))
     height, width = labels.shape
@@ -78,7 +78,7 @@ def choose(report: Report, number: int = _PICTURES, seed: int = 0) -> list[tuple
     pixels = report.pixels
     rarest = [int(c) for c in np.argsort(pixels, kind="stable") if pixels[c]]
     for c in rarest[: number // 3]:
-        # The image that has most of the class.
+        # The image with the most pixels of the class.
         having = [s for s in sound if s.counts[c]]
         for sample in sorted(having, key=lambda s: -int(s.counts[c]))[:1]:
             chosen.setdefault(sample.image, (sample, f"rare class {report.classes[c]}"))

@@ -2,8 +2,8 @@
 
 ``camvid/{train,val}.txt`` hold one "images/… labels/…" pair a line, relative to ``camvid``.
 
-"fit" and "dev" divide train by whole driving sequences, for choices that val must not see: frames
-of one sequence are so alike that a random part would be no held-out part.
+"fit" and "dev" divide train by whole driving sequences, for choices that must not be made on val:
+frames of one sequence are so alike that a random part of them would not be held out at all.
 """
 
 from functools import partial

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 IGNORE_LABEL = 255
-UNKNOWN_LABEL = 254  # what a look-up table makes of a value that it does not know
+UNKNOWN_LABEL = 254  # a look-up table maps values that it does not know to it
 EVALUATOR_TYPE = "cdgc_sem_seg"
 SET_ROOT = "Set the environment variable DETECTRON2_DATASETS to the folder that holds it."
 
@@ -20,13 +20,13 @@ def register(
     ids: Sequence[int] | None = None,
     **metadata: Any,
 ) -> None:
-    """Register a semantic segmentation set, replacing an earlier registration of that name.
+    """Register a dataset for semantic segmentation; an earlier one of that name is replaced.
 
     Args:
         name: "cdgc_{dataset}_{split}".
         load: returns Detectron2 dicts with "file_name" and, if labeled, "sem_seg_file_name".
         classes, colors: one name and RGB color per contiguous class id.
-        ids: the dataset's own id of each class, where they differ from the contiguous ones.
+        ids: the dataset's own id of each class, if it differs from the contiguous one.
         metadata: further entries of the MetadataCatalog.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -81,12 +81,12 @@ def list_pairs(
     advice: str,
     lut: bytes | None = None,
 ) -> list[dict]:
-    """Detectron2 dicts of (image id, image, labels or None), every file seen to be there.
+    """Detectron2 dicts of (image id, image, labels or None); every file is known to exist.
 
     Args:
         name: of the dataset, for messages.
         pairs: in the order of the result.
-        advice: how to get what is missing.
+        advice: how to get missing files.
         lut: goes into the dicts as "sem_seg_lut", for labels that are not contiguous classes.
 
     Raises:
@@ -115,10 +115,10 @@ def list_pairs(
 
 
 def read_stems(path: Path, name: str, advice: str) -> list[str]:
-    """The image names of a split list, one a line.
+    """The image names in a split list, one on each line.
 
     Raises:
-        FileNotFoundError: naming the list and the way to it.
+        FileNotFoundError: naming the list and how to get it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"dataset {name}: there is no list {path.absolute()}. {advice}")
@@ -128,7 +128,7 @@ def read_stems(path: Path, name: str, advice: str) -> list[str]:
 
 
 def prepare_advice(what: str, root: Path) -> str:
-    """The command that makes a dataset."""
+    """Which command makes a dataset."""
     return (
         f"Prepare it with `cdgcnet prepare {what} --src DOWNLOADS --root "
         f"{shlex.quote(str(root))}` (docs/data.md). Is it elsewhere? {SET_ROOT}"
@@ -136,10 +136,10 @@ def prepare_advice(what: str, root: Path) -> str:
 
 
 def require_dir(folder: Path, name: str, layout: str, advice: str = SET_ROOT) -> None:
-    """Refuse a missing dataset.
+    """Refuse a dataset whose folder is missing.
 
     Raises:
-        FileNotFoundError: naming the folder looked in, the layout and the way to it.
+        FileNotFoundError: naming the folder, the expected layout and how to get it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(

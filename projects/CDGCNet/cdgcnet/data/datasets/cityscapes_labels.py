@@ -58,13 +58,13 @@ def make_train_ids(source: Path, target: Path) -> None:
         labels = _from_polygons(source)
     else:
         ids = read_labels(source)
-        labels = cv2.LUT(ids, _LUT)  # as the encoder below, it lets other threads run
+        labels = cv2.LUT(ids, _LUT)  # like the encoder below, it releases the GIL
         unknown = ids[labels == UNKNOWN_LABEL]
         if unknown.size:
             raise ValueError(
                 f"{source}: label value {int(unknown[0])} is no Cityscapes label id (0 to 33)"
             )
-    # Written once, read every epoch: OpenCV's default makes larger files that decode more slowly.
+    # Written once, read every epoch: OpenCV's default gives larger files that decode more slowly.
     png = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1]
     with atomic_write(target) as tmp_path:
         tmp_path.write_bytes(png.tobytes())
@@ -87,13 +87,13 @@ def _make_if_missing(source: Path, target: Path) -> None:
 
 
 def make_missing_train_ids(targets: Sequence[Path]) -> None:
-    """Make those ``*_labelTrainIds.png`` files that are not there and have a source beside them.
+    """Make missing ``*_labelTrainIds.png`` files that have a source beside them.
 
-    Several processes may do this at once: each file appears whole or not at all.
+    Several processes may do this at the same time: each file appears whole or not at all.
 
     Raises:
-        ValueError, OSError: naming a broken source, or a file that cannot be written and the way
-            out.
+        ValueError, OSError: naming a broken source, or a file that cannot be written and what to
+            do about it.
     """
     sources = []
     for target in targets:

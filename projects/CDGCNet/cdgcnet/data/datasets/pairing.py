@@ -103,7 +103,7 @@ class PairingRule:
         ]
 
     def find_labels(self, images: Sequence[str]) -> dict[str, str | None]:
-        """The label of each image, None where there is none.
+        """The label of each image, or None.
 
         A label of exactly the expected name comes first. Otherwise letter case and Unicode form
         may differ, if that leaves a single label which belongs to no other image.

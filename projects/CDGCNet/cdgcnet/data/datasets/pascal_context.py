@@ -40,7 +40,7 @@ def load_split(folder: Path, split: str, name: str, background: bool) -> list[di
     """Detectron2 dicts of a split.
 
     Args:
-        background: whether what is none of the 59 classes is a class (number 0) or ignored.
+        background: whether pixels outside the 59 classes are a class (number 0) or ignored.
 
     Raises:
         FileNotFoundError: for a missing folder, list, image or label file.

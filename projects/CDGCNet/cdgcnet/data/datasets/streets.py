@@ -12,7 +12,7 @@ def _load(folder: Path, split: str, name: str) -> list[dict]:
     # Imported here because the drawing program imports this package for the classes.
     from cdgcnet.data.synthetic.writer import write_street_scenes
 
-    write_street_scenes(folder)  # returns at once if these scenes are there
+    write_street_scenes(folder)  # returns at once if these scenes exist
     return load_tree(folder, split, name)
 
 

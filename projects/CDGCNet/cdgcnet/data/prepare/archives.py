@@ -1,4 +1,4 @@
-"""Files of the sources, loose in folders or inside archives, under one interface."""
+"""One interface to source files, whether they lie in folders or inside archives."""
 
 import os
 import re
@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-Content = Path | bytes  # a loose file is passed on as its path, a member of an archive as its bytes
+Content = Path | bytes  # the path of a loose file, or the bytes of a member of an archive
 
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
 # macOS puts a file ._NAME beside each NAME.
 _MAC_EXTRA = re.compile(r"(?:^|/)(?:__MACOSX/|\._[^/]*$)")
-# A compressed tar has no table of contents: of one without an official name, only so many members
-# are looked at.
+# A compressed tar has no table of contents. Unless its name is official, only this many members
+# are examined.
 _PEEK = 500
 _DAMAGED = (
     OSError,
@@ -28,7 +28,7 @@ _DAMAGED = (
 )
 
 
-@dataclass(frozen=True, eq=False)  # equal is only the same open file
+@dataclass(frozen=True, eq=False)  # only the same open file is equal
 class Archive:
     """An open zip or tar file."""
 
@@ -41,7 +41,7 @@ class Archive:
             infos = (info for info in self.handle.infolist() if not info.is_dir())
             yield from sorted(infos, key=lambda info: info.header_offset)
         else:
-            # Links and devices are left out: a link may point out of the archive.
+            # Links and devices are skipped: a link may point outside the archive.
             yield from (info for info in self.handle if info.isreg())
 
     def read(self, member: zipfile.ZipInfo | tarfile.TarInfo) -> bytes:
@@ -109,12 +109,12 @@ class File:
 
 @dataclass
 class Sources:
-    """What was found.
+    """The files that were found.
 
     Attributes:
-        files: recognized files, loose ones first: the first of several with one role counts.
+        files: recognized files, loose ones first; of several with the same role the first counts.
         problems: one message per damaged archive, unreadable folder or unsafe member.
-        archives: all archives looked into.
+        archives: all archives that were opened.
         loose: number of loose files seen, recognized or not.
     """
 
@@ -143,7 +143,7 @@ class Sources:
         looked_into = ", ".join(archive.path.name for archive in self.archives) or "none"
         return ValueError(
             f"--src: {what} not found. Looked for:\n{looked_for}\n"
-            f"Found: {self.loose} files; archives looked into: {looked_into}"
+            f"Found: {self.loose} files; archives opened: {looked_into}"
         )
 
     def close(self) -> None:
@@ -157,8 +157,8 @@ def find(src: Sequence[Path], wanted: Sequence[str], official: Collection[str]) 
     Args:
         src: folders, searched at any depth, and archives.
         wanted: regular expressions for the last components of a path, "/" between them.
-        official: names of archives that are always read to the end. Others are looked into too,
-            if compressed tars only at their start.
+        official: names of archives that are always read to the end. Other archives are opened
+            too, but only the start of a compressed tar is read.
 
     Raises:
         FileNotFoundError: for a path that is not there.
@@ -187,7 +187,7 @@ def _ending(pattern: str) -> str:
 
 
 def _walk(top: Path, problems: list[str]) -> Iterator[Path]:
-    """All files below a folder; linked folders are followed, each folder is visited once."""
+    """All files below a folder. Linked folders are followed; each folder is visited once."""
     visited = set()
 
     def report(error: OSError) -> None:
@@ -204,7 +204,7 @@ def _walk(top: Path, problems: list[str]) -> Iterator[Path]:
 
 
 def _look_into(path: Path, wanted: re.Pattern[str], official: bool, found: Sources) -> None:
-    """Add the wanted members of an archive; of a damaged one, those before the damage."""
+    """Add the wanted members of an archive; if it is damaged, those before the damage."""
     is_zip = path.suffix.lower() == ".zip"
     read_all = official or is_zip or path.suffix.lower() == ".tar"
     try:

@@ -69,7 +69,7 @@ def copy_own(image: Path, content: Content, target: Path) -> None:
 
 
 def _stage_segnet(sources: Sources, folder: Path, runner: Runner) -> set[str]:
-    """Bring SegNet's folders in; returns the splits that were found."""
+    """Take over SegNet's folders; returns the splits that were found."""
     images = {}
     for match, file in sources.matching(_SEGNET_IMAGE):
         base = file.folder.removesuffix(match["split"])
@@ -96,7 +96,7 @@ def _stage_segnet(sources: Sources, folder: Path, runner: Runner) -> set[str]:
 
 
 def _stage_own(sources: Sources, folder: Path, runner: Runner) -> set[str]:
-    """Bring files of this project's layout in; returns the splits that were found."""
+    """Take over files in this project's layout; returns the splits that were found."""
     files = {(file.archive, file.name): file for file in sources.files}
     lists: dict[str, tuple[File, list[str]]] = {}
     for match, file in sources.matching(_LIST):

@@ -33,11 +33,11 @@ _LABELS = (
     rf"{_FINE}(?:labelIds\.png|instanceIds\.png|polygons\.json))",
     rf"{_COARSE}(?:labelIds\.png|polygons\.json))",
 )
-# Not in the official archives: somebody made them, and may have kept nothing else.
+# These are not in the official archives, but whoever made them may have kept nothing else.
 _TRAIN_IDS = (rf"{_FINE}labelTrainIds\.png)", rf"{_COARSE}labelTrainIds\.png)")
 WANTED = (_IMAGE, *_LABELS, *_TRAIN_IDS)
 
-# Images per city, to say where some are missing.
+# Images of each city, so that messages can say where some are missing.
 CITIES = {
     "train": {
         "aachen": 174, "bochum": 96, "bremen": 316, "cologne": 154, "darmstadt": 85,
@@ -98,8 +98,8 @@ def label_path(folder: Path, split: str, image: Path) -> Path:
 
 
 def convert(image: Path, content: Content, target: Path) -> None:
-    """Train ids of label ids or polygons, if the image is sound and of the labels' size."""
-    assert isinstance(content, Path)  # official labels are brought to their place first
+    """Make train ids from label ids or polygons, if the image is sound and has their size."""
+    assert isinstance(content, Path)  # official labels are put in place first
     if content.suffix == ".png":
         require_size(read_labels(content), image)
     else:
@@ -108,7 +108,7 @@ def convert(image: Path, content: Content, target: Path) -> None:
 
 
 def _label_job(image: Path, target: Path, made: File | None) -> list[Job]:
-    """The job that makes the train ids, of the best that is there; none without labels."""
+    """The job that makes the train ids from the best source there is; none without labels."""
     for ending in ("labelIds.png", "polygons.json"):
         source = target.with_name(target.name.replace("labelTrainIds.png", ending))
         if source.is_file():

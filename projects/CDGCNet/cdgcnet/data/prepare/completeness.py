@@ -19,7 +19,7 @@ class Split:
         name: of the split.
         official: number of images it has officially.
         pairs: image and label of each of its names; the label is None in a split without labels.
-        optional: not needed for training: may be absent, but not incomplete.
+        optional: not needed for training; it may be absent, but not incomplete.
         hints: what else is known about missing files.
     """
 
@@ -84,17 +84,17 @@ def _problems(split: Split, gone: dict[str, list[Path]]) -> list[str]:
 
 
 def read_list(path: Path) -> list[str]:
-    """The names of a split list; an absent list is empty."""
+    """The names in a split list; a missing list is empty."""
     if not path.is_file():
         return []
     return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 def write_list(path: Path, names: Iterable[str], overwrite: bool) -> None:
-    """Write a split list, sorted. One that is there with the same names stays as it is.
+    """Write a split list, sorted. An existing list with the same names stays as it is.
 
     Raises:
-        ValueError: if it is there with other names, unless ``overwrite``.
+        ValueError: if it exists with other names, unless ``overwrite``.
     """
     wanted: Sequence[str] = sorted(names)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Making files of source files: in parallel, resumable, each written whole or not at all."""
+"""Makes files from source files: in parallel, resumable, each whole or not at all."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ Convert = Callable[[Content, Path], None]
 
 _LEFTOVER = re.compile(r"\.\d+\.part(\.\w+)?$")
 _HOUR = 3600.0
-_PENDING_PER_WORKER = 4  # so that few contents are held in memory
+_PENDING_PER_WORKER = 4  # few, because their contents are held in memory
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Job:
     """One file to make.
 
     Attributes:
-        source: what it is made of.
-        target: the file.
-        convert: makes it; None: the file is taken as it is.
+        source: the file it is made from.
+        target: the file to make.
+        convert: makes the target; None takes the source as it is.
     """
 
     source: File
@@ -56,7 +56,7 @@ def place(content: Content, target: Path) -> None:
 
 
 def remove_leftovers(folders: Collection[Path]) -> None:
-    """Remove the unfinished files of killed runs: no file takes an hour to write."""
+    """Remove the unfinished files of killed runs, an hour old: no file takes so long to write."""
     for folder in folders:
         if not folder.is_dir():
             continue
@@ -66,14 +66,14 @@ def remove_leftovers(folders: Collection[Path]) -> None:
 
 
 class Runner:
-    """Runs jobs and remembers what became of them.
+    """Runs jobs and counts what they did.
 
     Args:
         workers: processes for conversions; 0: this process.
-        overwrite: make files that are there once more.
+        overwrite: make existing files again.
 
     Attributes:
-        made, kept: number of files written, and of files that were there.
+        made, kept: number of files written, and of files that existed already.
         failures: one message per file that could not be made, with its source.
     """
 
@@ -85,10 +85,11 @@ class Runner:
         self.failures: list[str] = []
 
     def run(self, jobs: Sequence[Job], title: str) -> None:
-        """Make the files that are not there yet.
+        """Make the files that do not exist yet.
 
         Raises:
-            OSError: if a target cannot be written, e.g. on a full disk: the next could not either.
+            OSError: if a target cannot be written, for example on a full disk; the next could not
+                be written either.
         """
         if not jobs:
             return
@@ -115,7 +116,7 @@ class Runner:
         """Read archives here, in order; convert in worker processes."""
         pool = ProcessPoolExecutor(
             min(self.workers, len(jobs)),
-            # Threads of torch and OpenCV may be running: a forked process could hang.
+            # A forked process could hang if threads, such as those of OpenCV, are running.
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_leave_interrupts_to_parent,
         )
@@ -132,8 +133,8 @@ class Runner:
             self._collect(pending, bar, at_most=0)
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a worker process was killed, perhaps for want of memory: run the same command "
-                "again with fewer --workers; what is finished is kept"
+                "a worker process was killed, perhaps because memory ran out: run the same command "
+                "again with fewer --workers; finished files are kept"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

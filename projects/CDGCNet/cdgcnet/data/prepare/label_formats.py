@@ -53,7 +53,7 @@ def map_labels(labels: np.ndarray, table: np.ndarray, what: str) -> np.ndarray:
 def save_labels(
     labels: np.ndarray, colors: Sequence[Sequence[int]], image: Path, target: Path
 ) -> None:
-    """Write labels (H, W) as a palette PNG of raw indices, if their image is sound.
+    """Write labels (H, W) as a palette PNG, if their image is sound and has their size.
 
     Raises:
         ValueError: for an unreadable image, or one of another size.
@@ -65,7 +65,7 @@ def save_labels(
 
 
 def require_size(labels: np.ndarray, image: Path) -> None:
-    """Refuse labels (H, W) that are not of the size of their image; reads the whole image."""
+    """Refuse labels (H, W) whose size is not that of their image; decodes the whole image."""
     height, width = read_image(image).shape[:2]
     if labels.shape != (height, width):
         raise ValueError(

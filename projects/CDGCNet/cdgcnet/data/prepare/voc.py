@@ -29,7 +29,7 @@ LOOKED_FOR = """  VOCtrainval_11-May-2012.tar, or a folder with JPEGImages/, Seg
   VOC2012test.tar (optional)"""
 COUNTS = {"train_aug": 10582, "trainval_aug": 12031, "train": 1464, "val": 1449, "test": 1456}
 
-# Images of other years are not ours.
+# Images of other years belong to other datasets.
 _VOC2012 = r"(?<!VOC200\d/)(?<!VOC201[01]/)"
 _ID = r"(?P<id>\d{4}_\d{6})"
 _IMAGE = rf"{_VOC2012}JPEGImages/{_ID}\.jpg"

@@ -211,7 +211,7 @@ def _draw_bicycle(renderer: Renderer, x: float, z: float, ridden: bool) -> None:
 
 
 def _draw_car(renderer: Renderer, x: float, z: float, rear: bool) -> None:
-    """Paint a car that stands along the street, its box seen from one end and one flank."""
+    """Paint a car parked along the street: its box, seen from one end and one side."""
     rng = renderer.rng
     paint, long = pick(rng, PAINTS, 12), rng.uniform(3.7, 4.5)
     waist, roof, half = rng.uniform(0.86, 0.98), rng.uniform(1.42, 1.75), rng.uniform(0.84, 0.94)

@@ -200,7 +200,7 @@ def _draw_house(renderer: Renderer, side: int, x: float, near: float, end: float
     glass = pick(rng, ((58, 66, 78), (36, 38, 44), (120, 146, 174)), 6)
     frame = pick(rng, ((222, 220, 212), (52, 50, 50), (110, 108, 108)), 8)
     size, pitch = rng.uniform(0.42, 0.66), rng.uniform(1.7, 2.6)
-    # The gable shows where the next house stands back; then the wall along the street.
+    # First the gable, which shows where the next house is set back, then the wall along the street.
     for along, light in ((0, 0.92), (1, 0.78 if side == renderer.sun else 1.08)):
         span = end - near if along else 12.0
         left, row = np.meshgrid(np.arange(pitch * 0.3, span - pitch * 0.9, pitch), range(floors))

@@ -1,4 +1,4 @@
-"""Street scenes in the Cityscapes folder layout, a stand-in where no download is possible."""
+"""Writes street scenes in the Cityscapes folder layout, for use where nothing can be downloaded."""
 
 from __future__ import annotations
 
@@ -31,12 +31,18 @@ def write_street_scenes(
 ) -> Path:
     """Write `num_train` + `num_val` scenes of height x width pixels below `root`, once.
 
-    The tree is a Cityscapes one (leftImg8bit, gtFine with labelIds and labelTrainIds) plus
-    streets.json with the parameters. It is built beside `root` and renamed when complete, so a
-    reader or a second writer never meets half of it; a killed process may leave the hidden
-    `.<name>-*` folder. Returns `root`, at once where it already holds this very dataset.
-    Raises ValueError for a bad number, and for an existing `root` that holds anything else:
-    nothing there is ever overwritten. Raises OSError where a file cannot be written.
+    The tree has the Cityscapes layout (leftImg8bit, gtFine with labelIds and labelTrainIds) and a
+    streets.json with the parameters. It is built beside ``root`` and renamed when it is complete,
+    so a reader or a second writer never sees half of it. A killed process may leave a hidden
+    folder ``.NAME-*``.
+
+    Returns:
+        ``root``, at once if it already holds this dataset.
+
+    Raises:
+        ValueError: for a bad number, or if ``root`` exists and holds anything else; nothing is
+            ever overwritten.
+        OSError: if a file cannot be written.
     """
     if min(num_train, num_val) < 1 or min(height, width) < MIN_SIZE or seed < 0:
         raise ValueError(
@@ -51,7 +57,9 @@ def write_street_scenes(
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-        tree = Path(scratch) / "tree"  # made by mkdir: mkdtemp's own folder is closed to others
+        tree = (
+            Path(scratch) / "tree"
+        )  # made by mkdir, since others may not enter mkdtemp's own folder
         jobs = [(0, "train", i) for i in range(num_train)] + [(1, "val", i) for i in range(num_val)]
         for number, split, index in tqdm(jobs, desc=f"drawing {root.name}", unit="scene"):
             picture, label_ids = draw_scene((seed, number, index), height, width)
@@ -62,7 +70,7 @@ def write_street_scenes(
         except OSError:
             if not root.exists():
                 raise
-            _check_tree(root, wanted)  # another process was first: its tree serves as well
+            _check_tree(root, wanted)  # another process was faster; its tree is the same
     return root
 
 

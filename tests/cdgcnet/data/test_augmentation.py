@@ -300,7 +300,7 @@ def test_flip_happens_half_the_time():
 
 
 def test_color_jitter_leaves_labels_and_dtype_alone():
-    cfg = config("INPUT.COLOR_JITTER", "True", "INPUT.CROP.SIZE", "[8, 8]")
+    cfg = config("INPUT.COLOR_JITTER", "True")
     labels = blocks(8, 8, 0)
     steps = [a for a in build_train_augmentations(cfg) if "Random" in type(a).__name__]
     steps = [a for a in steps if not isinstance(a, T.RandomFlip)]

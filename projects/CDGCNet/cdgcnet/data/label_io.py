@@ -74,7 +74,7 @@ def _check_kind(image: ImageFile.ImageFile, path: str | Path) -> None:
 def _stored_values(image: ImageFile.ImageFile) -> np.ndarray:
     """The numbers in the file; Pillow spreads gray values of 2 and 4 bits over 0 to 255."""
     arguments = image.tile[0].args
-    raw_mode = arguments if isinstance(arguments, str) else str(arguments[0])
+    raw_mode = str(arguments[0] if isinstance(arguments, tuple) else arguments)
     values = np.asarray(image)
     for prefix, factor in (("L;2", 85), ("L;4", 17)):
         if raw_mode.startswith(prefix):

@@ -289,8 +289,10 @@ def test_mistake_in_an_entry_is_named(root, name):
 
 
 def test_an_entry_that_is_no_mapping_is_named_by_its_position(root):
+    cfg = make_cfg(entry())
+    cfg.DATASETS.FOLDERS.append("my_val")  # which the table of keys refuses too
     with pytest.raises(ValueError, match=r"FOLDERS\[1\] is 'my_val'; expected a mapping"):
-        register_folders(make_cfg(entry(), "my_val"), root)
+        register_folders(cfg, root)
     assert "mine" not in DatasetCatalog.list()  # all or none
 
 

@@ -161,7 +161,7 @@ def _labelme_region(shape: dict) -> Region:
     if kind == "polygon":
         return Polygon(points)
     if kind == "rectangle" and len(points) == 2:
-        return box(*points)
+        return box(points[0], points[1])
     if kind == "circle" and len(points) == 2:
         (x, y), (edge_x, edge_y) = points
         radius = float(np.hypot(edge_x - x, edge_y - y))

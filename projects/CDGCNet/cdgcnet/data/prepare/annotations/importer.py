@@ -53,7 +53,7 @@ def convert(
     if annotated.size not in (None, (height, width)):
         raise ValueError(
             f"{annotated.image}: it is {height} x {width}, but the annotations are for "
-            f"{annotated.size[0]} x {annotated.size[1]} (height x width)"  # type: ignore[index]
+            f"{annotated.size[0]} x {annotated.size[1]} (height x width)"
         )
     labels = draw_labels(shapes, height, width, unlabeled, overlaps)
     save_labels(labels, table.colors, annotated.image, target)

@@ -111,9 +111,10 @@ def test_cmyk_is_converted(tmp_path):
 def test_sixteen_bits_keep_the_high_byte(tmp_path):
     Image.fromarray(np.array([[0x12FF, 0xFF00]], np.uint16)).save(tmp_path / "gray.png")
     assert read_image(tmp_path / "gray.png")[:, :, 0].tolist() == [[0x12, 0xFF]]
-    color = cv2.imencode(".png", np.full((2, 2, 3), 0x34FF, np.uint16))[1]
-    (tmp_path / "color.png").write_bytes(color.tobytes())
-    assert (read_image(tmp_path / "color.png") == 0x34).all()
+    for suffix in (".png", ".tif"):
+        path = tmp_path / f"color{suffix}"
+        path.write_bytes(cv2.imencode(suffix, np.full((2, 2, 3), 0x34FF, np.uint16))[1].tobytes())
+        assert (read_image(path) == 0x34).all()
 
 
 def test_floating_point_pixels_are_refused(tmp_path):

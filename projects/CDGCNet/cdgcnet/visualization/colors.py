@@ -43,6 +43,20 @@ def label_image(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Im
     return image
 
 
+def color_labels(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> np.ndarray:
+    """Labels (H, W) in the colors of their classes, (H, W, 3); other pixels are striped.
+
+    Black would be ambiguous for them, since it is the color of VOC's background.
+    """
+    rgb = np.array(label_image(labels, colors).convert("RGB"))
+    height, width = labels.shape
+    diagonals = np.add.outer(np.arange(height), np.arange(width))
+    stripes = np.where(diagonals // max(2, min(height, width) // 32) % 2, 255, 90)
+    ignored = labels >= len(colors)
+    rgb[ignored] = stripes[ignored][:, None]
+    return rgb
+
+
 def overlay(image: np.ndarray, labels: np.ndarray, metadata: "Metadata") -> Image.Image:
     """Class colors and names over an RGB image (H, W, 3), by Detectron2's visualizer."""
     from detectron2.utils.visualizer import Visualizer

@@ -7,9 +7,8 @@ import cv2
 import numpy as np
 from detectron2.data import Metadata
 
-from cdgcnet.data.audit.report import color_labels
 from cdgcnet.utils.io import atomic_write
-from cdgcnet.visualization.colors import class_colors
+from cdgcnet.visualization.colors import class_colors, color_labels
 
 MAX_LEGEND = 24
 _CELL = 2.8  # inches

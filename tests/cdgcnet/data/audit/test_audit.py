@@ -23,9 +23,10 @@ from cdgcnet.cli.main import main
 from cdgcnet.data.audit.audit import audit
 from cdgcnet.data.audit.checks import Rules, digest_of, gray_values, inspect
 from cdgcnet.data.audit.issues import IssueType
-from cdgcnet.data.audit.report import choose, color_labels, page
+from cdgcnet.data.audit.report import choose, page
 from cdgcnet.data.datasets.catalog import register
 from cdgcnet.data.label_spec import LabelSpec
+from cdgcnet.visualization.colors import color_labels
 
 COLORS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 NAMES = ["sky", "road", "tree"]

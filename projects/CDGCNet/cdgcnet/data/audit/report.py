@@ -19,7 +19,7 @@ from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.utils.io import atomic_write
-from cdgcnet.visualization.colors import label_image
+from cdgcnet.visualization.colors import color_labels
 
 _SIDE = 400  # pixels; larger pictures are scaled down
 _PICTURES = 12
@@ -51,20 +51,6 @@ def check_page(path: Path, overwrite: bool) -> None:
         raise ValueError(f"--html {path}: it is a folder; expected the name of a file")
     if path.exists() and not overwrite:
         raise ValueError(f"--html {path}: it exists; choose another name or add --overwrite")
-
-
-def color_labels(labels: np.ndarray, colors: list[tuple[int, int, int]]) -> np.ndarray:
-    """Labels (H, W) in the colors of their classes, (H, W, 3); other pixels are striped.
-
-    Black would be ambiguous for them, since it is the color of VOC's background.
-    """
-    rgb = np.array(label_image(labels, colors).convert("RGB"))
-    height, width = labels.shape
-    diagonals = np.add.outer(np.arange(height), np.arange(width))
-    stripes = np.where(diagonals // max(2, min(height, width) // 32) % 2, 255, 90)
-    ignored = labels >= len(colors)
-    rgb[ignored] = stripes[ignored][:, None]
-    return rgb
 
 
 def choose(report: Report, number: int = _PICTURES, seed: int = 0) -> list[tuple[Sample, str]]:

@@ -1,12 +1,13 @@
 """The commands and links of MODEL_ZOO.md and docs/getting_started.md."""
 
+import argparse
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-import run_experiments
 
+from cdgcnet.cli import experiments
 from cdgcnet.cli.figures import FIGURES
 from cdgcnet.cli.main import main
 from cdgcnet.experiments.jobs import make_jobs
@@ -38,14 +39,16 @@ def test_commands_of_the_zoo_are_understood():
     found = commands(ZOO, "run_experiments")
     assert {words[0] for words in found} == {*GROUPS, "all"}
     for words in found:
-        _, args = run_experiments.parse(words)
-        run_experiments.check_arguments(args)
-        profile = run_experiments.PROFILES / f"{args.profile}.yaml"
+        parser = argparse.ArgumentParser()
+        experiments.add_arguments(parser)
+        args = parser.parse_args(words)
+        experiments.check_arguments(args)
+        profile = experiments.PROFILES / f"{args.profile}.yaml"
         assert find_rows(profile, args.table, args.rows)
 
 
 def test_number_of_trainings_in_the_zoo():
-    rows = find_rows(run_experiments.PROFILES / "paper.yaml", "all")
+    rows = find_rows(experiments.PROFILES / "paper.yaml", "all")
     jobs = make_jobs(rows, 1, "val", [])
     counted = len({job.training for job in jobs})
     assert f"{counted} trainings make all tables" in ZOO.read_text(encoding="utf-8")
@@ -54,7 +57,7 @@ def test_number_of_trainings_in_the_zoo():
 def test_expected_numbers_in_the_zoo_are_the_papers():
     text = ZOO.read_text(encoding="utf-8")
     for group in ("table1", "table2", "table4", "table6"):
-        rows = find_rows(run_experiments.PROFILES / "paper.yaml", group)
+        rows = find_rows(experiments.PROFILES / "paper.yaml", group)
         expected = ", ".join(f"{row.paper:.1f}" for row in rows)
         assert re.search(rf"\| Table {group[-1]} \|.*\| {re.escape(expected)} \|", text), group
 

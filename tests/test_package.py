@@ -114,6 +114,11 @@ def test_the_installed_package(run):
     assert "cdgcnet train" in run("-m", "cdgcnet", "train", "--help").stdout
 
 
+def test_experiments_need_a_checkout(run):
+    done = run("-m", "cdgcnet", "experiments", "table1", "--profile", "tiny", code=1)
+    assert "experiments need a checkout" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_training_and_prediction(run, tmp_path):
     tiny = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "MODEL.WEIGHTS", ""]
     tiny += ["DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tmp_path / "run"]

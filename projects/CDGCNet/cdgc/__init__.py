@@ -1,6 +1,13 @@
 """Class-wise dynamic graph convolution (Hu et al., ECCV 2020) in plain PyTorch.
 
 This package depends on torch only. ``cdgcnet`` integrates it into Detectron2.
+
+Example:
+    >>> import torch
+    >>> from cdgc import CDGCModule
+    >>> features, coarse_logits = torch.randn(2, 64, 33, 33), torch.randn(2, 19, 33, 33)
+    >>> CDGCModule(64, num_classes=19).eval()(features, coarse_logits).shape
+    torch.Size([2, 64, 33, 33])
 """
 
 from cdgc.attention import TOPK_WEIGHTS, segment_attention, segment_topk_attention

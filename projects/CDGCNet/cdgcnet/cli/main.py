@@ -21,6 +21,7 @@ COMMANDS = (
     "convert",
     "submit",
     "figures",
+    "experiments",
     "demo",
     "compare",
     "install-detectron2",

@@ -28,6 +28,12 @@ def config_path(name: str) -> str:
 
     Raises:
         FileNotFoundError: naming the configs of the same folder, or the folders.
+
+    Example:
+        >>> from cdgcnet import config_path, load_cfg
+        >>> cfg = load_cfg(config_path("VOC-SemanticSegmentation/cdgcnet_r50_os8_cpu.yaml"))
+        >>> cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        21
     """
     folder = configs_folder()
     path = folder / name

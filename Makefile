@@ -48,8 +48,9 @@ test: lint  ## lint, types and all tests but the slow ones
 test-all: lint  ## lint, types and all tests, with coverage
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --cov --cov-report=term:skip-covered
 
+docs: export NO_MKDOCS_2_WARNING := 1
 docs: env  ## build the documentation in site/, failing on any warning
-	$(RUN) -m mkdocs build --strict
+	$(RUN) -W ignore -m mkdocs build --strict
 
 # One thread: CPU time then is the work done. Tables go to benchmarks/results.
 BENCH := OMP_NUM_THREADS=1 $(RUN) -W ignore

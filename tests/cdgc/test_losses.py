@@ -226,6 +226,7 @@ def close(found, expected):
     assert relative(found[1], expected[1]) <= 1e-9
 
 
+@settings(max_examples=40)
 @given(resizes(), st.sampled_from([1, 100, 1 << 19]))
 def test_cross_entropy_is_torchs_of_the_resized_logits(case, band):
     logits, targets, align_corners, weights = case
@@ -243,6 +244,7 @@ def test_cross_entropy_is_torchs_of_the_resized_logits(case, band):
     )
 
 
+@settings(max_examples=25)
 @given(resizes(), st.sampled_from([1, 5, 0.5]))
 def test_ohem_is_that_of_the_resized_logits(case, min_kept):
     logits, targets, align_corners, weights = case

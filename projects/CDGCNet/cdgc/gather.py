@@ -185,7 +185,8 @@ class _PixelsToNodes(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _sum_over_nodes(grad, *ctx.saved_tensors, ctx.is_permutation), None, None, None
+        (node_index,) = ctx.saved_tensors
+        return _sum_over_nodes(grad, node_index, ctx.is_permutation), None, None, None
 
 
 class _NodesToPixels(torch.autograd.Function):
@@ -199,7 +200,8 @@ class _NodesToPixels(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad.index_select(0, *ctx.saved_tensors), None, None, None
+        (pixel,) = ctx.saved_tensors
+        return grad.index_select(0, pixel), None, None, None
 
 
 class _PixelsToSegments(torch.autograd.Function):

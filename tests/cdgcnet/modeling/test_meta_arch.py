@@ -105,7 +105,11 @@ def test_same_losses_for_a_batch_of_one_size(tiny_cfg, make_batch):
 
 
 # ---------------------------------------------------------------- batches
-@pytest.mark.parametrize("options", [{}, {"MODEL.CDGC.SCOPE": "image"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"MODEL.CDGC.SCOPE": "image"}, {"MODEL.CDGC.RECEIVERS": "all"}],
+    ids=str,
+)
 def test_a_result_does_not_depend_on_its_batch_mates(tiny_cfg, build, make_batch, options):
     # In float64: a convolution sums a batch of two in another order than two batches of one.
     native = build(tiny_cfg(options)).double()
@@ -121,7 +125,7 @@ def test_a_result_does_not_depend_on_its_batch_mates(tiny_cfg, build, make_batch
         assert together["sem_seg"].shape[-2:] == size
         torch.testing.assert_close(together["sem_seg"], alone["sem_seg"], rtol=0, atol=1e-5)
     for together, alone in zip(*labels, strict=True):
-        if options:  # one set of nodes for the whole image: no classes to count
+        if "MODEL.CDGC.SCOPE" in options:  # one graph over all pixels: no classes to count
             assert together.node_counts is None
         else:
             assert torch.equal(together.node_counts, alone.node_counts)

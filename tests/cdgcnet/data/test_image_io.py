@@ -77,7 +77,7 @@ def test_every_suffix_is_a_format_that_is_read(tmp_path, suffix):
 
 @pytest.mark.parametrize("name", ["a.eps", "a.pdf", "a.gif", "a.ico", "a.tga"])
 def test_other_formats_are_not_even_tried(tmp_path, name):
-    # EPS would start Ghostscript. The suffix is no protection: the contents decide.
+    # EPS would start Ghostscript. A suffix does not protect: the contents decide.
     Image.new("RGB", (16, 16)).save(tmp_path / name)
     renamed = (tmp_path / name).rename(tmp_path / "renamed.png")
     for read in (read_image, read_labels, image_size):
@@ -144,7 +144,7 @@ def test_bomb_is_refused_from_its_header(tmp_path):
             read(tmp_path / "bomb.png")
 
 
-# ---------------------------------------------------------------- files that are no images
+# ---------------------------------------------------------------- files that are not images
 
 
 @pytest.mark.parametrize("read", [read_image, read_labels])

@@ -11,11 +11,18 @@ def files_in(folder: Path, recursive: bool = False) -> Iterator[Path]:
     """Visible files of a folder, sorted by their path below it.
 
     Names that begin with a dot are left out, files and folders alike; so are the ``._NAME`` files
-    that macOS writes beside each file. Links to folders are followed, each folder is visited once.
+    that macOS writes beside each file. Links to folders are followed; each folder is visited once.
+
+    Raises:
+        OSError: naming a folder that cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     found: list[Path] = []
     visited = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(here)
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()

@@ -302,11 +302,11 @@ def test_gray_values_are_pillows():
 def test_the_table_of_the_dict_is_applied(toy):
     toy.save(toy.label(0), [[7, 7, 8, 8, 9, 9]] * 4)
     lut = bytearray([255] * 256)
-    lut[7], lut[8], lut[9] = 0, 1, 3  # 3 is no class
+    lut[7], lut[8], lut[9] = 0, 1, 3  # 3 is not a class
     toy.dicts[0]["sem_seg_lut"] = bytes(lut)
     report = audit(toy.name)
     assert types(report) == [IssueType.UNKNOWN_VALUE]
-    assert report.issues[0].details.startswith("9 in 8 pixels")  # as it stands in the file
+    assert report.issues[0].details.startswith("9 in 8 pixels")  # the value in the file
     assert report.samples[0].counts.tolist() == [8, 8, 0]
 
 

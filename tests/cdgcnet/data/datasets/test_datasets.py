@@ -177,7 +177,7 @@ def test_detectron2s_visualizer_understands_the_metadata(name):
     metadata = MetadataCatalog.get(name)
     labels = np.zeros((60, 80), np.uint8)
     labels[:, 40:] = 1
-    labels[:10] = 255  # the ignore label is no class and must not be drawn as one
+    labels[:10] = 255  # the ignore label is not a class and must not be drawn as one
     drawn = Visualizer(np.zeros((60, 80, 3), np.uint8), metadata).draw_sem_seg(labels, alpha=1.0)
     picture = drawn.get_image()
     assert picture.shape == (60, 80, 3)
@@ -311,7 +311,9 @@ def test_train_ids_are_cityscapesscripts_own(tmp_path):
 
 def test_value_that_is_no_label_id_is_named(tmp_path):
     source = label_file(tmp_path, [[7, 34]])
-    with pytest.raises(ValueError, match=rf"{source.name}: label value 34 is no Cityscapes label"):
+    with pytest.raises(
+        ValueError, match=rf"{source.name}: label value 34 is not a Cityscapes label"
+    ):
         make_train_ids(source, tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
 

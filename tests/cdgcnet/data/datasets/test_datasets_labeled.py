@@ -59,7 +59,7 @@ def test_color_map_by_hand():
 
 def test_look_up_table_knows_classes_ignored_and_nothing_else():
     table = look_up_table({5: 0, 7: 1}, ignored=[0, 255])
-    # 254 is no class of any dataset: such labels are refused when they are checked.
+    # 254 is not a class of any dataset: such labels are refused when they are checked.
     assert [table[v] for v in (5, 7, 0, 255, 6)] == [0, 1, 255, 255, 254]
     assert len(table) == 256
 

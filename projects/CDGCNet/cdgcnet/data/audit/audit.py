@@ -111,7 +111,9 @@ def _load(name: str) -> list[dict]:
             "--config-file those of its DATASETS.FOLDERS"
         )
     if not MetadataCatalog.get(name).get("stuff_classes"):
-        raise ValueError(f"{name} is no set for semantic segmentation: it has no stuff_classes")
+        raise ValueError(
+            f"{name} is not a dataset for semantic segmentation: it has no stuff_classes"
+        )
     try:
         dicts = DatasetCatalog.get(name)
     except AssertionError as error:  # Detectron2's own loaders check with it

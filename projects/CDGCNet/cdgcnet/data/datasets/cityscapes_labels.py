@@ -62,7 +62,7 @@ def make_train_ids(source: Path, target: Path) -> None:
         unknown = ids[labels == UNKNOWN_LABEL]
         if unknown.size:
             raise ValueError(
-                f"{source}: label value {int(unknown[0])} is no Cityscapes label id (0 to 33)"
+                f"{source}: label value {int(unknown[0])} is not a Cityscapes label id (0 to 33)"
             )
     # Written once, read every epoch: OpenCV's default gives larger files that decode more slowly.
     png = cv2.imencode(".png", labels, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1]

@@ -37,7 +37,7 @@ class PairingRule:
 
     Attributes:
         images, labels: folders; labels is None for images without labels.
-        image_suffix: the end of an image's name that is no part of its stem, such as
+        image_suffix: the end of an image's name that does not belong to its stem, such as
             "_leftImg8bit.png"; "" stands for any image suffix.
         label_suffix: the end of a label's name, such as "_gtFine.png".
         recursive: search subfolders too; a label is in the subfolder of its image.
@@ -199,7 +199,7 @@ def read_split(
                 f"{split} names {entry!r}, but {rule.images} has no such image; expected an image "
                 f"with or without its suffix, such as {images[0]!r}, or IMAGE LABEL"
                 if images
-                else f"{split} names {entry!r}, which is no file below {rule.images}"
+                else f"{split} names {entry!r}, which is not a file below {rule.images}"
             )
         if pair[0] in seen:
             raise ValueError(f"{split} names {pair[0]} twice ({seen[pair[0]]!r}, {entry!r})")

@@ -97,7 +97,7 @@ class File:
         """The lines of a text file, stripped, without empty ones.
 
         Raises:
-            ValueError: naming a file that cannot be read or is no text.
+            ValueError: naming a file that cannot be read or is not text.
         """
         content = self.content()
         try:

@@ -158,7 +158,7 @@ def test_unknown_names_stop_the_import_and_a_mapping_settles_them(tmp_path, run)
         assert labels(tmp_path, "x/a")[2, 2] == expected
     mapping = write(tmp_path / "mapping.txt", "dog -> cow\n")
     code, printed = run("coco-json", source, "--classes", str(listed), "--mapping", str(mapping))
-    assert code == 1 and "'dog' -> 'cow', which is no class" in printed
+    assert code == 1 and "'dog' -> 'cow', which is not a class" in printed
 
 
 @pytest.mark.parametrize("line", ["dog", "-> cat", "dog ->", "dog -> cat\ndog -> cat"])

@@ -46,7 +46,7 @@ class ClassTable:
         for name, target in self.mapping.items():
             if target not in (*self.names, IGNORE, SKIP):
                 raise ValueError(
-                    f"--mapping: {name!r} -> {target!r}, which is no class; there are "
+                    f"--mapping: {name!r} -> {target!r}, which is not a class; there are "
                     f"{', '.join(self.names)}, {IGNORE} and {SKIP}"
                 )
 
@@ -80,7 +80,7 @@ class ClassTable:
             if len(unknown) > _SHOWN:
                 lines.append(f"  … and {len(unknown) - _SHOWN} more")
             raise ValueError(
-                f"{len(unknown)} names are no class ({', '.join(self.names[:_SHOWN])}). Write a "
+                f"{len(unknown)} names are not a class ({', '.join(self.names[:_SHOWN])}). Write a "
                 "file with a line for each, and give it as --mapping; in place of CLASS, "
                 f"{IGNORE} makes their pixels ignored and {SKIP} leaves them out:\n"
                 + "\n".join(lines)
@@ -119,7 +119,7 @@ def build_class_table(
         raise ValueError(f"{source}: {error}") from error
     if unlabeled not in (*names, IGNORE):
         raise ValueError(
-            f"--unlabeled {unlabeled}: it is no class; there are {', '.join(names[:_SHOWN])}, and "
+            f"--unlabeled {unlabeled}: it is not a class; there are {', '.join(names[:_SHOWN])}, and "
             f"{IGNORE}, which leaves such pixels out of training and scores"
         )
     return ClassTable(names, colors, table)

@@ -498,7 +498,7 @@ def test_wrong_sets_are_refused(toy, tmp_path, call):
     assert str(tmp_path / "nowhere") in error
     assert "cdgc_nothing" in refused(call(toy.name, "--against", "cdgc_nothing"))
     assert "shares all" in refused(call(toy.name, "--against", toy.name))
-    assert "no set for semantic" in refused(call("coco_2017_train"))
+    assert "not a dataset for semantic" in refused(call("coco_2017_train"))
     assert "no.yaml" in refused(call(toy.name, "--config-file", "no.yaml"))
     toy.dicts.clear()
     assert "has no images" in refused(call(toy.name))

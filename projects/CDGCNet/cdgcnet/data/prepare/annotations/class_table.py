@@ -119,7 +119,7 @@ def build_class_table(
         raise ValueError(f"{source}: {error}") from error
     if unlabeled not in (*names, IGNORE):
         raise ValueError(
-            f"--unlabeled {unlabeled}: it is not a class; there are {', '.join(names[:_SHOWN])}, and "
-            f"{IGNORE}, which leaves such pixels out of training and scores"
+            f"--unlabeled {unlabeled}: it is not a class; there are {', '.join(names[:_SHOWN])}, "
+            f"and {IGNORE}, which leaves such pixels out of training and scores"
         )
     return ClassTable(names, colors, table)

@@ -19,8 +19,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/Streets-SemanticSegmentation/cdgcnet_r18_cpu.yaml"
 ITERATIONS = 20
@@ -40,6 +38,8 @@ def run(command: list[str]) -> None:
 
 def digest_of_weights(path: Path) -> str:
     """SHA-256 over the sorted digests of all tensors of a checkpoint."""
+    import torch
+
     state = torch.load(path, weights_only=True)["model"]
     digests = sorted(
         hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for t in state.values()

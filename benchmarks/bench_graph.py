@@ -6,7 +6,7 @@
     python benchmarks/bench_graph.py --device cuda [--dtype bf16] [--compile]
 
 The first form measures the cells that carry a target, the second all of N = 33², 65², 97²; M = 19,
-21, 171; C = 128, 256, 512; forward, and forward + backward. It keeps what it has and goes on there.
+21, 171; C = 128, 256, 512; forward, and forward + backward. An interrupted run resumes.
 
 Features are random, class maps the blobs of ``maps.py`` (12 classes present), nodes coarse, B = 1
 where a cell does not say otherwise. Real class maps are labels of CamVid and VOC below

@@ -173,7 +173,7 @@ def claim(cell: str, found: float, limit: float, *, at_least: bool = False) -> l
 
 
 class Cells:
-    """Results kept in a JSON file cell by cell, so that an interrupted run goes on."""
+    """Results kept in a JSON file cell by cell, so that an interrupted run can resume."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -45,7 +45,7 @@ def all_right(coarse, m_classes):
 
 
 def all_wrong(coarse, m_classes):
-    return (coarse + 1) % m_classes  # every pixel stands in two graphs
+    return (coarse + 1) % m_classes  # every pixel belongs to two graphs
 
 
 def all_ignored(coarse, m_classes):

@@ -331,7 +331,7 @@ def test_batch_mates_and_padding_change_nothing(scope, edges, training):
         h, w = (int(scene.valid[b].any(d).sum()) for d in (1, 0))
         alone = module(*[t[b : b + 1, ..., :h, :w] for t in scene.inputs])
         assert relative(together[b : b + 1, :, :h, :w], alone) <= EXACT
-    # Whatever stands in the padding, NaN included, stays there.
+    # The content of the padding, even NaN, affects nothing else.
     inside = scene.valid[:, None].expand_as(scene.x)
     x = torch.where(inside, scene.x, torch.nan)
     logits = torch.where(scene.valid[:, None], scene.logits, -scene.logits)

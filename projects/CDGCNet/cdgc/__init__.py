@@ -19,7 +19,6 @@ from cdgc.module import (
     HARD_POSITIVES,
     MESSAGE_WEIGHTS,
     RECEIVERS,
-    SCALES,
     SCOPES,
     CDGCModule,
 )
@@ -31,6 +30,7 @@ from cdgc.nodes import (
     select_nodes,
     soft_nodes,
 )
+from cdgc.propagation import SCALES
 from cdgc.refinement import RefinedClassifier, refine
 from cdgc.sampling_grid import resize_targets, valid_nodes
 

@@ -26,7 +26,13 @@ from cdgc.nodes import (
     select_nodes,
     soft_nodes,
 )
-from cdgc.propagation import Edges, GraphWeights, propagate_to_all, propagate_to_nodes
+from cdgc.propagation import (
+    Edges,
+    GraphWeights,
+    propagate_to_all,
+    propagate_to_nodes,
+    scale_factor,
+)
 from cdgc.sampling_grid import resize_targets
 from cdgc.validation import (
     check_choice,
@@ -38,20 +44,9 @@ from cdgc.validation import (
 
 EDGES = ("similarity", "uniform", "topk")
 SCOPES = ("class", "image")
-SCALES = ("none", "sqrt")
 HARD_POSITIVES = ("nodes", "keys_only")
 RECEIVERS = ("nodes", "all")
 MESSAGE_WEIGHTS = ("one", "mean", "probability")
-
-
-def _scale_factor(scale: float | str, channels: int) -> float:
-    """The number that the ``scale`` option of :class:`CDGCModule` stands for."""
-    if isinstance(scale, str):
-        check_choice("scale", scale, SCALES)
-        return channels**-0.5 if scale == "sqrt" else 1.0
-    if not scale > 0:
-        raise ValueError(f"scale must be positive or one of {SCALES}, got {scale}")
-    return float(scale)
 
 
 class CDGCModule(nn.Module):
@@ -133,8 +128,7 @@ class CDGCModule(nn.Module):
             relu: whether the module ends with a ReLU.
             ignore_label: target value that excludes a pixel from every graph in training.
             align_corners: how targets are resized to the feature map; as the logits are.
-            check_finite: for debugging: refuse NaN and infinite features and logits, which costs
-                one pass over them and a wait for the device.
+            check_finite: for debugging: refuse NaN and infinity in features and logits (slow).
 
         Raises:
             ValueError: if a value is not one of those named above.
@@ -169,7 +163,7 @@ class CDGCModule(nn.Module):
         self.message_weights = message_weights
         self.topk = topk
         self.topk_weights = topk_weights
-        self.scale = _scale_factor(scale, in_channels)
+        self.scale = scale_factor(scale, in_channels)
         self.ignore_label = ignore_label
         self.align_corners = align_corners
         self.check_finite = check_finite
@@ -179,13 +173,11 @@ class CDGCModule(nn.Module):
         if edges == "uniform":
             self.phi = self.phi_prime = None
         else:
-            self.phi = nn.Parameter(torch.empty(1 if shared_phi else graphs, *square))
-            self.phi_prime = nn.Parameter(torch.empty_like(self.phi))
-            if edges == "topk" and topk_weights == "equal":
-                # They choose the neighbors but get no gradient, and distributed training would
-                # wait for one.
-                self.phi.requires_grad_(False)
-                self.phi_prime.requires_grad_(False)
+            shape = (1 if shared_phi else graphs, *square)
+            # Equal weights give φ no gradient, and distributed training would wait for one.
+            trained = edges != "topk" or topk_weights != "equal"
+            self.phi = nn.Parameter(torch.empty(shape), requires_grad=trained)
+            self.phi_prime = nn.Parameter(torch.empty(shape), requires_grad=trained)
         self.graph_weight = nn.Parameter(torch.empty(graphs, *square))
         self.merge_weight = nn.Parameter(torch.empty(graphs, *square))
         self.merge_bias = nn.Parameter(torch.zeros(in_channels))

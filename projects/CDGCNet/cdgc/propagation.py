@@ -21,6 +21,19 @@ from cdgc.gather import Segments, is_coarse_node, nodes_to_pixels, pixels_to_nod
 from cdgc.grouped_linear import class_linear
 from cdgc.messages import attention_messages, segment_messages, segments_of
 from cdgc.nodes import NodeSet
+from cdgc.validation import check_choice
+
+SCALES = ("none", "sqrt")
+
+
+def scale_factor(scale: float | str, channels: int) -> float:
+    """The number that the ``scale`` option of :class:`CDGCModule` stands for."""
+    if isinstance(scale, str):
+        check_choice("scale", scale, SCALES)
+        return channels**-0.5 if scale == "sqrt" else 1.0
+    if not scale > 0:
+        raise ValueError(f"scale must be positive or one of {SCALES}, got {scale}")
+    return float(scale)
 
 
 def propagate_to_nodes(

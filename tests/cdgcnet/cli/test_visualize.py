@@ -147,7 +147,8 @@ def test_pictures_titles_and_legend(figures, tmp_path, image_format):
     (figure,) = figures
     # By frequency; class 1 does not occur.
     assert legend_of(figure) == ["c", "a $x$", "ignored"]
-    assert figure.axes[0].get_title(loc="left") == "$1_$2.png, 25.0 % ignored"
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["$1_$2.png", "labels, 25.0 % ignored", "both"]
     image, colored, overlay = (axis.images[0].get_array() for axis in figure.axes)
     assert (image == (255, 0, 0)).all()
     assert (colored[4:] == (1, 2, 3)).all() and (colored[:4] != (1, 2, 3)).all()

@@ -182,12 +182,12 @@ def test_an_interrupted_evaluation_draws_the_same_pictures(run_data, run_cfg, mo
 
 
 def test_a_picture_that_fails_costs_no_score(run_data, run_cfg, model, monkeypatch, caplog):
-    from cdgcnet.visualization import evaluation_images
+    from cdgcnet.visualization import confusion_matrix
 
     def fail(*args):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(evaluation_images, "write_heat_map", fail)
+    monkeypatch.setattr(confusion_matrix, "draw_confusion_matrix", fail)
     results = evaluate(configured(run_cfg, PICTURES=True), model)
     assert results["sem_seg"]["mIoU"] >= 0
     assert (folder_of(run_cfg) / "per_image.csv").is_file()

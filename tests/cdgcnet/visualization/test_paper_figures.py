@@ -10,10 +10,14 @@ from cdgcnet import Predictor, Trainer
 from cdgcnet.cli.main import main
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
-from cdgcnet.visualization.paper_figures import Observer
+from cdgcnet.visualization.paper_figures import FeatureExtractor
+from cdgcnet.visualization.paper_figures.activations import (
+    Activations,
+    hardest_class,
+    sampled_nodes,
+)
 from cdgcnet.visualization.paper_figures.boxes import densest_boxes, group_boxes
 from cdgcnet.visualization.paper_figures.features import class_affinity
-from cdgcnet.visualization.paper_figures.observe import Observation, hardest_class, sampled_nodes
 
 pytestmark = pytest.mark.usefixtures("run_data")
 
@@ -41,7 +45,7 @@ def cfg(checkpoint):
 
 @pytest.fixture
 def seen(cfg):
-    return Observer(cfg)(DatasetCatalog.get("cdgc_cityscapes_val")[0])
+    return FeatureExtractor(cfg)(DatasetCatalog.get("cdgc_cityscapes_val")[0])
 
 
 # ---------------------------------------------------------------- what is observed
@@ -54,15 +58,15 @@ def test_labels_are_the_predictors_and_truth_the_files(cfg, seen):
 
 
 def test_features_are_those_the_prediction_is_made_of(cfg, seen):
-    observer = Observer(cfg)
-    head = observer.model.sem_seg_head
+    extractor = FeatureExtractor(cfg)
+    head = extractor.model.sem_seg_head
     d = DatasetCatalog.get("cdgc_cityscapes_val")[0]
     image = read_image(d["file_name"], "RGB")
-    small = observer.augmentation.get_transform(image).apply_image(image)
+    small = extractor.augmentation.get_transform(image).apply_image(image)
     tensor = torch.from_numpy(small.transpose(2, 0, 1).copy())
-    x = (tensor.float() - observer.model.pixel_mean) / observer.model.pixel_std
+    x = (tensor.float() - extractor.model.pixel_mean) / extractor.model.pixel_std
     with torch.no_grad():
-        expected = head.predict_logits(observer.model.backbone(x[None]))
+        expected = head.predict_logits(extractor.model.backbone(x[None]))
         both = torch.cat([seen.before, seen.after])[None]
         assert torch.allclose(head.refined_predictor(both), expected.refined, atol=1e-5)
         coarse = head.coarse_predictor(seen.before[None])
@@ -76,7 +80,7 @@ def by_hand(coarse, truth):
     image = np.zeros((16, 24, 3), np.uint8)
     labels = np.zeros((16, 24), np.uint8)
     features = torch.zeros(2, *coarse.shape)
-    return Observation("x", image, labels, labels, labels, coarse, truth, features, None, True)
+    return Activations("x", image, labels, labels, labels, coarse, truth, features, None, True)
 
 
 def test_nodes_of_a_class_by_hand():
@@ -102,7 +106,7 @@ def test_positions_of_nodes():
     o = by_hand([[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]])
     rows, columns = o.node_positions()
     assert rows.tolist() == [0, 15] and columns.tolist() == [0, 11.5, 23]  # corners are aligned
-    o = Observation(**{**vars(o), "align_corners": False})
+    o = Activations(**{**vars(o), "align_corners": False})
     rows, columns = o.node_positions()
     assert rows.tolist() == [3.5, 11.5] and columns.tolist() == [3.5, 11.5, 19.5]
 
@@ -179,7 +183,7 @@ def most_common_class(checkpoint, file):
 
     from cdgcnet import load_cfg
 
-    o = Observer(load_cfg(str(checkpoint / "config.yaml")))({"file_name": file})
+    o = FeatureExtractor(load_cfg(str(checkpoint / "config.yaml")))({"file_name": file})
     most = int(o.coarse_map.flatten().mode().values)
     return MetadataCatalog.get("cdgc_cityscapes_val").stuff_classes[most]
 

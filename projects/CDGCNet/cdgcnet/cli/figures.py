@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
     from detectron2.data import Metadata
 
-    from cdgcnet.visualization.paper_figures import Observation, Observer
+    from cdgcnet.visualization.paper_figures import Activations, FeatureExtractor
 
 FORMATS = (".png", ".pdf", ".svg")
 FIGURES = ("sampling", "comparison", "features")
@@ -93,14 +93,14 @@ def choose_classes(names: Sequence[str], metadata: "Metadata") -> list[int]:
 
 
 def pair_up(
-    seen: "Sequence[Observation]", labels: Sequence[int], observer: "Observer"
-) -> "list[tuple[Observation, int]]":
+    seen: "Sequence[Activations]", labels: Sequence[int], extractor: "FeatureExtractor"
+) -> "list[tuple[Activations, int]]":
     """Each image with each class; with the class that has most hard nodes if none is named."""
-    from cdgcnet.visualization.paper_figures.observe import hardest_class
+    from cdgcnet.visualization.paper_figures.activations import hardest_class
 
     if labels:
         return [(o, label) for o in seen for label in labels]
-    sizes = observer.num_classes, observer.ignore_label
+    sizes = extractor.num_classes, extractor.ignore_label
     return [(o, hardest_class(o, *sizes)) for o in seen]
 
 
@@ -127,7 +127,7 @@ def make_figure(args: argparse.Namespace, cfg: "CfgNode") -> int:
     from detectron2.data import MetadataCatalog
 
     from cdgcnet.visualization.paper_figures import (
-        Observer,
+        FeatureExtractor,
         draw_comparison,
         draw_features,
         draw_sampling,
@@ -143,15 +143,15 @@ def make_figure(args: argparse.Namespace, cfg: "CfgNode") -> int:
         )
     if args.figure == "features" and unlabeled and not labels:
         raise ValueError(f"{unlabeled} has no ground truth; name the class with --classes")
-    observer = Observer(cfg)
-    seen = [observer(d) for d in dicts]
+    extractor = FeatureExtractor(cfg)
+    seen = [extractor(d) for d in dicts]
     if args.figure == "comparison":
-        draw_comparison(args.output, seen, metadata, observer.ignore_label)
+        draw_comparison(args.output, seen, metadata, extractor.ignore_label)
         return len(seen)
-    pairs = pair_up(seen, labels, observer)
+    pairs = pair_up(seen, labels, extractor)
     if args.figure == "features":
-        draw_features(args.output, pairs, metadata, observer.ignore_label)
+        draw_features(args.output, pairs, metadata, extractor.ignore_label)
     else:
         ratio = cfg.MODEL.CDGC.EASY_RATIO
-        draw_sampling(args.output, pairs, metadata, observer.ignore_label, ratio)
+        draw_sampling(args.output, pairs, metadata, extractor.ignore_label, ratio)
     return len(pairs)

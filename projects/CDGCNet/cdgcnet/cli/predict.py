@@ -74,6 +74,7 @@ def predict(
 ) -> list[str]:
     """Predict all images; returns one message per image that failed."""
     from detectron2.data import MetadataCatalog
+    from PIL import Image
     from tqdm import tqdm
 
     from cdgcnet.data.image_io import read_image
@@ -86,7 +87,8 @@ def predict(
             bgr = read_image(path, "BGR", predictor.cfg.INPUT.MAX_PIXELS)
             labels = predictor.labels(bgr)
             label_image(labels, metadata.stuff_colors).save(output / f"{path.stem}.png")
-            overlay(bgr[:, :, ::-1], labels, metadata).save(output / f"{path.stem}_overlay.jpg")
+            drawn = overlay(bgr[:, :, ::-1], labels, metadata)
+            Image.fromarray(drawn).save(output / f"{path.stem}_overlay.jpg")
         except (ValueError, OSError, MemoryError) as error:
             failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     return failures

@@ -29,7 +29,8 @@ from cdgcnet.evaluation.testing import evaluate
 from cdgcnet.modeling.meta_arch import CDGCSegmentor
 from cdgcnet.modeling.predictions import PredictionKind
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
-from cdgcnet.visualization.colors import comparison_sheet
+from cdgcnet.visualization.colors import class_colors, color_map
+from cdgcnet.visualization.grid import PanelGrid, class_legend
 
 VAL = "cdgc_streets_val"
 COLUMNS = {
@@ -146,6 +147,7 @@ def score(cfg: CfgNode, model: torch.nn.Module, title: str, images: int) -> dict
 def draw(segmentor: CDGCSegmentor, cfg: CfgNode, path: Path, images: int) -> None:
     """A sheet of image, ground truth, coarse and refined prediction."""
     segmentor.eval()
+    metadata = MetadataCatalog.get(VAL)
     rows = []
     for sample in DatasetCatalog.get(VAL)[:images]:
         image = read_image(sample["file_name"], cfg.INPUT.FORMAT)
@@ -155,11 +157,18 @@ def draw(segmentor: CDGCSegmentor, cfg: CfgNode, path: Path, images: int) -> Non
         predictions = [
             labels[kind].cpu().numpy() for kind in (PredictionKind.COARSE, PredictionKind.REFINED)
         ]
-        # Ground truth that does not count is not drawn in the predictions either.
-        masked = [np.where(truth == 255, 255, p) for p in predictions]
-        rows.append([image, truth, *masked])
+        # Pixels without ground truth are not drawn in the predictions either.
+        rows.append((image, truth, *(np.where(truth == 255, 255, p) for p in predictions)))
+    occurring = sorted({int(label) for _, *maps in rows for x in maps for label in np.unique(x)})
+    height, width = rows[0][0].shape[:2]
     titles = ("image", "ground truth", "coarse", "refined by the graph")
-    comparison_sheet(rows, titles, MetadataCatalog.get(VAL), path)
+    legend = class_legend(occurring, metadata, 255)
+    grid = PanelGrid(len(rows), len(titles), height / width, legend=legend)
+    for i, (image, *maps) in enumerate(rows):
+        pictures = [image, *(color_map(x, class_colors(metadata)) for x in maps)]
+        for j, picture in enumerate(pictures):
+            grid.show(i, j, picture, titles[j] if i == 0 else "")
+    grid.save(path)
 
 
 def run_demo(output: Path, data: Path, quick: bool = False) -> None:

@@ -106,7 +106,7 @@ def write_files(evaluator: CDGCEvaluator, folder: Path) -> dict[str, dict[str, f
 
 def draw_matrices(evaluator: CDGCEvaluator, folder: Path) -> None:
     """Draw every matrix in percent of the pixels of the true class."""
-    from cdgcnet.visualization.evaluation_images import write_heat_map
+    from cdgcnet.visualization.confusion_matrix import draw_confusion_matrix
 
     confusion = evaluator.total(PredictionKind.REFINED.value)
     if confusion is None:
@@ -117,7 +117,7 @@ def draw_matrices(evaluator: CDGCEvaluator, folder: Path) -> None:
         if matrix is not None:
             percent = np.divide(100 * matrix, truth, out=np.zeros(matrix.shape), where=truth > 0)
             path = folder / f"{file_name}.png"
-            write_heat_map(path, percent, evaluator.names, title, columns, colors)
+            draw_confusion_matrix(path, percent, evaluator.names, title, columns, colors)
 
 
 def draw_images(evaluator: CDGCEvaluator, folder: Path, chosen: dict[str, str]) -> None:
@@ -150,12 +150,12 @@ def _shortened(stem: str) -> str:
 def _draw_image(
     evaluator: CDGCEvaluator, path: Path, dataset_dict: dict, record: ImageRecord, title: str
 ) -> None:
-    from cdgcnet.visualization.evaluation_images import write_image
+    from cdgcnet.visualization.change_map import draw_predictions
 
     labels = {name: decode(png) for name, png in record.label_maps.items()}
     height, width = labels[PredictionKind.REFINED.value].shape
     truth = evaluator.read_ground_truth(dataset_dict, (height, width))
-    write_image(
+    draw_predictions(
         path,
         read_image(record.file_name, max_pixels=NO_LIMIT),
         truth["ground_truth"].numpy(),

@@ -1,22 +1,28 @@
-"""Pictures of predictions: label PNGs, overlays, comparison sheets."""
+"""Colors of classes, and label maps and overlays in them.
+
+Shape shorthand: label maps (H, W), images (H, W, 3) uint8 RGB.
+"""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
     from detectron2.data import Metadata
 
-IGNORE_COLOR = (0, 0, 0)
-# What a refinement changed. Blue and vermilion, which color-blind readers tell apart.
+PADDING_COLOR = (0, 0, 0)  # of palette entries that are not classes
+IGNORED = (225, 225, 225)  # black is a class of VOC
+# What the refinement changed: blue and vermilion, which color-blind readers can tell apart.
 FIXED, BROKEN = (0, 114, 178), (213, 94, 0)
+_OVERLAY_PIXELS = 2_000_000  # an overlay is meant for a screen
+_PLACING_SIDE = 400  # pixels, for finding the places of names
 
 
 def class_colors(metadata: "Metadata") -> list[tuple[int, int, int]]:
-    """One RGB color per class: the dataset's own, or Detectron2's map where it has none."""
+    """One RGB color per class: those of the dataset, or Detectron2's color map if it has none."""
     from detectron2.utils.colormap import colormap
 
     count = len(metadata.stuff_classes)
@@ -25,15 +31,15 @@ def class_colors(metadata: "Metadata") -> list[tuple[int, int, int]]:
 
 
 def unit_color(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    """A color of 0 to 255 as matplotlib takes it."""
+    """A color with values from 0 to 255 in matplotlib's range."""
     red, green, blue = color
     return red / 255, green / 255, blue / 255
 
 
 def palette_of(colors: Sequence[Sequence[int]]) -> list[int]:
-    """A 256-color PNG palette; values that are no class are black."""
+    """A 256-color PNG palette; values that are not classes are black."""
     palette = [channel for color in colors for channel in color]
-    return palette + list(IGNORE_COLOR) * (256 - len(colors))
+    return palette + list(PADDING_COLOR) * (256 - len(colors))
 
 
 def label_image(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Image:
@@ -43,79 +49,88 @@ def label_image(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Im
     return image
 
 
-def color_labels(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> np.ndarray:
-    """Labels (H, W) in the colors of their classes, (H, W, 3); other pixels are striped.
+def color_map(
+    labels: np.ndarray, colors: Sequence[Sequence[int]], striped: bool = False
+) -> np.ndarray:
+    """Labels (H, W) in the colors of their classes, (H, W, 3) uint8.
 
-    Black would be ambiguous for them, since it is the color of VOC's background.
+    Args:
+        labels: classes; all other values are drawn in light gray.
+        colors: RGB color of each class.
+        striped: draw all other values as stripes instead.
     """
-    rgb = np.array(label_image(labels, colors).convert("RGB"))
-    height, width = labels.shape
-    diagonals = np.add.outer(np.arange(height), np.arange(width))
-    stripes = np.where(diagonals // max(2, min(height, width) // 32) % 2, 255, 90)
-    ignored = labels >= len(colors)
-    rgb[ignored] = stripes[ignored][:, None]
+    table = np.full((256, 3), IGNORED, np.uint8)
+    table[: len(colors)] = colors
+    labels = labels.astype(np.uint8)
+    rgb = cv2.merge([cv2.LUT(labels, np.ascontiguousarray(channel)) for channel in table.T])
+    if striped:
+        height, width = labels.shape
+        diagonals = np.add.outer(np.arange(height), np.arange(width))
+        stripes = np.where(diagonals // max(2, min(height, width) // 32) % 2, 255, 90)
+        other = labels >= len(colors)
+        rgb[other] = stripes[other][:, None]
     return rgb
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, metadata: "Metadata") -> Image.Image:
-    """Class colors and names over an RGB image (H, W, 3), by Detectron2's visualizer."""
-    from detectron2.utils.visualizer import Visualizer
+def overlay(
+    image: np.ndarray, labels: np.ndarray, metadata: "Metadata", alpha: float = 0.5
+) -> np.ndarray:
+    """Class colors blended over an image, with outlines and names of the largest regions.
 
-    drawn = Visualizer(image, metadata).draw_sem_seg(labels, alpha=0.5)
-    return Image.fromarray(drawn.get_image())
-
-
-def comparison_sheet(
-    rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    metadata: "Metadata",
-    path: Path,
-) -> None:
-    """A picture grid: in each row an RGB image (H, W, 3), then label maps (H, W).
+    Images of more than about two megapixels are scaled down, so that drawing stays fast.
 
     Args:
-        rows: one sequence per image; label maps hold class ids or the ignore label.
-        titles: one per column.
-        metadata: gives class names and colors; the legend lists the classes that occur.
-        path: PNG to write.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) uint8; values that are not classes leave the image as it is.
+        metadata: provides class names and colors.
+        alpha: weight of the colors.
 
-    height, width = rows[0][0].shape[:2]
-    cell = 3.2
-    legend_height = 0.6
-    figure = Figure(
-        figsize=(cell * len(titles), cell * height / width * len(rows) + 0.3 + legend_height),
-        layout="constrained",
-        dpi=110,
-    )
-    FigureCanvasAgg(figure)  # no global pyplot state, no window system
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
-    seen: set[int] = set()
-    for row, images in enumerate(rows):
-        for column, picture in enumerate(images):
-            axis = axes[row, column]
-            axis.axis("off")
-            if row == 0:
-                axis.set_title(titles[column], fontsize=10)
-            if picture.ndim == 2:
-                seen |= {int(v) for v in np.unique(picture)}
-                picture = np.asarray(label_image(picture, metadata.stuff_colors).convert("RGB"))
-            axis.imshow(picture, interpolation="nearest")
-    handles = [
-        Patch(
-            facecolor=tuple(c / 255 for c in metadata.stuff_colors[i]),
-            label=metadata.stuff_classes[i],
-        )
-        for i in sorted(seen)
-        if i < len(metadata.stuff_classes)
-    ]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=max(1, min(len(handles), int(cell * len(titles) / 1.4))),
-        fontsize=8,
-    )
-    figure.savefig(path)
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
+    scale = (_OVERLAY_PIXELS / labels.size) ** 0.5
+    if scale < 1:
+        size = (max(1, round(labels.shape[1] * scale)), max(1, round(labels.shape[0] * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    colors = class_colors(metadata)
+    image = np.ascontiguousarray(image)
+    drawn = cv2.addWeighted(image, 1 - alpha, color_map(labels, colors), alpha, 0)
+    other = labels >= len(colors)
+    drawn[other] = image[other]
+    edges = np.zeros(labels.shape, bool)
+    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edges[1:] |= labels[1:] != labels[:-1]
+    drawn[edges] = 255
+    _write_names(drawn, labels, metadata.stuff_classes)
+    return drawn
+
+
+def _write_names(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+    """Write the name of each class into its largest region, if it fits there."""
+    # A small copy of the labels is enough to find the places.
+    step = max(1, max(labels.shape) // _PLACING_SIDE)
+    small = labels[::step, ::step]
+    size = max(0.35, min(1.2, picture.shape[0] / 900))
+    for label in np.unique(small).tolist():
+        if label >= len(names):
+            continue
+        mask = (small == label).astype(np.uint8)
+        _, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+        largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+        left, top, width, height = stats[largest, :4].tolist()
+        # OpenCV's fonts contain only ASCII letters.
+        text = names[label].encode("ascii", "replace").decode()
+        (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+        if text_width > width * step or 2 * text_height > height * step:
+            continue
+        # The point of the region farthest from its outline; padding makes the border one too.
+        inside = np.pad(regions[top : top + height, left : left + width] == largest, 1)
+        distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)
+        y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+        x = min((left + int(x)) * step - text_width // 2, picture.shape[1] - text_width - 2)
+        place = (max(x, 2), (top + int(y)) * step + text_height // 2)
+        for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            cv2.putText(
+                picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, color, thickness, cv2.LINE_AA
+            )

@@ -1,4 +1,4 @@
-"""A picture of training samples: image, labels and both together, with a legend."""
+"""A picture of training samples: image, labels, and both together."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,10 @@ import cv2
 import numpy as np
 from detectron2.data import Metadata
 
-from cdgcnet.utils.io import atomic_write
-from cdgcnet.visualization.colors import class_colors, color_labels
+from cdgcnet.visualization.colors import class_colors, color_map
+from cdgcnet.visualization.grid import LegendEntry, PanelGrid, class_legend, tallest_aspect
 
-MAX_LEGEND = 24
-_CELL = 2.8  # inches
+_GRAY = (172, 172, 172)  # the mean of the stripes
 
 
 def draw_grid(
@@ -22,73 +21,46 @@ def draw_grid(
     path: Path,
     columns: int | None = None,
 ) -> None:
-    """Image, labels and overlay of each sample, with a legend.
+    """Draw image, labels and overlay of each sample; ignored pixels are striped.
 
     Args:
         samples: dicts with "file_name", "image" (3, H, W) uint8 and "sem_seg" (H, W).
         image_format: "RGB" or "BGR".
-        metadata: gives class names and colors.
+        metadata: provides class names and colors.
         title: of the whole picture.
         path: PNG to write.
-        columns: samples in a row; None: 1 for up to 3 samples, 2 for more.
+        columns: samples per row; None for 1 with up to 3 samples, otherwise 2.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    colors, names = class_colors(metadata), list(metadata.stuff_classes)
+    colors = class_colors(metadata)
     across = min(columns or (1 if len(samples) < 4 else 2), len(samples))
-    rows = -(-len(samples) // across)
-    aspect = max(s["image"].shape[1] / s["image"].shape[2] for s in samples)
-    pixels = np.zeros(256, np.int64)
-    for sample in samples:
-        pixels += np.bincount(sample["sem_seg"].numpy().ravel(), minlength=256)
-    order = np.argsort(-pixels[: len(names)], kind="stable")
-    occurring = [int(c) for c in order if pixels[c]]
-    handles = [
-        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*colors[c]), edgecolor="gray", label=names[c])
-        for c in occurring[:MAX_LEGEND]
-    ]
-    if len(occurring) > MAX_LEGEND:
-        handles.append(Patch(alpha=0, label=f"+{len(occurring) - MAX_LEGEND} more"))
-    if pixels[len(names) :].any():
-        handles.append(Patch(facecolor="white", edgecolor="dimgrey", hatch="////", label="ignored"))
-    legend_columns = min(len(handles), 4 * across)
-    legend_height = 0.25 * -(-len(handles) // legend_columns)
-    figure = Figure(
-        figsize=(3 * across * _CELL, rows * (_CELL * aspect + 0.25) + legend_height + 0.5),
-        layout="constrained",
-        dpi=110,
+    images = [sample["image"].numpy().transpose(1, 2, 0) for sample in samples]
+    if image_format == "BGR":
+        images = [image[:, :, ::-1] for image in images]
+    labels = [sample["sem_seg"].numpy().astype(np.uint8) for sample in samples]
+    pixels = sum(np.bincount(x.ravel(), minlength=256) for x in labels)
+    frequent_first = np.argsort(-pixels, kind="stable")
+    legend = class_legend([int(c) for c in frequent_first if pixels[c]], metadata)
+    if pixels[len(colors) :].any():
+        legend.append(LegendEntry("ignored", _GRAY, hatched=True))
+    grid = PanelGrid(
+        -(-len(samples) // across),
+        3 * across,
+        tallest_aspect(images),
+        legend=legend,
+        title=title,
+        row_titles=True,
+        width=8.4 * across,
     )
-    FigureCanvasAgg(figure)  # no global pyplot state, no window system
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    axes = figure.subplots(rows, 3 * across, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, sample in enumerate(samples):
+    for i, (sample, image, label_map) in enumerate(zip(samples, images, labels, strict=True)):
         row, column = divmod(i, across)
-        image = sample["image"].numpy().transpose(1, 2, 0)
-        rgb = np.ascontiguousarray(image[:, :, ::-1] if image_format == "BGR" else image)
-        labels = sample["sem_seg"].numpy().astype(np.uint8)
-        colored = color_labels(labels, colors)
-        overlay = cv2.addWeighted(rgb, 0.45, colored, 0.55, 0)
-        for offset, picture in enumerate((rgb, colored, overlay)):
-            axes[row, 3 * column + offset].imshow(picture, interpolation="nearest")
-        ignored = 100 * (labels >= len(names)).mean()
-        axes[row, 3 * column].set_title(
-            f"{Path(sample['file_name']).name}, {ignored:.1f} % ignored",
-            loc="left",
-            fontsize=8,
-            parse_math=False,  # names may hold "$"
-        )
-    legend = figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=legend_columns,
-        fontsize=8,
-        frameon=False,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    with atomic_write(path) as tmp_path:
-        figure.savefig(tmp_path)
+        image = np.ascontiguousarray(image)
+        colored = color_map(label_map, colors, striped=True)
+        ignored = 100 * (label_map >= len(colors)).mean()
+        panels = {
+            Path(sample["file_name"]).name: image,
+            f"labels, {ignored:.1f} % ignored": colored,
+            "both": cv2.addWeighted(image, 0.45, colored, 0.55, 0),
+        }
+        for offset, (name, picture) in enumerate(panels.items()):
+            grid.show(row, 3 * column + offset, picture, name)
+    grid.save(path)

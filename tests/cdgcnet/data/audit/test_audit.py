@@ -26,7 +26,7 @@ from cdgcnet.data.audit.issues import IssueType
 from cdgcnet.data.audit.report import choose, page
 from cdgcnet.data.datasets.catalog import register
 from cdgcnet.data.label_spec import LabelSpec
-from cdgcnet.visualization.colors import color_labels
+from cdgcnet.visualization.colors import color_map
 
 COLORS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 NAMES = ["sky", "road", "tree"]
@@ -609,6 +609,6 @@ def test_pictures_are_chosen_for_a_reason(tmp_path):
 def test_ignored_pixels_are_striped():
     labels = np.full((32, 32), 255, np.uint8)
     labels[:, :16] = 1
-    rgb = color_labels(labels, COLORS)
+    rgb = color_map(labels, COLORS, striped=True)
     assert (rgb[:, :16] == COLORS[1]).all()
     assert set(np.unique(rgb[:, 16:])) == {90, 255}

@@ -19,7 +19,7 @@ from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.utils.io import atomic_write
-from cdgcnet.visualization.colors import color_labels
+from cdgcnet.visualization.colors import color_map
 
 _SIDE = 400  # pixels; larger pictures are scaled down
 _PICTURES = 12
@@ -91,7 +91,7 @@ def _figure(report: Report, sample: Sample, reason: str) -> str:
         spec = LabelSpec(len(report.classes), lut=sample.lut)
         labels = spec.to_ids(read_labels(sample.label, NO_LIMIT))
         labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-        colors = color_labels(labels, list(report.colors))
+        colors = color_map(labels, list(report.colors), striped=True)
         picture = np.hstack([picture, cv2.addWeighted(picture, 0.45, colors, 0.55, 0)])
         present = np.argsort(-sample.counts.astype(np.int64), kind="stable")
         names = [report.classes[c] for c in present if sample.counts[c]]

@@ -7,25 +7,17 @@ import cv2
 from detectron2.data import Metadata
 from matplotlib.lines import Line2D
 
-from cdgcnet.visualization.paper_figures.canvas import (
-    WIDTH,
-    draw_outline,
-    gray,
-    new_figure,
-    save,
-    show,
-    tallest_aspect,
-    write_note,
-)
-from cdgcnet.visualization.paper_figures.observe import (
+from cdgcnet.visualization.grid import PAGE_WIDTH, PanelGrid, tallest_aspect
+from cdgcnet.visualization.paper_figures.activations import (
     EASY,
     HARD_NEGATIVE,
     HARD_POSITIVE,
-    Observation,
+    Activations,
     sampled_nodes,
 )
+from cdgcnet.visualization.paper_figures.marks import draw_outline, gray, write_note
 
-# Told apart also by eyes that do not tell red from green; each kind has a mark of its own too.
+# Color-blind readers can tell these apart, and each kind has a marker of its own.
 NODE_STYLE = {
     EASY: {"color": "#3ddc5b", "marker": "o"},
     HARD_POSITIVE: {"color": "#ff2a2a", "marker": "s"},
@@ -35,7 +27,7 @@ NODE_STYLE = {
 
 def draw_sampling(
     path: Path,
-    pairs: Sequence[tuple[Observation, int]],
+    pairs: Sequence[tuple[Activations, int]],
     metadata: Metadata,
     ignore_label: int,
     easy_ratio: float = 1.0,
@@ -44,28 +36,28 @@ def draw_sampling(
 
     Args:
         path: PNG, PDF or SVG to write.
-        pairs: an observation with ground truth, and the class, per row.
-        metadata: gives class names and colors.
-        ignore_label: nodes with it are in no set.
-        easy_ratio: share of the easy positives shown, as training would sample it.
+        pairs: an image with ground truth and a class per row.
+        metadata: provides class names and colors.
+        ignore_label: nodes with it belong to no set.
+        easy_ratio: fraction of the easy positives to show, sampled as in training.
     """
-    figure, axes = new_figure(len(pairs), 2, tallest_aspect([o for o, _ in pairs]), legend=0.26)
-    axes[0, 0].set_title("image, true outline of the class", fontsize=8, pad=3)
-    axes[0, 1].set_title("its nodes in training", fontsize=8, pad=3)
+    aspect = tallest_aspect([o.image for o, _ in pairs])
+    grid = PanelGrid(len(pairs), 2, aspect, footer=0.26)
+    titles = ("image, true outline of the class", "its nodes in training")
     names = list(metadata.stuff_classes)
-    for (seen, label), (left, right) in zip(pairs, axes, strict=True):
+    for i, (seen, label) in enumerate(pairs):
         assert seen.truth is not None
-        show(left, seen.image)
+        left = grid.show(i, 0, seen.image, titles[0] if i == 0 else "")
         mask = seen.truth == label
         draw_outline(left, mask, (1.6, 0.8))
         write_note(left, f"{names[label]}, {seen.name}", 2)
-        # Paler, so that the marks stand out from a picture that has all colors.
-        show(right, cv2.addWeighted(seen.image, 0.25, gray(seen.image), 0.4, 55))
+        pale = cv2.addWeighted(seen.image, 0.25, gray(seen.image), 0.4, 55)  # marks stand out
+        right = grid.show(i, 1, pale, titles[1] if i == 0 else "")
         draw_outline(right, mask, (0.0, 0.6))
         rows, columns = seen.node_positions()
         spacing = seen.image.shape[1] / len(columns)
-        # Marks of 0.62 of a node's width, in points; area for scatter.
-        points = 0.62 * spacing / seen.image.shape[1] * (WIDTH / 2) * 72
+        # A marker is 0.62 times as wide as a node, in points; scatter takes an area.
+        points = 0.62 * spacing / seen.image.shape[1] * (PAGE_WIDTH / 2) * 72
         found = sampled_nodes(seen, label, len(names), ignore_label, easy_ratio)
         for kind, places in found.items():
             right.scatter(
@@ -79,7 +71,7 @@ def draw_sampling(
             )
         counts = ", ".join(f"{len(places)} {kind}" for kind, places in found.items())
         write_note(right, counts, 2)
-    said = {EASY: "both agree", HARD_POSITIVE: "missed", HARD_NEGATIVE: "taken for the class"}
+    meaning = {EASY: "both agree", HARD_POSITIVE: "missed", HARD_NEGATIVE: "mistaken for the class"}
     handles = [
         Line2D(
             [],
@@ -88,11 +80,11 @@ def draw_sampling(
             markersize=5,
             markeredgecolor="black",
             markeredgewidth=0.4,
-            label=f"{kind}: {said[kind]}",
+            label=f"{kind}: {meaning[kind]}",
             marker=style["marker"],
             color=style["color"],
         )
         for kind, style in NODE_STYLE.items()
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=3, fontsize=7, frameon=False)
-    save(figure, path)
+    grid.figure.legend(handles=handles, loc="lower center", ncols=3, fontsize=7, frameon=False)
+    grid.save(path)

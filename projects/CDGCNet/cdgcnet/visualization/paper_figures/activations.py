@@ -1,10 +1,11 @@
-"""What a network sees, predicts and thinks of one image.
+"""Predictions and internal features of a trained network for one image.
 
 Shape shorthand: image H x W, feature map h x w at stride 8, C channels, M classes.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,26 +18,25 @@ from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_sample_labels
 from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.engine.predictor import Predictor
-from cdgcnet.modeling.meta_arch import CDGCSegmentor
 from cdgcnet.modeling.predictions import PredictionKind
 
 EASY, HARD_POSITIVE, HARD_NEGATIVE = "easy positive", "hard positive", "hard negative"
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One image with all that the figures show of it.
+class Activations:
+    """One image with everything that the figures show of it.
 
     Attributes:
-        name: of the image's file.
+        name: stem of the image file.
         image: (H, W, 3) uint8, RGB.
-        truth: (H, W) uint8 classes or the ignore label; None without ground truth.
-        coarse, refined: (H, W) uint8; equal if the network refines nothing.
+        truth: (H, W) uint8 classes or the ignore label; None if there is no ground truth.
+        coarse, refined: (H, W) uint8; equal if the network does not refine.
         coarse_map: (h, w) int64, class of each node by the coarse prediction.
         truth_map: (h, w) int64, class or ignore label at each node's own pixel; or None.
         before, after: (C, h, w) float32, X and X̂ of the paper; ``after`` is None if the network
-            refines nothing.
-        align_corners: where nodes lie on the image.
+            does not refine.
+        align_corners: how nodes are placed on the image.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Observation:
     align_corners: bool
 
     def node_positions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pixel coordinates of the nodes' centers on the image: rows (h,), columns (w,)."""
+        """Pixel coordinates of the centers of the nodes: rows (h,) and columns (w,)."""
         return tuple(  # type: ignore[return-value]
             np.linspace(0, length - 1, count)
             if self.align_corners
@@ -61,16 +61,16 @@ class Observation:
 
 
 def sampled_nodes(
-    seen: Observation, label: int, num_classes: int, ignore_label: int, easy_ratio: float
+    seen: Activations, label: int, num_classes: int, ignore_label: int, easy_ratio: float
 ) -> dict[str, np.ndarray]:
-    """The nodes that training would take for a class's graph (Eq. 4).
+    """The nodes that training would select for the graph of a class (Eq. 4).
 
     Args:
-        seen: an observation with ground truth.
+        seen: an image with ground truth.
         label: the class.
         num_classes: M.
-        ignore_label: nodes with it are left out.
-        easy_ratio: share of the easy positives, chosen at random by a fixed seed.
+        ignore_label: nodes with it are omitted.
+        easy_ratio: fraction of the easy positives, sampled with a fixed seed.
 
     Returns:
         "easy positive", "hard positive", "hard negative" -> (n, 2) int, row and column.
@@ -96,28 +96,28 @@ def sampled_nodes(
     return {name: places[part].numpy() for name, part in parts.items()}
 
 
-def hardest_class(seen: Observation, num_classes: int, ignore_label: int) -> int:
-    """The class of the image that has most hard nodes for its size; one of eight easy nodes first.
+def hardest_class(seen: Activations, num_classes: int, ignore_label: int) -> int:
+    """The class with most hard nodes for its size, preferably one with at least eight easy nodes.
 
     Raises:
         ValueError: for an image without ground truth.
     """
     if seen.truth_map is None:
-        raise ValueError(f"{seen.name}: which nodes are hard needs ground truth")
+        raise ValueError(f"{seen.name}: it takes ground truth to tell which nodes are hard")
     kept = seen.truth_map != ignore_label
     coarse, true = seen.coarse_map[kept], seen.truth_map[kept]
 
     def score(label: int) -> tuple[bool, bool, float]:
         c, g = coarse == label, true == label
         easy, hard = int((c & g).sum()), int((c ^ g).sum())
-        # 20: a handful of nodes is no subject, however wrong.
+        # Adding 20 keeps out classes of only a handful of nodes, however wrong they are.
         return bool(g.any()), easy >= 8, hard / (easy + 20)
 
     return max(range(num_classes), key=score)
 
 
-class Observer:
-    """A trained network that shows its inside."""
+class FeatureExtractor:
+    """Runs a trained network and returns its internal features along with its predictions."""
 
     def __init__(self, cfg: CfgNode):
         """
@@ -125,19 +125,17 @@ class Observer:
             cfg: with MODEL.WEIGHTS.
 
         Raises:
-            ValueError: for another meta-architecture than ours.
+            ValueError: for a meta-architecture other than CDGCSegmentor.
             FileNotFoundError, ValueError: for weights that are missing or do not fit.
         """
         if cfg.MODEL.META_ARCHITECTURE != "CDGCSegmentor":
             raise ValueError(
-                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; the figures look "
-                "into CDGCSegmentor. A checkpoint of the other loads into it: add --opts "
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; the figures need "
+                "CDGCSegmentor. Its checkpoints fit both; add --opts "
                 "MODEL.META_ARCHITECTURE CDGCSegmentor"
             )
         self.cfg = cfg
-        model = Predictor(cfg).model
-        assert isinstance(model, CDGCSegmentor)
-        self.model = model
+        self.model: Any = Predictor(cfg).model
         self.augmentation = build_test_augmentations(cfg)[0]
 
     @property
@@ -149,7 +147,7 @@ class Observer:
         return int(self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
     @torch.no_grad()
-    def __call__(self, dataset_dict: dict) -> Observation:
+    def __call__(self, dataset_dict: dict) -> Activations:
         """
         Args:
             dataset_dict: "file_name" and, with ground truth, "sem_seg_file_name".
@@ -167,7 +165,7 @@ class Observer:
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         inputs = {"image": tensor, "height": height, "width": width}
         (prediction,) = self.model.predict_labels([inputs])
-        before, after, coarse = self._inside(tensor)
+        before, after, coarse = self._features(tensor)
         coarse_map = class_map(coarse)[0].cpu()
         align_corners = self.model.sem_seg_head.align_corners
         truth_map = None
@@ -177,7 +175,7 @@ class Observer:
             truth_map = resize_targets(targets, size, align_corners)[0]
         labels = {kind: x.cpu().numpy() for kind, x in prediction.labels.items()}
         refined = labels[PredictionKind.REFINED]
-        return Observation(
+        return Activations(
             name=Path(dataset_dict["file_name"]).stem.removesuffix("_leftImg8bit"),
             image=np.ascontiguousarray(image if image_format == "RGB" else image[:, :, ::-1]),
             truth=truth,
@@ -190,7 +188,7 @@ class Observer:
             align_corners=align_corners,
         )
 
-    def _inside(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _features(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """X, X̂ (1, C, h, w) and coarse logits (1, M, h, w) of an image (3, H, W)."""
         model, head = self.model, self.model.sem_seg_head
         x = (image.to(model.device, torch.float32) - model.pixel_mean) / model.pixel_std

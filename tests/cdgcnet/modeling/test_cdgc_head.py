@@ -443,3 +443,28 @@ def test_training_writes_node_fractions(tiny_cfg, make_batch, meta):
     }
     assert all(0 <= v <= 1 for v in shares.values())
     assert sum(shares.values()) == pytest.approx(1)
+
+
+# ---------------------------------------------------------------- tracing
+class Traced(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, res4, res5):
+        return self.head.predict_logits({"res4": res4, "res5": res5}).refined
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_tracing_is_refused(graph):
+    # A trace of one image silently gives wrong predictions for others.
+    head = make_head(graph=CDGCModule(8, 2) if graph else None).eval()
+    with pytest.raises(RuntimeError, match="cdgcnet export"):
+        torch.jit.trace(Traced(head), tuple(features_of().values()))
+
+
+def test_torch_export_is_not_blocked():
+    model = Traced(make_head(graph=None).eval())
+    inputs = tuple(features_of().values())
+    exported = torch.export.export(model, inputs)
+    torch.testing.assert_close(exported.module()(*inputs), model(*inputs))

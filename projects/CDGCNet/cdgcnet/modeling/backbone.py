@@ -1,4 +1,4 @@
-"""Dilated ResNet-18 to -152 with every output stride stated, never raised silently (Sec. 3.2)."""
+"""Dilated ResNet-18 to -152 with explicit dilations (Sec. 3.2)."""
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ BLOCKS = {
 
 
 class DilatedBasicBlock(CNNBlockBase):
-    """The two 3x3 convolutions of ResNet-18/34 with a dilation, which Detectron2's block lacks."""
+    """The block of ResNet-18/34 with dilation, which Detectron2's ``BasicBlock`` lacks."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int, dilation: int, norm: str
@@ -60,10 +60,10 @@ class DilatedBasicBlock(CNNBlockBase):
 
 
 class DilatedResNet(ResNet):
-    """A ResNet that hands its input on as the feature "image".
+    """A ResNet that also returns its input, as the feature "image".
 
-    A head sees features only, and a stride-8 map does not tell whether its image was 769 or 776
-    pixels wide. The reference costs nothing and lets logits be resized to the exact size.
+    A head receives only features, and a stride-8 map does not tell whether its image was 769 or
+    776 pixels wide. With the input the head can resize logits to the exact size.
     """
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class DilatedResNet(ResNet):
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedResNet:
     """Build the backbone from ``cfg.MODEL.RESNETS``.
 
-    Names, shapes and state-dict keys are those of Detectron2's ResNet, so its weights fit.
+    State-dict keys and shapes are those of Detectron2's ResNet, so its weights fit.
     RES2_OUT_CHANNELS applies to all depths (torchvision: 64 for 18/34, 256 for 50/101/152).
     """
     res = cfg.MODEL.RESNETS

@@ -264,7 +264,7 @@ class CDGCNetHead(nn.Module):
         Raises:
             RuntimeError: under ``torch.jit.trace``.
         """
-        # TRACE
+        _refuse_tracing()
         x = self.reduce(self.context(features[self.main_feature]))  # (B, C, h, w)
         coarse = self.coarse_predictor(x)  # (B, M, h, w)
         aux = None

@@ -1,10 +1,10 @@
-"""What may stand where the graph stands: context modules of other papers, and a control.
+"""Drop-in alternatives to the graph module: context modules of other papers, and a control.
 
 Each maps features x (B, C, h, w) and coarse logits (B, M, h, w) to refined features (B, C, h, w).
-Unlike the graph they take batch padding for pixels.
+Unlike the graph, they treat batch padding like any other pixel.
 
 Shape shorthand: B images, C channels, h x w feature map, N = h*w pixels, M classes, K channels of
-queries and keys. ``fused`` takes torch's fused attention, which does not store the N x N matrix.
+queries and keys. ``fused`` selects torch's fused attention, which does not store the N x N matrix.
 """
 
 import torch
@@ -17,7 +17,7 @@ CONTEXT_MODULES = ("non_local", "danet", "ocr", "psp", "pixelwise")
 
 
 def _rows(x: Tensor) -> Tensor:
-    # Contiguous, or no fused kernel would take them.
+    # Fused attention kernels require contiguous rows.
     return x.flatten(2).transpose(1, 2).contiguous()  # (B, N, C)
 
 
@@ -26,7 +26,7 @@ def _map(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, fused: bool = True) -> Tensor:
-    """softmax(query keyᵀ) value without a scale: (B, N, K), (B, N', K), (B, N', C) -> (B, N, C)."""
+    """softmax(query keyᵀ) value, unscaled: (B, N, K), (B, N', K), (B, N', C) -> (B, N, C)."""
     if fused:
         query, key, value = query[:, None], key[:, None], value[:, None]  # one head
         return F.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
@@ -36,8 +36,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, fused: bool = True) -> Ten
 class NonLocal(nn.Module):
     """Non-local block, embedded Gaussian (Wang et al., CVPR 2018, Eqs. 1, 4, 6).
 
-    ``z_i = W y_i + x_i`` with ``y_i = Σ_j softmax_j(θ(x_i)ᵀφ(x_j)) g(x_j)``; θ, φ and g lead to
-    C/2 channels. W starts at 0, so that the block starts as the identity.
+    ``z_i = W y_i + x_i`` with ``y_i = Σ_j softmax_j(θ(x_i)ᵀφ(x_j)) g(x_j)``; θ, φ and g map to
+    C/2 channels. W is initialized to 0, so that the block starts as the identity.
     """
 
     def __init__(self, channels: int, *, fused: bool = True):
@@ -51,7 +51,7 @@ class NonLocal(nn.Module):
         self.fused = fused
 
     def forward(self, x: Tensor, coarse_logits: Tensor | None = None) -> Tensor:
-        """Refined features (B, C, h, w) of x; the coarse logits are not looked at."""
+        """Refined features (B, C, h, w); the coarse logits are not used."""
         query, key, value = (_rows(f(x)) for f in (self.theta, self.phi, self.g))
         return x + self.out(_map(attend(query, key, value, self.fused), x))
 
@@ -80,7 +80,7 @@ class ChannelAttention(nn.Module):
     """DANet's channel attention (Fu et al., CVPR 2019, Eqs. 3-4).
 
     ``E_j = β Σ_i softmax_i(A_iᵀA_j) A_i + A_j`` for channel maps i, j of A = x; β starts at 0.
-    The formula of the paper; its authors' code attends to the least similar channels instead.
+    This is the formula of the paper; its authors' code attends to the least similar channels.
     """
 
     def __init__(self) -> None:
@@ -89,14 +89,14 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = x.flatten(2)  # (B, C, N)
-        with torch.autocast(x.device.type, enabled=False):  # sums over N pixels leave fp16's range
+        with torch.autocast(x.device.type, enabled=False):  # sums over N pixels overflow fp16
             gram = maps.float() if maps.dtype.itemsize < 4 else maps
             attention = torch.softmax(gram @ gram.transpose(1, 2), dim=-1)  # (B, C, C)
         return self.beta * (attention.to(x.dtype) @ maps).view_as(x) + x
 
 
 class DualAttention(nn.Module):
-    """DANet (Fu et al., CVPR 2019): position and channel attention, a convolution each, summed."""
+    """DANet (Fu et al., CVPR 2019): the sum of position and channel attention."""
 
     def __init__(self, channels: int, *, norm: str = "BN", fused: bool = True):
         super().__init__()
@@ -107,7 +107,7 @@ class DualAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, coarse_logits: Tensor | None = None) -> Tensor:
-        """Refined features (B, C, h, w) of x; the coarse logits are not looked at."""
+        """Refined features (B, C, h, w); the coarse logits are not used."""
         return self.of_position(self.position(x)) + self.of_channel(self.channel(x))
 
 
@@ -116,8 +116,8 @@ class ObjectContext(nn.Module):
 
     Object regions ``f_m = Σ_i softmax_i(P_mi) x_i`` from the coarse logits P; every pixel attends
     to them, ``y_i = ρ(Σ_m softmax_m(φ(x_i)ᵀψ(f_m)) δ(f_m))``; ``z_i = g([x_i; y_i])``. All of φ,
-    ψ, δ, ρ, g are 1x1 conv-norm-ReLU, the first three to K = C/2 channels. φᵀψ has the factor
-    K**-0.5 of its authors' code.
+    ψ, δ, ρ, g are 1x1 conv-norm-ReLU, the first three to K = C/2 channels. φᵀψ is scaled by
+    K**-0.5, as in the authors' code.
     """
 
     def __init__(self, channels: int, *, norm: str = "BN"):
@@ -143,8 +143,8 @@ class ObjectContext(nn.Module):
 class PyramidPooling(nn.Module):
     """PSPNet's pyramid pooling (Zhao et al., CVPR 2017, Sec. 3.2), projected to C channels.
 
-    Means over 1x1, 2x2, 3x3 and 6x6 bins, each through a 1x1 conv-norm-ReLU to C/4 channels and
-    back to h x w, beside x; a 3x3 conv-norm-ReLU makes C channels of them.
+    Averages over 1x1, 2x2, 3x3 and 6x6 bins pass through a 1x1 conv-norm-ReLU to C/4 channels
+    each, are resized to h x w and concatenated with x; a 3x3 conv-norm-ReLU projects to C channels.
     """
 
     def __init__(self, channels: int, *, norm: str = "BN", bins: tuple[int, ...] = (1, 2, 3, 6)):
@@ -155,7 +155,7 @@ class PyramidPooling(nn.Module):
         self.project = conv_norm_relu(channels + inner * len(bins), channels, 3, norm)
 
     def forward(self, x: Tensor, coarse_logits: Tensor | None = None) -> Tensor:
-        """Refined features (B, C, h, w) of x; the coarse logits are not looked at."""
+        """Refined features (B, C, h, w); the coarse logits are not used."""
         parts = [x]
         for count, stage in zip(self.bins, self.stages, strict=True):
             pooled = stage(F.adaptive_avg_pool2d(x, count))
@@ -166,17 +166,17 @@ class PyramidPooling(nn.Module):
 
 
 class Pixelwise(nn.Module):
-    """The control: as many parameters as the graph, and no pixel sees another.
+    """A control with as many parameters as the graph, in which no pixel sees another.
 
-    Two 1x1 conv-norm-ReLU layers C -> H -> C. H is the multiple of C that brings 2·C·H nearest to
-    the wanted number; for the graph's (2M + 2)·C² it is (M + 1)·C.
+    Two 1x1 conv-norm-ReLU layers C -> H -> C. H is the multiple of C that brings 2·C·H closest to
+    the given number; for the graph's (2M + 2)·C² it is (M + 1)·C.
     """
 
     def __init__(self, channels: int, *, parameters: int, norm: str = "BN"):
         """
         Args:
             channels: C.
-            parameters: how many the block should have.
+            parameters: approximate number of parameters of the block.
             norm: Detectron2 norm name.
         """
         super().__init__()
@@ -186,21 +186,21 @@ class Pixelwise(nn.Module):
         )
 
     def forward(self, x: Tensor, coarse_logits: Tensor | None = None) -> Tensor:
-        """Refined features (B, C, h, w) of x; the coarse logits are not looked at."""
+        """Refined features (B, C, h, w); the coarse logits are not used."""
         return self.layers(x)
 
 
 def build_context_module(name: str, channels: int, *, norm: str, parameters: int) -> nn.Module:
-    """One of :data:`CONTEXT_MODULES`.
+    """Build one of :data:`CONTEXT_MODULES`.
 
     Args:
-        name: which.
+        name: one of them.
         channels: C.
         norm: Detectron2 norm name.
-        parameters: of the graph in whose place it stands, for "pixelwise".
+        parameters: number of parameters of the graph that it replaces, for "pixelwise".
 
     Raises:
-        ValueError: on another name.
+        ValueError: for any other name.
     """
     if name == "non_local":
         return NonLocal(channels)
@@ -212,4 +212,4 @@ def build_context_module(name: str, channels: int, *, norm: str, parameters: int
         return PyramidPooling(channels, norm=norm)
     if name == "pixelwise":
         return Pixelwise(channels, parameters=parameters, norm=norm)
-    raise ValueError(f"refiner must be one of {CONTEXT_MODULES}, got {name!r}")
+    raise ValueError(f"the context module must be one of {CONTEXT_MODULES}, got {name!r}")

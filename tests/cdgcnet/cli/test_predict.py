@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from cdgcnet import Predictor, Trainer, load_cfg
+from cdgcnet.cli.predict import check_output, find_images
 from cdgcnet.data.datasets.cityscapes import COLORS
+from cdgcnet.data.image_io import read_image
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "predict.py"
 pytestmark = pytest.mark.usefixtures("run_data")
@@ -252,3 +254,15 @@ def test_in_the_shell(run_yaml, weights, images, tmp_path):
     assert "2 of 3 images" in done.stdout and "a.jpg: not a readable image" in done.stderr
     assert "Traceback" not in done.stderr
     assert names(tmp_path / "out") == ["b.png", "b_overlay.jpg", "c.png", "c_overlay.jpg"]
+
+
+def test_hidden_files_and_loops_of_links_in_a_folder(tmp_path):
+    # macOS leaves ._photo.jpg; a link to itself made Path.resolve raise RuntimeError.
+    for name in ("photo.JPG", "._photo.JPG", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    images = find_images([tmp_path])
+    assert [image.name for image in images] == ["loop.png", "photo.JPG"]
+    check_output(images, tmp_path / "out", overwrite=False)
+    with pytest.raises(ValueError, match=r"loop\.png: not a readable image"):
+        read_image(images[0])

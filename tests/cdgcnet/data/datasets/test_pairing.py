@@ -127,6 +127,12 @@ def test_lines_name_pairs(tmp_path):
     assert split(found, "/a.jpg /1.png", "/x/b 1.jpg x/2 b.png") == expected
 
 
+def test_pairs_need_not_follow_the_suffixes(tmp_path):
+    found = rule(tmp_path, ["a_x.jpg", "other.jpg"], ["1.png"], image_suffix="_x.jpg")
+    assert split(found, "other.jpg 1.png") == [("other.jpg", "1.png")]
+    assert (found.stem("a_x.jpg"), found.stem("other.jpg")) == ("a", "other")
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [

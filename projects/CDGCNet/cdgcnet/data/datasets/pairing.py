@@ -51,7 +51,8 @@ class PairingRule:
 
     def stem(self, image: str) -> str:
         """The part of an image's name that it shares with its label."""
-        if self.image_suffix:
+        # A split file may pair images that do not end with the suffix.
+        if self.image_suffix and image.lower().endswith(self.image_suffix.lower()):
             return image[: -len(self.image_suffix)]
         return str(Path(image).with_suffix("").as_posix())
 

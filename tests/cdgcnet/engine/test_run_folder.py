@@ -431,12 +431,12 @@ def test_scores_are_written_before_test_time_augmentation(start, tmp_path, monke
 
 
 def test_scores_are_written_before_pictures(start, tmp_path, monkeypatch):
-    from cdgcnet.visualization import evaluation_images
+    from cdgcnet.visualization import confusion_matrix
 
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation_images, "write_heat_map", interrupt)
+    monkeypatch.setattr(confusion_matrix, "draw_confusion_matrix", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_net(*start, "SOLVER.MAX_ITER", "1", "TEST.PICTURES", "True")
     assert json.loads((tmp_path / "run" / "results.json").read_text())["sem_seg"]["mIoU"] >= 0

@@ -1,7 +1,11 @@
 """What is said of given scores, worked out by hand."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+from cdgcnet.comparison.records import load_records
 from cdgcnet.comparison.report import (
     best_peer,
     make_lines,
@@ -12,6 +16,7 @@ from cdgcnet.comparison.report import (
     write_between,
 )
 
+ROOT = Path(__file__).resolve().parents[3]
 # Gains over plain: ocr 7, 8, 9 (mean 8, error 1/√3 = 0.58); graph over pixelwise 4, 5, 6.
 SCORES = {
     "plain": [57.0, 57.0, 57.0],
@@ -34,8 +39,8 @@ def test_a_seen_gain_allows_verdicts(make_records):
     assert "above the plain head by more than 2 standard errors are ocr +8.00 ± 0.58" in said
     [verdict] = verdicts(lines)
     # Differences to ocr -2, -2.5, -3: mean -2.5, error 0.29, t = 8.7 > 4.30 for 2 degrees.
-    assert "falls behind ocr (−2.50 ± 0.29)" in verdict
-    assert "beats pixelwise (+5.00 ± 0.58)" in verdict
+    assert "−2.50 ± 0.29 over ocr (falls behind)" in verdict
+    assert "+5.00 ± 0.58 over pixelwise (beats)" in verdict
     assert best_peer(lines, lines[-1]).label == "ocr"
 
 
@@ -103,3 +108,14 @@ def test_only_the_marked_part_of_a_file_is_replaced(tmp_path):
     with pytest.raises(ValueError, match="<!-- compare b -->"):
         write_between(path, "b", "new")
     assert path.read_text() == expected
+
+
+def test_the_guide_shows_what_the_records_say():
+    guide = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    names = re.findall(r"<!-- compare (\w+) -->", guide)
+    assert names
+    for name in names:
+        shown = guide.split(f"<!-- compare {name} -->")[1].split(f"<!-- end of compare {name} -->")
+        folder = ROOT / "results" / "compare" / name
+        expected = render(load_records(folder)) if folder.is_dir() else ""
+        assert shown[0].strip() == expected.strip(), f"cdgcnet compare --render {folder} --into …"

@@ -42,7 +42,7 @@ def choose_precision(choice: str, device: str) -> str:
     if device.startswith("cuda"):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # since PyTorch 2.10
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since PyTorch 2.10
         native = any(known.get(key) for key in ("avx512_bf16", "amx_bf16"))
     return "bf16" if native else "fp32"
 

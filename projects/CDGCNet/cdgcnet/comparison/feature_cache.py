@@ -12,11 +12,13 @@ cache of anything else is another folder, and none is used by mistake.
 
 import json
 import math
+import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -29,6 +31,11 @@ from cdgcnet.utils.io import atomic_write
 PROJECTION_IMAGES = 150  # that the principal components are computed from
 _FLUSH = 50  # images after which finished ones are written down
 _FILES = ("identity.json", "features.npy", "labels.npy", "finished")
+
+
+def _progress(*args: Any, **kwargs: Any) -> tqdm:
+    pause = 0.5 if sys.stderr.isatty() else 30  # a log file need not hold every image
+    return tqdm(*args, unit="image", mininterval=pause, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Plan:
             FileNotFoundError, ValueError: naming the file.
         """
         digests, nodes = [], []
-        for entry in tqdm(entries, desc="checking files", unit="image", leave=False):
+        for entry in _progress(entries, desc="checking files", leave=False):
             contents = [Path(entry[key]).read_bytes() for key in ("file_name", "sem_seg_file_name")]
             digests.append(digest(*contents, entry.get("sem_seg_lut") or b""))
             size = image_size(entry["file_name"], extractor.max_pixels)
@@ -64,6 +71,25 @@ class Plan:
         """Of the cache's files."""
         labels = sum(math.prod(label_size(h, w, stride)) for h, w in self.nodes)
         return 2 * channels * sum(h * w for h, w in self.nodes) + labels
+
+
+def _open_maps(folder: Path, mode: Literal["r", "r+"]) -> tuple[np.memmap, np.memmap]:
+    open_map = np.lib.format.open_memmap
+    try:
+        return open_map(folder / "features.npy", mode), open_map(folder / "labels.npy", mode)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"feature cache {folder} is damaged ({error}); delete this folder and run the same "
+            "command again"
+        ) from error
+
+
+def _allocate(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    """An array file whose blocks exist: a full disk is an error now, not a crash later."""
+    np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 class FeatureStore:
@@ -79,19 +105,12 @@ class FeatureStore:
     def __init__(self, folder: Path):
         """
         Raises:
-            ValueError: naming the folder, if a file is missing, cut off or incomplete.
+            ValueError: naming the folder, if it is incomplete or a file is cut off.
         """
-        try:
-            identity = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
-            finished = int((folder / "finished").read_text(encoding="utf-8"))
-            self.features = np.load(folder / "features.npy", mmap_mode="r")
-            self.labels = np.load(folder / "labels.npy", mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"feature cache {folder} is damaged ({error}); delete this folder and run the "
-                "same command again"
-            ) from error
         self.folder = folder
+        self.features, self.labels = _open_maps(folder, "r")
+        identity = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
+        finished = int((folder / "finished").read_text(encoding="utf-8"))
         self.names: list[str] = [name for name, _, _ in identity["images"]]
         self.nodes: list[tuple[int, int]] = [(h, w) for _, _, (h, w) in identity["images"]]
         self.stride: int = identity["extractor"]["stride"]
@@ -181,7 +200,7 @@ class FeatureCache:
         path = self.root / f"projection-{digest_of(identity)}.npz"
         if not path.is_file():
             chosen = _spread(train.entries, PROJECTION_IMAGES)
-            bar = tqdm(chosen, desc="principal components", unit="image")
+            bar = _progress(chosen, desc="principal components")
             fitted = Projection.fit((self.extractor(entry)[0] for entry in bar), self.channels)
             with atomic_write(path) as tmp_path, tmp_path.open("wb") as file:
                 np.savez(file, **vars(fitted))
@@ -210,12 +229,11 @@ class FeatureCache:
         done = self._begin(folder, identity, plan)
         if done < count:
             projection = self.projection(train)
-            features = np.load(folder / "features.npy", mmap_mode="r+")
-            labels = np.load(folder / "labels.npy", mmap_mode="r+")
+            features, labels = _open_maps(folder, "r+")
             stride = self.extractor.stride
             row = sum(h * w for h, w in plan.nodes[:done])
             pixel = sum(math.prod(label_size(h, w, stride)) for h, w in plan.nodes[:done])
-            bar = tqdm(total=count, initial=done, desc=f"features, {what}", unit="image")
+            bar = _progress(total=count, initial=done, desc=f"features, {what}")
             for index in range(done, count):
                 rows, kept = self.extractor(plan.entries[index])
                 projected = projection(rows)
@@ -248,9 +266,8 @@ class FeatureCache:
         folder.mkdir(parents=True, exist_ok=True)
         nodes = sum(h * w for h, w in plan.nodes)
         pixels = sum(math.prod(label_size(h, w, self.extractor.stride)) for h, w in plan.nodes)
-        make = np.lib.format.open_memmap
-        make(folder / "features.npy", "w+", np.float16, (nodes, self.channels)).flush()
-        make(folder / "labels.npy", "w+", np.uint8, (pixels,)).flush()
+        _allocate(folder / "features.npy", np.float16, (nodes, self.channels))
+        _allocate(folder / "labels.npy", np.uint8, (pixels,))
         _write_text(folder / "identity.json", json.dumps(identity))
         _write_text(folder / "finished", "0")
         return 0

@@ -63,14 +63,13 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     """
     for conv in module.modules():
         norm = getattr(conv, "norm", None)
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        if isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            mean, var = norm.running_mean, norm.running_var
+            assert isinstance(mean, Tensor) and isinstance(var, Tensor)
             conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-                norm.weight, norm.bias,
-            )  # fmt: skip
-            conv.norm = None
+                conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
+            )
+            setattr(conv, "norm", None)  # noqa: B010  an attribute of Detectron2's Conv2d
     return module
 
 
@@ -111,7 +110,7 @@ class FeatureExtractor:
             StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         self.weights = weights_digest(model.backbone)
         self.backbone = fold_batch_norms(model.backbone.eval())
-        self.backbone.to(DTYPES[precision], memory_format=torch.channels_last)
+        self.backbone.to(DTYPES[precision]).to(memory_format=torch.channels_last)
         self.feature = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES[-1]
         shape = model.backbone.output_shape()[self.feature]
         self.channels, self.stride = shape.channels, shape.stride

@@ -58,6 +58,6 @@ def write_picture(path: Path, title: str, lines: Sequence[Line]) -> None:
         Line2D([], [], marker="o", ls="", color=_COLORS[kind], label=name)
         for kind, name in _NAMES.items()
     ]
-    axis.legend(handles=handles, fontsize=7, frameon=False, loc="best")
+    axis.legend(handles=handles, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     with atomic_write(path) as tmp_path:
         figure.savefig(tmp_path)

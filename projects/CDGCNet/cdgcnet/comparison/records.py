@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,8 +46,8 @@ class Record:
 
 def record_path(folder: Path, row: Row, seed: int, instrument: dict[str, Any]) -> Path:
     """Where a row's record is kept; another row, seed or instrument has another name."""
-    name = digest_of([row.settings(), instrument])
-    return folder / f"{row.label.replace(' ', '')[:40].replace(':', '-')}-{name}-seed{seed}.json"
+    name = re.sub(r"[^\w=+-]+", "-", row.label.replace(" ", ""))[:50]
+    return folder / f"{name}-{digest_of([row.settings(), instrument])}-seed{seed}.json"
 
 
 def save_record(path: Path, record: Record) -> None:

@@ -18,20 +18,20 @@ HEADER = (
     "head",
     "mIoU",
     "coarse",
-    "− plain",
-    f"− {CONTROL}",
-    "− best peer",
+    "over plain",
+    f"over {CONTROL}",
+    "over best peer",
     "parameters",
     "CPU s",
     "memory",
 )
 EXPLAINED = f"""\
 mIoU in percent, mean ± standard error over the seeds (their number). *coarse*: the prediction that
-the context module starts from. The differences are means of paired seeds in the same context: to
-the plain head, to the {CONTROL} control, which has the graph's parameters but looks at one pixel at
-a time, and of graphs to the best of the peers, which is a high bar: it was chosen on the same
-images. *CPU s*: processor seconds of the training; *memory*: what it takes at most on top of a
-process that is ready to start."""
+the context module starts from. Gains are means over paired seeds, within the same context (only
+the row aspp is compared with the plain head without ASPP): over the plain head, over the {CONTROL}
+control, which has the graph's parameters but looks at one pixel at a time, and for graphs over the
+best peer, which is a high bar: it was chosen on the same images. *CPU s*: processor seconds of the
+training; *memory*: what it takes at most on top of a process that is ready to start."""
 
 
 @dataclass(frozen=True)
@@ -142,18 +142,16 @@ def sensitivity(lines: Sequence[Line]) -> tuple[bool, str]:
 
 
 def verdicts(lines: Sequence[Line]) -> list[str]:
-    """What Student's t test says of every graph, at 5 %: one line each."""
+    """What Student's t test says of every graph at 5 %, one line each."""
     said = []
     for line in (x for x in lines if x.kind == "graph"):
-        control = next(iter(_find(lines, line.context, CONTROL)), None)
-        basis = next(iter(_find(lines, line.context, "plain")), None)
-        parts = []
-        for other in (basis, control, best_peer(lines, line)):
-            difference = other and paired_difference(line.scores, other.scores)
-            if other is not None and difference:
-                parts.append(f"{verdict(difference)} {other.label} ({_signed(difference)})")
+        others = [*_find(lines, line.context, "plain"), *_find(lines, line.context, CONTROL)]
+        if (best := best_peer(lines, line)) is not None:
+            others.append(best)
+        differences = [(x, paired_difference(line.scores, x.scores)) for x in others]
+        parts = [f"{_signed(d)} over {x.label} ({verdict(d)})" for x, d in differences if d]
         if parts:
-            said.append(f"{line.label}: {'; '.join(parts)}.".replace("shown ", "shown to "))
+            said.append(f"{line.label}: {'; '.join(parts)}.")
     return said
 
 

@@ -129,7 +129,7 @@ def train(
     """
     torch.manual_seed(seed)
     device = torch.device(row.cfg.MODEL.DEVICE)
-    head = build_head(row, store).to(device, memory_format=torch.channels_last).train()
+    head = build_head(row, store).to(device).to(memory_format=torch.channels_last).train()
     sampler = CropSampler(store, schedule.crop, schedule.batch, seed)
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay

@@ -1,6 +1,7 @@
 """``cdgcnet compare`` from images to the table, and everything that a user can get wrong."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -160,6 +161,17 @@ def test_too_little_memory_is_known_beforehand(compare, in_process, monkeypatch,
     captured = capsys.readouterr()
     assert "about 1.5 GiB of memory" in captured.out
     assert "--jobs 1: the rows need about 1.5 GiB of memory, 0.0 GiB are available" in captured.err
+    assert in_process == []
+
+
+def test_features_that_are_not_finite_name_their_image(compare, in_process, tmp_path, capsys):
+    path = tmp_path / "broken.pth"
+    content = torch.load(tmp_path / "backbone.pth", weights_only=True)
+    content["model"]["backbone.res5.0.conv1.weight"][0, 0] = math.nan
+    torch.save(content, path)
+    assert compare("--heads", "plain", "--weights", path) == 1
+    error = capsys.readouterr().err
+    assert "_leftImg8bit.png: the backbone's features are not finite" in error
     assert in_process == []
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
@@ -52,7 +53,7 @@ class RunCheckpointer(StrictCheckpointer):
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)
-        self.path_manager = _AtomicFiles(self.path_manager)
+        self.path_manager: Any = _AtomicFiles(PathManager)
         self._folder = RunFolder(save_dir)
 
     def has_checkpoint(self) -> bool:

@@ -125,7 +125,7 @@ class RunFolder:
         Args:
             say: log why the tagged checkpoint is not used.
         """
-        problems = []
+        problems: list[str] = []
         for path in self._by_age():
             iterations = _iterations(path)
             if isinstance(iterations, int):

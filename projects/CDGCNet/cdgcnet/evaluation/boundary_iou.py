@@ -12,24 +12,24 @@ from cdgcnet.evaluation.confusion import histogram
 
 
 def boundary_radius(size: tuple[int, int], ratio: float) -> int:
-    """The boundary's width in pixels, at least 1: ``ratio`` of the image's diagonal."""
+    """The width of the boundary in pixels: ``ratio`` of the image's diagonal, at least 1."""
     return max(1, round(ratio * math.hypot(*size)))
 
 
 def boundary_pixels(labels: np.ndarray, radius: int) -> np.ndarray:
-    """Pixels with another value, or the outside of the image, at most ``radius`` away.
+    """Pixels at most ``radius`` away from another value or from the outside of the image.
 
-    Away means along the farther axis, as in the reference implementation, which erodes the mask
-    of a class ``radius`` times by 3 x 3.
+    The distance is the larger one of the two axes, as in the reference implementation, which
+    erodes the mask of a class ``radius`` times by 3 x 3.
 
     Args:
         labels: (H, W) uint8.
         radius: 1 or more.
 
     Returns:
-        (H, W) uint8, not 0 at the boundary.
+        (H, W) uint8, non-zero at the boundary.
     """
-    # Another value is near if, one step less away, neighbors differ.
+    # Another value is within the radius where neighbors differ one step nearer.
     near = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     if radius > 1:
         near = cv2.dilate(near, np.ones((2 * radius - 1, 2 * radius - 1), np.uint8))
@@ -45,10 +45,10 @@ def boundary_counts(
     ignore_label: int,
     radius: int,
 ) -> dict[str, np.ndarray]:
-    """What boundary IoU is made of, per class.
+    """The pixel counts that boundary IoU is computed from, per class.
 
-    Ignored pixels are taken out of the predictions too and count nowhere; at their edge a class
-    ends, in the ground truth as in the predictions.
+    Ignored pixels are removed from the predictions too, so they never count, and their edge is a
+    boundary both in the ground truth and in the predictions.
 
     Args:
         labels: (H, W) uint8 ground truth.
@@ -58,8 +58,8 @@ def boundary_counts(
         radius: of the boundary, in pixels.
 
     Returns:
-        Name -> (3, M) int64 pixels at the boundary of: ground truth and prediction, of the same
-        class; the ground truth; the prediction.
+        Name -> (3, M) int64 pixels at the boundary of both ground truth and prediction, where
+        they agree; of the ground truth; of the prediction.
     """
     ignored = (labels == ignore_label).view(np.uint8)
     near_truth = boundary_pixels(labels, radius)
@@ -68,7 +68,7 @@ def boundary_counts(
     for name, prediction in predictions.items():
         counted = cv2.copyTo(labels, ignored, prediction.copy())
         near = boundary_pixels(counted, radius)
-        # All of these are 0 or anything else, so the smallest is their "and".
+        # Zero means False and everything else True, so the minimum is a logical "and".
         both = cv2.min(cv2.min(near, near_truth), cv2.compare(labels, counted, cv2.CMP_EQ))
         counts[name] = np.stack(
             [

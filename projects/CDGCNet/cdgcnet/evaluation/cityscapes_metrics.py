@@ -1,6 +1,7 @@
-"""Cityscapes' own scores: category IoU, and IoU in which every instance weighs the same (iIoU).
+"""Scores of the Cityscapes benchmark: category IoU, and IoU with equal weight per instance (iIoU).
 
-Equal to cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling, from train ids.
+They equal those of cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling, but are computed
+from train ids.
 """
 
 import math
@@ -9,7 +10,7 @@ import numpy as np
 
 from cdgcnet.data.datasets.cityscapes_classes import CATEGORIES, LABEL_IDS, NAMES
 
-# Mean pixels of an instance in the training set: the benchmark's constants.
+# Mean number of pixels of an instance in the training set: constants of the benchmark.
 AVERAGE_SIZE = {
     "person": 3462.4756337644,
     "rider": 3930.4788056518,
@@ -25,13 +26,16 @@ _CATEGORY = np.array([[n in names for names in CATEGORIES.values()].index(True) 
 
 
 def count_instances(instances: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Rows (I, 4) int64, one per instance: class, pixels, those of its class, of its category.
+    """One row per instance: its class, its pixels, and those predicted as its class or category.
+
+    Returns:
+        (I, 4) int64.
 
     Args:
         instances: (H, W) int32, as ``cdgcnet.data.label_io.read_instances`` gives them.
         prediction: (H, W) uint8 train ids.
     """
-    single = instances > 1000  # groups have a label id alone
+    single = instances > 1000  # a group of instances has only a label id
     ids, predicted = instances[single], prediction[single]
     train_id = np.full(max(256, int(ids.max(initial=0)) // 1000 + 1), -1)
     train_id[LABEL_IDS] = range(len(NAMES))
@@ -69,12 +73,12 @@ def category_metrics(confusion: np.ndarray) -> dict[str, float]:
 def instance_metrics(confusion: np.ndarray, instances: np.ndarray) -> dict[str, float]:
     """ "iIoU" and "category_iIoU" in percent: means, and with "-{name}" per class and category.
 
-    A pixel of an instance weighs (average size of its class) / (size of the instance); false
-    positives belong to no instance and weigh 1.
+    A pixel of an instance has the weight (mean size of its class) / (size of the instance). False
+    positives belong to no instance and have weight 1.
 
     Args:
         confusion: (19, 19).
-        instances: (I, 4), see :func:`count_instances`; of all images.
+        instances: (I, 4) of all images, see :func:`count_instances`.
     """
 
     def score(rows: np.ndarray, column: int, false_positives: int) -> float:

@@ -1,4 +1,4 @@
-"""Pixels of one image counted by class: confusion matrices and the effect of the graph.
+"""Counts the pixels of one image by class: confusion matrices and the effect of the graph.
 
 Shape shorthand: M classes, (H, W) uint8 label maps; matrices have ground truth in rows.
 """
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-# OpenCV hands histograms out as float32, in which whole numbers are exact up to here.
+# OpenCV returns histograms as float32, which holds integers exactly up to this one.
 _EXACT = 1 << 24
 
 
 def histogram(
     maps: Sequence[np.ndarray], num_classes: int, mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """How often each class, or each pair of classes, occurs; values of M or more do not count.
+    """How often each class, or each pair of classes, occurs; values of M or more are not counted.
 
     Args:
         maps: one or two (H, W) uint8 maps.
         num_classes: M.
-        mask: (H, W) uint8; pixels where it is 0 do not count.
+        mask: (H, W) uint8; pixels where it is 0 are not counted.
 
     Returns:
         (M,) or (M, M) int64; the first map's class is the row.
@@ -45,7 +45,9 @@ def histogram(
 def confusion_matrix(
     labels: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_label: int
 ) -> np.ndarray:
-    """Pixel counts (M, M) int64: row = ground truth, column = prediction; ignored ones left out.
+    """Pixel counts (M, M) int64 with ground truth in rows and predictions in columns.
+
+    Ignored pixels are left out.
 
     Args:
         labels: (H, W) uint8, classes or ``ignore_label``.
@@ -54,13 +56,13 @@ def confusion_matrix(
         ignore_label: M or more.
 
     Raises:
-        ValueError: if a counted pixel has no class.
+        ValueError: if a pixel that is not ignored has no class.
     """
     counts = histogram([labels, prediction], num_classes)
     valid = np.count_nonzero(labels != ignore_label)
     if counts.sum() != valid:
         raise ValueError(
-            f"{valid - counts.sum()} of {valid} pixels are labeled or predicted as something else "
+            f"{valid - counts.sum()} of {valid} pixels are labeled or predicted as something other "
             f"than a class (0 to {num_classes - 1})"
         )
     return counts

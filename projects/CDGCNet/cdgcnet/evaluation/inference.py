@@ -1,5 +1,6 @@
 """Runs any segmentor in Detectron2's evaluation loop."""
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +16,8 @@ from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 class PredictsLabels(Protocol):
     """A segmentor that makes label maps without full-size scores."""
 
+    def __call__(self, batched_inputs: list[dict]) -> list[dict]: ...
+
     def predict_labels(self, batched_inputs: list[dict]) -> list[LabelPrediction]: ...
 
 
@@ -26,7 +29,12 @@ class EvaluationOutput(dict):
     by a second forward pass, because the label maps are made without them.
     """
 
-    def __init__(self, prediction: LabelPrediction, model: nn.Module, inputs: dict):
+    def __init__(
+        self,
+        prediction: LabelPrediction,
+        model: Callable[[list[dict]], list[dict]],
+        inputs: dict,
+    ):
         super().__init__()
         self.prediction = prediction
         self._model = model

@@ -1,7 +1,7 @@
 """Scores in percent from counted pixels.
 
-Shape shorthand: M classes; matrices (M, M) have ground truth in rows. A score that is not defined,
-for want of pixels, is NaN.
+Shape shorthand: M classes; matrices (M, M) have ground truth in rows. A score without any pixels to
+compute it from is NaN.
 """
 
 import math
@@ -70,7 +70,7 @@ def boundary_metrics(counts: np.ndarray, names: Sequence[str]) -> dict[str, floa
 def graph_metrics(
     confusion: np.ndarray, fixed: np.ndarray, broken: np.ndarray, names: Sequence[str]
 ) -> dict[str, float]:
-    """What the graph changed, as shares of the ground truth's pixels in percent.
+    """What the graph changed, in percent of the pixels of the ground truth.
 
     Args:
         confusion: (M, M) of the refined prediction.
@@ -95,17 +95,17 @@ def graph_metrics(
 def node_metrics(
     nodes: np.ndarray, images: np.ndarray, total: int, names: Sequence[str]
 ) -> dict[str, float]:
-    """How many nodes the graph had.
+    """The number of nodes that the graph had per class.
 
     Args:
-        nodes: (M,) over all images.
-        images: (M,) in which the class has any.
+        nodes: (M,) nodes in all images.
+        images: (M,) images in which the class has any nodes.
         total: number of images.
         names: of the classes.
 
     Returns:
-        "nodes-{name}": mean number in the images in which the class has any, 0 if there is none;
-        "node_images-{name}": percent of the images in which it has any.
+        "nodes-{name}": mean number of nodes in the images in which the class has any, or 0;
+        "node_images-{name}": percentage of images in which the class has any.
     """
     metrics = {}
     for name, count, seen in zip(names, nodes.tolist(), images.tolist(), strict=True):

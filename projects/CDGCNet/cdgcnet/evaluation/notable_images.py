@@ -115,4 +115,6 @@ def encode(labels: np.ndarray) -> bytes:
 
 def decode(data: bytes) -> np.ndarray:
     """The label map (H, W) uint8 of :func:`encode`."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    labels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert labels is not None
+    return labels

@@ -31,11 +31,11 @@ def _cell(value: float) -> str:
 
 
 def format_table(results: dict[str, dict[str, float]], columns: dict[str, str]) -> str:
-    """A table of IoU per class in the ground truth and means, one column per result.
+    """A table with the IoU of every class in the ground truth, and means.
 
     Args:
         results: task name -> metrics.
-        columns: task name -> column title; tasks without a result are left out.
+        columns: task name -> column title; a task without results gets no column.
     """
     columns = {task: title for task, title in columns.items() if task in results}
     some = results[next(iter(columns))]
@@ -43,7 +43,7 @@ def format_table(results: dict[str, dict[str, float]], columns: dict[str, str]) 
     rows = []
     for key, name in (keys | {k: v for k, v in _MEANS.items() if k in some}).items():
         accuracies = [results[task].get(f"ACC-{name}", 0.0) for task in columns]
-        if not all(math.isnan(a) for a in accuracies):  # not in the ground truth nor the mean
+        if not all(math.isnan(a) for a in accuracies):
             rows.append([name, *(_cell(results[task].get(key, math.nan)) for task in columns)])
     return _table(rows, ["", *columns.values()])
 
@@ -54,11 +54,10 @@ def _table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
 
 
 def format_graph_table(results: dict[str, dict[str, float]]) -> str:
-    """What the refinement did, per class in the ground truth; "" if there was none.
+    """The effect of the refinement on every class in the ground truth; "" without a refinement.
 
     Args:
-        results: task name -> metrics, with "graph", "sem_seg" and "sem_seg_coarse". A refiner in
-            the graph's place has no nodes.
+        results: task name -> metrics. Only the class-wise graph has nodes to show.
     """
     if not {"graph", "sem_seg", "sem_seg_coarse"} <= results.keys():
         return ""
@@ -83,7 +82,7 @@ def format_graph_table(results: dict[str, dict[str, float]]) -> str:
 
 
 def write_results(path: Path, results: dict) -> None:
-    """Write metrics as JSON (NaN becomes null), first beside, then renamed."""
+    """Write metrics as JSON, with null for NaN."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Packages for the test servers of Cityscapes and PASCAL VOC, made and verified.
+"""Makes and verifies packages for the test servers of Cityscapes and PASCAL VOC.
 
 Formats: https://www.cityscapes-dataset.com/submit (one zip of label-id PNGs, found by the name
 ``CITY_SEQUENCE_FRAME*.png``) and the VOC2012 development kit (a tar of palette PNGs below
@@ -32,7 +32,7 @@ class Server:
         suffixes: of a package.
         values: train id -> value in the package's PNGs.
         mode: Pillow's name of the PNGs' pixel format.
-        palette: of the PNGs, 256 RGB colors in a row; None without one.
+        palette: of the PNGs, 256 RGB colors in sequence; None for PNGs without a palette.
         entry: image file -> name in the package.
     """
 
@@ -81,7 +81,7 @@ def server_of(benchmark: str, competition: str = "comp6") -> Server:
 
 
 def _png(server: Server, path: Path, size: tuple[int, int]) -> bytes:
-    """A predicted label map (train ids) as the server wants it."""
+    """A predicted label map of train ids in the format of the server."""
     labels = read_labels(path)
     if labels.shape != size:
         raise ValueError(
@@ -109,16 +109,16 @@ def _size(path: str | Path) -> tuple[int, int]:
 
 
 def pack(server: Server, images: Sequence[str], label_maps: Sequence[Path], package: Path) -> None:
-    """Write a package beside ``package``, verify it, and only then give it its name.
+    """Write a package under a temporary name, verify it, and only then rename it.
 
     Args:
         server: see :func:`server_of`.
         images: files of the test set.
         label_maps: one PNG of train ids per image.
-        package: not there yet.
+        package: a file that does not exist yet.
 
     Raises:
-        FileExistsError: if the package is there.
+        FileExistsError: if the package exists.
         FileNotFoundError, ValueError: naming a label map that is missing or wrong, or the reasons
             why the written package would be refused.
         OSError: if it cannot be written.
@@ -150,7 +150,8 @@ def pack(server: Server, images: Sequence[str], label_maps: Sequence[Path], pack
         reasons = verify(server, images, tmp_path)
         if reasons:
             raise ValueError(
-                f"{package}: refused before it got its name:\n  " + "\n  ".join(reasons)
+                f"{package}: not written, because a server would refuse it:\n  "
+                + "\n  ".join(reasons)
             )
 
 
@@ -184,7 +185,7 @@ def _members(package: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _wrong(server: Server, data: bytes, size: tuple[int, int]) -> str | None:
-    """Why a server would refuse one file of a package; None if it would not."""
+    """Why a server would refuse one file of a package; None if it would accept it."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind, mode, found = image.format, image.mode, (image.height, image.width)
@@ -202,24 +203,24 @@ def _wrong(server: Server, data: bytes, size: tuple[int, int]) -> str | None:
         return f"holds the values {unknown[:8]}; expected {list(server.values)}"
     colors = 3 * (max(values) + 1)
     if server.palette is not None and (palette or [])[:colors] != server.palette[:colors]:
-        return "has another palette than the dataset's"
+        return "its palette is not that of the dataset"
     return None
 
 
 def verify(server: Server, images: Sequence[str], package: Path, limit: int = 20) -> list[str]:
-    """Why a server would refuse a package; empty if it would not.
+    """Why a server would refuse a package; empty if it would accept it.
 
     Args:
         server: see :func:`server_of`.
         images: files of the test set.
         package: a zip or tar.
-        limit: no more reasons than this, and a last one that counts the others.
+        limit: number of reasons to list; a last line counts the others.
 
     Raises:
-        FileNotFoundError, ValueError: for a file that is no package.
+        FileNotFoundError, ValueError: for a file that is not a package.
     """
     if not package.is_file():
-        raise FileNotFoundError(f"{package}: there is no such package")
+        raise FileNotFoundError(f"{package}: no such file")
     expected = {server.entry(Path(image)): image for image in images}
     flat = server.mode == "L"  # Cityscapes looks for names anywhere in the package
     prefixes = {name.removesuffix("_labelIds.png"): name for name in expected}

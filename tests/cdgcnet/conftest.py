@@ -22,6 +22,8 @@ TINY = {
     "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 8,
     "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": [1, 2, 3],
     "MODEL.CDGC.NORM": "BN",
+    "MODEL.CDGC.NODES": "dynamic",
+    "MODEL.CDGC.RECEIVERS": "nodes",
     "MODEL.CDGC.CHANNELS": 8,
     "MODEL.CDGC.AUX_CHANNELS": 8,
     "MODEL.CDGC.DROPOUT": 0.0,  # so that a training step is a function of its input

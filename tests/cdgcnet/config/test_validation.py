@@ -45,7 +45,7 @@ DEFAULTS = {
     "MODEL.CDGC.ENABLED": True,
     "MODEL.CDGC.CONTEXT_MODULE": "graph",
     "MODEL.CDGC.CHANNELS": 256,
-    "MODEL.CDGC.NODES": "dynamic",
+    "MODEL.CDGC.NODES": "coarse",
     "MODEL.CDGC.HARD_POSITIVES": "nodes",
     "MODEL.CDGC.RECEIVERS": "nodes",
     "MODEL.CDGC.MESSAGE_WEIGHTS": "one",

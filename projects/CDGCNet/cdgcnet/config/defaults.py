@@ -64,18 +64,18 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.CONTEXT_MODULE = "graph"
     cfg.MODEL.CDGC.CONTEXT = "aspp"  # or "none" (Table 2)
     cfg.MODEL.CDGC.CHANNELS = 256  # C, of X and of the refined features
-    # Training nodes: Eq. 4, or "coarse" (Table 3 "sim"). "soft", an extension: the two most
-    # probable classes of each pixel, by their probabilities, in training and inference: up to
-    # twice the nodes of "coarse". Not run on CUDA yet.
-    cfg.MODEL.CDGC.NODES = "dynamic"
+    # Training nodes: those of the "coarse" prediction (Table 3 "sim"), or "dynamic" (Eq. 4, in the
+    # paper's configs), which needs a long schedule. "soft", an extension: the two most probable
+    # classes of each pixel, in training and inference: up to twice the nodes of "coarse".
+    cfg.MODEL.CDGC.NODES = "coarse"
     cfg.MODEL.CDGC.EASY_RATIO = 1.0  # share of the easy positives kept (Table 3 "ds")
     cfg.MODEL.CDGC.SAMPLES = list(SAMPLES)  # parts of Eq. 4 that enter (Table 5)
     # Hard positives are full "nodes" (Eq. 4), or "keys_only": seen by others, without a feature of
     # their own from the true class's graph, which would tell their label.
     cfg.MODEL.CDGC.HARD_POSITIVES = "nodes"
-    # Pixels that a class's graph sends to: its "nodes" (the paper's text), or "all" valid pixels of
-    # the image.
-    cfg.MODEL.CDGC.RECEIVERS = "nodes"
+    # Pixels that a class's graph sends to: "all" valid pixels of the image, or its "nodes" only
+    # (the paper's text, and its configs).
+    cfg.MODEL.CDGC.RECEIVERS = "all"
     # Weight of each class's message to a pixel, for RECEIVERS "all": "one", "mean" (divided by the
     # number of classes present) or "probability" (of the coarse prediction).
     cfg.MODEL.CDGC.MESSAGE_WEIGHTS = "one"

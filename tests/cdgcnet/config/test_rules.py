@@ -50,6 +50,6 @@ def test_every_key_that_a_run_reads_has_a_rule(
         *("TEST.SLIDE.ENABLED", "True", "TEST.SLIDE.CROP", "[48, 48]"),
         *("TEST.SLIDE.STRIDE", "[48, 48]", "SOLVER.CLIP_GRADIENTS.ENABLED", "True"),
     ]
-    run(setup(Namespace(config_file=run_yaml, opts=overrides, eval_only=False, resume=False)))
+    run(setup(Namespace(config_file=str(run_yaml), opts=overrides, eval_only=False, resume=False)))
     assert len(read_keys) > 100
     assert read_keys <= set(rules.RULES), sorted(read_keys - set(rules.RULES))

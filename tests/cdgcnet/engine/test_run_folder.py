@@ -482,7 +482,9 @@ def fill_the_disk(monkeypatch, after: int) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_full_disk_leaves_whole_files_and_its_advice_works(start, tmp_path, monkeypatch, after):
+def test_a_full_disk_leaves_whole_files_and_its_advice_works(
+    start, tmp_path, monkeypatch, capsys, after
+):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         fill_the_disk(patch, after)
@@ -491,6 +493,7 @@ def test_a_full_disk_leaves_whole_files_and_its_advice_works(start, tmp_path, mo
         "the disk is full: free some space and run the same command again with --resume" in message
     )
     assert ".pth" in message
+    assert "Exception during training" not in capsys.readouterr().out
     assert len(list(folder.glob("*.pth"))) == after  # none is cut off, none is left unfinished
     assert after == 0 or RunFolder(folder).newest_checkpoint().iterations == 2 * after
     train_net("--resume", *start)

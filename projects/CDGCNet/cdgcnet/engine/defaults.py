@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -104,10 +105,21 @@ def _check_start(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
         )
 
 
+def _is_fault(record: logging.LogRecord) -> bool:
+    """False for a user's error, which ends the run with one line on stderr."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (ValueError, OSError, MemoryError))
+
+
 def _start_logging(folder: Path) -> None:
+    """Log to ``log.txt`` and stdout; messages at level DEBUG, with tracebacks, to the file only."""
     on_main_process(partial(folder.mkdir, parents=True, exist_ok=True))
     for name in ("fvcore", "detectron2", "cdgcnet"):
-        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
+        logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
+        for handler in logger.handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.setLevel(logging.INFO)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_fault)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

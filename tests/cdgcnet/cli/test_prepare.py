@@ -138,7 +138,7 @@ def test_wrong_arguments(tmp_path, capsys):
 
 
 def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
-    for name in ("coco_stuff", "label_formats"):
+    for name in ("coco_stuff", "matlab"):
         monkeypatch.delitem(sys.modules, f"cdgcnet.data.prepare.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert run("coco-stuff-10k", "--src", tmp_path, "--root", tmp_path) == 1

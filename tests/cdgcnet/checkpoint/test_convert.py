@@ -284,7 +284,7 @@ def _broken(change):
         ("shape", "res3.0.conv1.weight: file has shape (128, 64, 1, 1)"),
         ("folded", "no running_mean"),
         ("stem", "bn2.weight"),
-        ("another net", "found features.0.weight"),
+        ("another net", "features.0.weight"),
     ],
 )
 def test_a_key_that_does_not_fit_is_an_error(refused, change, message):

@@ -10,11 +10,10 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from cdgcnet import build_dilated_resnet_backbone
+from cdgcnet.checkpoint.formats import convert_names, recognize
 from cdgcnet.checkpoint.strict_checkpointer import (
     StrictCheckpointer,
     check_weights_path,
-    convert_torchvision_resnet,
-    is_torchvision_resnet,
 )
 
 
@@ -63,7 +62,7 @@ def load(model, path, backbone_only=True):
     ],
 )
 def test_names(theirs, ours):
-    assert list(convert_torchvision_resnet({theirs: torch.zeros(1)})) == [ours]
+    assert list(convert_names({theirs: torch.zeros(1)}, "torchvision")) == [ours]
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])
@@ -78,13 +77,13 @@ def test_every_key_of_torchvision_fits(tiny_cfg, depth):
             }
         )
         ours = build_dilated_resnet_backbone(cfg, ShapeSpec(channels=3)).state_dict()
-    converted = convert_torchvision_resnet(theirs)
+    converted = convert_names(theirs, "torchvision")
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in ours.items()}
 
 
 def test_classifier_is_dropped(torchvision_18):
     assert "fc.weight" in torchvision_18
-    converted = convert_torchvision_resnet(torchvision_18)
+    converted = convert_names(torchvision_18, "torchvision")
     assert not any("fc" in key for key in converted)
     assert len(converted) == len(torchvision_18) - 2
 
@@ -94,7 +93,7 @@ def test_half_precision_becomes_float():
         "conv1.weight": torch.tensor([0.5]).half(),
         "bn1.num_batches_tracked": torch.tensor(3),
     }
-    converted = convert_torchvision_resnet(state)
+    converted = convert_names(state, "torchvision")
     assert converted["stem.conv1.weight"].dtype == torch.float32
     assert converted["stem.conv1.weight"].item() == 0.5
     assert converted["stem.conv1.norm.num_batches_tracked"].dtype == torch.int64
@@ -105,13 +104,13 @@ def test_half_precision_becomes_float():
 )
 def test_unknown_key(key):
     with pytest.raises(ValueError, match=key):
-        convert_torchvision_resnet({"conv1.weight": torch.zeros(1), key: torch.zeros(1)})
+        convert_names({"conv1.weight": torch.zeros(1), key: torch.zeros(1)}, "torchvision")
 
 
 def test_recognition(torchvision_18):
-    assert is_torchvision_resnet(torchvision_18)
-    assert not is_torchvision_resnet(convert_torchvision_resnet(torchvision_18))
-    assert not is_torchvision_resnet({})
+    assert recognize(torchvision_18) == "torchvision"
+    assert recognize(convert_names(torchvision_18, "torchvision")) == "detectron2"
+    assert recognize({}) is None
 
 
 # ---------------------------------------------------------------- loading
@@ -120,7 +119,7 @@ def test_torchvision_round_trip(wide_cfg, save, torchvision_18):
     head = {k: v.clone() for k, v in model.sem_seg_head.state_dict().items()}
     load(model, save(torchvision_18))
     found = model.backbone.state_dict()
-    expected = convert_torchvision_resnet(torchvision_18)
+    expected = convert_names(torchvision_18, "torchvision")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[k], expected[k]) for k in found)
     assert all(torch.equal(v, head[k]) for k, v in model.sem_seg_head.state_dict().items())
@@ -147,7 +146,7 @@ def test_file_without_batch_counts(wide_cfg, save, torchvision_18):
 @pytest.mark.parametrize("key", ["layer3.1.conv2.weight", "bn1.running_mean"])
 def test_missing_backbone_key(wide_cfg, save, torchvision_18, key):
     del torchvision_18[key]
-    (ours,) = convert_torchvision_resnet({key: torch.zeros(1)})
+    (ours,) = convert_names({key: torch.zeros(1)}, "torchvision")
     with pytest.raises(ValueError, match=rf"backbone\.{ours}.*not in the file"):
         load(build_model(wide_cfg()), save(torchvision_18))
 
@@ -230,7 +229,7 @@ def test_backbone_only(wide_cfg, save, torchvision_18):
 
 @pytest.mark.parametrize("state", [{}, {"model": {}}], ids=str)
 def test_empty_file(tiny_cfg, save, state):
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match=r"weights\.pth: the state dict is empty"):
         load(build_model(tiny_cfg()), save(state))
 
 
@@ -249,7 +248,7 @@ def test_file_of_code_is_refused(tiny_cfg, tmp_path):
     path = tmp_path / "evil.pth"
     with path.open("wb") as file:
         pickle.dump({"model": Payload()}, file, protocol=2)  # as torch.save does
-    with pytest.raises(ValueError, match=r"evil\.pth.*[Ww]eights"):
+    with pytest.raises(ValueError, match=r"evil\.pth: not a file of tensors: it asks for io\.open"):
         load(build_model(tiny_cfg()), str(path))
     assert not (tmp_path / "ran").exists()
 
@@ -265,3 +264,118 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize("path", ["", "https://host/a.pth", "detectron2://a/b.pkl"])
 def test_no_path_and_addresses_pass(path):
     check_weights_path(path)
+
+
+# ---------------------------------------------------------------- files that people have
+def renamed(state, prefix, *others):
+    """A backbone's tensors below a prefix, and one tensor of each other part."""
+    kept = {f"{prefix}{key}": value for key, value in state.items() if not key.startswith("fc.")}
+    return kept | {f"{other}.weight": torch.ones(2) for other in others}
+
+
+SEGMENTORS = {
+    "OpenMMLab's": ("backbone.", "decode_head", "auxiliary_head"),
+    "torchvision's": ("backbone.", "classifier", "aux_classifier"),
+    "segmentation_models.pytorch's": ("encoder.", "decoder", "segmentation_head"),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"state_dict": x, "meta": {"epoch": 3}}])
+@pytest.mark.parametrize("parts", SEGMENTORS.values(), ids=SEGMENTORS)
+def test_the_backbone_of_another_segmentor_is_used_and_said_so(
+    wide_cfg, save, torchvision_18, caplog, parts, wrap
+):
+    prefix, *others = parts
+    path = save(wrap(renamed(torchvision_18, prefix, *others)))
+    model = build_model(wide_cfg())
+    checkpointer = StrictCheckpointer(model)
+    checkpointer.logger.addHandler(caplog.handler)
+    checkpointer.logger.setLevel("INFO")
+    checkpointer.load(path)
+    checkpointer.logger.removeHandler(caplog.handler)
+    assert torch.equal(model.backbone.res5[1].conv2.weight, torchvision_18["layer4.1.conv2.weight"])
+    assert f"the backbone is used; left out are {', '.join(sorted(others))}" in caplog.text
+    with pytest.raises(ValueError, match=r"backbone only.*MODEL\.WEIGHTS"):
+        load(build_model(wide_cfg()), path, backbone_only=False)
+
+
+def test_the_backbone_of_a_detector_of_detectron2(wide_cfg, save, torchvision_18):
+    state = renamed(
+        convert_names(torchvision_18, "torchvision"), "backbone.bottom_up.", "roi_heads"
+    )
+    model = build_model(wide_cfg())
+    load(model, save({"model": {**state, "backbone.fpn_lateral2.weight": torch.ones(2)}}))
+    assert torch.equal(model.backbone.res5[1].conv2.weight, torchvision_18["layer4.1.conv2.weight"])
+
+
+FOREIGN = {
+    "timm's resnet50d": (
+        {"conv1.0.weight": (32, 3, 3, 3), "layer1.0.conv1.weight": (64, 64, 1, 1)},
+        "a ResNet-D",
+    ),
+    "OpenMMLab's ResNetV1d": (
+        {
+            "backbone.stem.0.weight": (32, 3, 3, 3),
+            "backbone.layer1.0.downsample.1.weight": (64,) * 4,
+        },
+        "a ResNet-D",
+    ),
+    "a transformer": ({"backbone.patch_embed.proj.weight": (8, 3, 4, 4)}, "a vision transformer"),
+    "HRNet": ({"transition1.0.0.weight": (8, 8, 3, 3)}, "an HRNet"),
+    "ConvNeXt": ({"downsample_layers.0.0.weight": (8, 3, 4, 4)}, "a ConvNeXt"),
+    "Hugging Face": ({"resnet.embedder.embedder.convolution.weight": (8, 3, 7, 7)}, "Hugging Face"),
+    "squeeze and excitation": (
+        {
+            "conv1.weight": (64, 3, 7, 7),
+            "layer1.0.conv1.weight": (1,),
+            "layer1.0.se.fc.weight": (1,),
+        },
+        r"not keys of a torchvision ResNet: layer1\.0\.se\.fc\.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize(("shapes", "reason"), FOREIGN.values(), ids=FOREIGN)
+def test_another_network_is_refused_by_its_name(wide_cfg, save, shapes, reason):
+    state = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    if "ResNetV1d" in reason:
+        state["backbone.layer1.0.downsample.1.weight"] = torch.zeros(4, 4, 1, 1)
+    with pytest.raises(ValueError, match=rf"weights\.pth.*{reason}") as raised:
+        load(build_model(wide_cfg()), save(state))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("wrap", ["module", "model and module"])
+def test_a_trained_network_of_several_gpus(tiny_cfg, save, build, wrap):
+    state = build(tiny_cfg(), seed=3).state_dict()
+    file = {f"module.{key}": value for key, value in state.items()}
+    model = build_model(tiny_cfg())
+    load(model, save({"model": file} if "model" in wrap else file), backbone_only=False)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_nan_is_named_by_its_tensor(tiny_cfg, save, build):
+    state = build(tiny_cfg()).state_dict()
+    state["sem_seg_head.reduce.weight"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"reduce\.weight: 1 of \d+ values are NaN"):
+        load(build_model(tiny_cfg()), save({"model": state}), backbone_only=False)
+
+
+@pytest.mark.parametrize("path", ["", "from_scratch"])
+def test_nothing_is_loaded_from_scratch(tiny_cfg, build, path):
+    model = build(tiny_cfg())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert load(model, path) == {}
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_an_address_that_cannot_be_read_is_named(tiny_cfg, monkeypatch):
+    def fails(url):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("cdgcnet.checkpoint.strict_checkpointer.PathManager.get_local_path", fails)
+    address = (
+        r"MODEL\.WEIGHTS https://example\.org/a\.pth: cannot be downloaded \(no route to host\)"
+    )
+    with pytest.raises(ValueError, match=address):
+        load(build_model(tiny_cfg()), "https://example.org/a.pth")

@@ -5,7 +5,8 @@ import torch
 from torchvision.models import resnet18, resnet50
 
 from cdgcnet import Trainer, load_cfg
-from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, convert_torchvision_resnet
+from cdgcnet.checkpoint.formats import convert_names
+from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
 from cdgcnet.cli.convert import convert
 
 NETS = {18: resnet18, 50: resnet50}
@@ -94,7 +95,7 @@ def test_half_precision_becomes_float32():
     state = {
         k: v.half() if v.is_floating_point() else v for k, v in resnet18().state_dict().items()
     }
-    converted = convert_torchvision_resnet(state)
+    converted = convert_names(state, "torchvision")
     for value in converted.values():
         assert value.dtype in (torch.float32, torch.int64)
 
@@ -142,7 +143,7 @@ def test_source_that_is_no_checkpoint_is_named(refusal, tmp_path, content, reaso
 
 
 def test_a_folder_as_source_is_named(refusal, tmp_path):
-    assert "a folder, expected a weight file" in refusal("convert", tmp_path, tmp_path / "out.pth")
+    assert "a folder; expected a weight file" in refusal("convert", tmp_path, tmp_path / "out.pth")
 
 
 class Malicious:
@@ -200,7 +201,7 @@ def _changed(state: dict, change: str):
         ("a fifth stage", "layer5.0.conv1.weight"),
         ("numbered keys", "the key 1"),
         ("numbered keys inside", "the key 1"),
-        ("NaN", "stem.conv1.weight: NaN"),
+        ("NaN", "conv1.weight: 9408 of 9408 values are NaN"),
         ("a checkpoint of ours", "MODEL.WEIGHTS takes it as it is"),
         ("no tensor", "layer1.0.conv1.weight: expected a tensor, found str"),
     ],

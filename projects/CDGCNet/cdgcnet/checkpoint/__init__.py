@@ -1,4 +1,4 @@
-"""ImageNet ResNets of other projects in Detectron2's names, complete or refused.
+"""Weights of this and other projects: read safely, recognized, complete or refused.
 
 | format | stem | published by |
 |---|---|---|
@@ -7,7 +7,8 @@
 | v1c | three 3x3, 32-32-64 | OpenMMLab |
 | detectron2 | either | Detectron2, R-52 and R-103 of its DeepLab among them |
 
-Reading order: ``reading`` (their contents, and nothing run), ``formats`` (theirs to ours),
-``completeness`` (a whole ResNet?), ``deepening`` (ResNet-50 to -101), ``provenance`` (what a config
-must repeat), ``convert`` (all of it). The command is ``cdgcnet convert``.
+Reading order: ``reading`` (files to tensors, nothing executed), ``formats`` (names to
+Detectron2's), ``completeness`` (a whole ResNet?), ``deepening`` (ResNet-50 to -101),
+``provenance`` (what the config must repeat), ``class_metadata`` (names, colors and tensors of the
+classes), ``strict_checkpointer`` (into the model), ``convert`` (``cdgcnet convert``).
 """

@@ -1,4 +1,4 @@
-"""A backbone file of any of the formats, converted, checked and with its provenance."""
+"""Converts a backbone file of any known format and records where it comes from."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cdgcnet.checkpoint.completeness import check_complete
 from cdgcnet.checkpoint.deepening import deepen_resnet50_to_101
-from cdgcnet.checkpoint.formats import convert_names, recognize, unwrap
+from cdgcnet.checkpoint.formats import describe_foreign, find_backbone
 from cdgcnet.checkpoint.provenance import RGB_MEAN, RGB_STD, Provenance
-from cdgcnet.checkpoint.reading import name_of, read_file
+from cdgcnet.checkpoint.reading import name_of, read_weights
 
 
 def check_pixels(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -40,36 +40,32 @@ def convert_file(
 ) -> tuple[dict[str, Tensor], Provenance]:
     """A backbone file in Detectron2's names, without prefix, and where it is from.
 
-    What a file does not tell is an argument: the defaults are those of all published files that
-    the package's table lists.
+    Arguments state what a file cannot: their defaults hold for all published files that the
+    package's table lists.
 
     Args:
-        path: of any of :data:`.names.FORMATS`.
+        path: of any of :data:`.formats.FORMATS`.
         channel_order: "RGB" or "BGR".
         mean, std: per channel in that order; ImageNet's if None.
         stride_in_1x1: whether the stride is in the first 1x1 convolution (MSRA, Caffe).
-        grow: make a ResNet-101 of a ResNet-50.
+        grow: turn a ResNet-50 into a ResNet-101.
 
     Raises:
         FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
     check_pixels(mean, std)
-    loaded = read_file(path)
+    file = read_weights(path)
     try:
-        state = unwrap(loaded)
-        file_format = recognize(state)
-        if file_format is None and any(k.startswith("sem_seg_head.") for k in state):
+        backbone = find_backbone(file.state)
+        if backbone is None and any(k.startswith("sem_seg_head.") for k in file.state):
             raise ValueError("a checkpoint of a segmentor; MODEL.WEIGHTS takes it as it is")
-        if file_format is None:
-            some = ", ".join(list(state)[:3]) or "none"
+        if backbone is None:
             raise ValueError(
                 "not the state dict of a ResNet backbone (expected keys like conv1.weight, "
-                f"layer1.0.conv1.weight or stem.conv1.weight, res2.0.conv1.weight; found {some})"
+                "layer1.0.conv1.weight or stem.conv1.weight, res2.0.conv1.weight); found "
+                f"{describe_foreign(file.state)}"
             )
-        converted = convert_names(state, file_format)
-        for key, value in converted.items():
-            if not bool(value.isfinite().all()):
-                raise ValueError(f"{key}: NaN or infinite values, expected trained weights")
+        converted = backbone.state
         depth, stem = check_complete(converted)
         if stride_in_1x1 and depth < 50:
             raise ValueError(f"--stride-in-1x1: a ResNet-{depth} has no 1x1 convolutions in a row")
@@ -80,7 +76,7 @@ def convert_file(
     turn = -1 if channel_order == "BGR" else 1
     return converted, Provenance(
         source=name_of(path),
-        format=file_format,
+        format=backbone.format,
         depth=101 if grow else depth,
         stem=stem,
         channel_order=channel_order,

@@ -1,4 +1,4 @@
-"""A ResNet-101 made of a ResNet-50."""
+"""Turns a ResNet-50 into a ResNet-101 that computes the same."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,11 @@ from cdgcnet.checkpoint.completeness import check_complete
 
 
 def deepen_resnet50_to_101(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ResNet-50 -> ResNet-101 that computes the same: 17 more blocks at the end of res4.
+    """Add 17 blocks to the end of a ResNet-50's res4 without changing what it computes.
 
-    Their last norm has weight and bias zero, so a block is relu(x + 0) = x for the x >= 0 that it
-    gets; training wakes them up. It is no ResNet-101 trained on ImageNet, and every number that
-    uses it must say so.
+    The last norm of each new block has weight and bias zero, so the block is relu(x + 0) = x for
+    its inputs x >= 0; training changes that. This is not a ResNet-101 trained on ImageNet, and
+    every result that uses it must say so.
 
     Args:
         state: in Detectron2's names.
@@ -23,7 +23,7 @@ def deepen_resnet50_to_101(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     depth, _ = check_complete(state)
     if depth != 50:
-        raise ValueError(f"a ResNet-50 can be grown to a ResNet-101, this is a ResNet-{depth}")
+        raise ValueError(f"only a ResNet-50 can be grown to a ResNet-101; this is a ResNet-{depth}")
     grown = dict(state)
     generator = torch.Generator().manual_seed(0)
     last = {key: value for key, value in state.items() if key.startswith("res4.5.")}

@@ -1,18 +1,17 @@
-"""The state dicts of the formats: found in a file's contents, told apart, renamed."""
+"""The formats that ResNets are published in: recognized by their keys and renamed."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 FORMATS = ("torchvision", "deep stem", "v1c", "detectron2")
 _LEAVES = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 _BLOCK = re.compile(rf"layer([1-4])\.(\d+)\.(conv[123]|bn[123]|downsample\.[01])\.{_LEAVES}")
 _OURS = re.compile(rf"(stem\.conv[123]|res[2-5]\.\d+\.(conv[123]|shortcut))(\.norm)?\.{_LEAVES}")
-# Their module in the stem -> our convolution; its norm is the entry after it.
+# A module of their stem -> the convolution here, or its norm.
 _STEMS = {
     "torchvision": {"conv1": "conv1", "bn1": "conv1.norm"},
     "deep stem": {
@@ -26,37 +25,40 @@ _STEMS = {
         for part, end in ((0, ""), (1, ".norm"))
     },
 }
+# The last layer of an ImageNet classifier, as MSRA, Detectron2, OpenMMLab and torchvision name it.
 _CLASSIFIER = re.compile(r"(stem\.|head\.)?(fc\d*|linear)\.(weight|bias)")
+# Where networks for other tasks keep their backbone: nowhere special, OpenMMLab, torchvision's
+# and Detectron2's segmentors, segmentation_models.pytorch, Detectron2's feature pyramids.
+_PREFIXES = ("", "backbone.", "encoder.", "backbone.bottom_up.")
+# A beginning of a key -> the network that it belongs to.
+_FOREIGN = {
+    "patch_embed": "a vision transformer",
+    "features.0.": "a VGG, MobileNet, DenseNet or EfficientNet",
+    "downsample_layers.": "a ConvNeXt",
+    "transition1.": "an HRNet",
+    "embedder.": "a ResNet of Hugging Face's transformers",
+}
 
 
-def unwrap(loaded: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict in a file's contents: out of "state_dict" or "model", without prefixes.
+@dataclass(frozen=True)
+class Backbone:
+    """A ResNet found in a state dict.
 
-    Raises:
-        ValueError: naming a key that is no name or a value that is no tensor.
+    Attributes:
+        format: one of :data:`FORMATS`.
+        state: in Detectron2's names, without prefix, in float32.
+        prefix: of the backbone's keys in the file.
+        left_out: top-level modules of the file that are not part of the backbone.
     """
-    for name in ("state_dict", "model"):
-        if isinstance(loaded.get(name), Mapping):
-            loaded = loaded[name]
-            break
-    state = dict(loaded)
-    for key in state:
-        if not isinstance(key, str):
-            raise ValueError(f"expected the names of parameters, found the key {key!r}")
-    for prefix in ("module.", "backbone."):
-        inside = {k: v for k, v in state.items() if k.startswith(prefix)}
-        if inside and all(k in inside or _CLASSIFIER.fullmatch(k) for k in state):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
-    for key, value in state.items():
-        if isinstance(value, np.ndarray):
-            state[key] = torch.from_numpy(np.array(value))
-        elif not isinstance(value, Tensor):
-            raise ValueError(f"{key}: expected a tensor, found {type(value).__name__}")
-    return state
+
+    format: str
+    state: dict[str, Tensor]
+    prefix: str
+    left_out: tuple[str, ...]
 
 
 def recognize(state: Mapping[str, Any]) -> str | None:
-    """The format of a backbone's state dict by its keys; None for another thing."""
+    """The format of a backbone's state dict by its keys; None for anything else."""
     blocks = any(k.startswith("layer1.") for k in state)
     if blocks and "stem.0.weight" in state:
         return "v1c"
@@ -65,6 +67,48 @@ def recognize(state: Mapping[str, Any]) -> str | None:
     if "stem.conv1.weight" in state and any(k.startswith("res2.") for k in state):
         return "detectron2"
     return None
+
+
+def _refuse_resnet_d(state: Mapping[str, Tensor]) -> None:
+    pooled = any(
+        re.fullmatch(r"layer\d\.0\.downsample\.1\.weight", k) and v.ndim == 4
+        for k, v in state.items()
+    )
+    if pooled or "conv1.0.weight" in state:
+        raise ValueError(
+            "a ResNet-D (timm's resnet50d, OpenMMLab's ResNetV1d): its shortcuts pool before the "
+            "convolution, which this backbone does not do; use a plain ResNet such as "
+            "torchvision's resnet50, or OpenMMLab's ResNetV1c"
+        )
+
+
+def find_backbone(state: Mapping[str, Tensor]) -> Backbone | None:
+    """The ResNet in a state dict of a classifier, a segmentor or a detector; None without one.
+
+    Raises:
+        ValueError: for a ResNet that differs from the one here, naming its keys or its format.
+    """
+    if any(key.startswith("sem_seg_head.") for key in state):
+        return None  # a whole segmentor of Detectron2's kind
+    for prefix in _PREFIXES:
+        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        _refuse_resnet_d(inside)
+        file_format = recognize(inside)
+        if file_format:
+            others = [key for key in state if not key.startswith(prefix)]
+            left_out = sorted({key.split(".")[0] for key in others})
+            converted = convert_names(inside, file_format)
+            return Backbone(file_format, converted, prefix, tuple(left_out))
+    return None
+
+
+def describe_foreign(state: Mapping[str, Any]) -> str:
+    """What a state dict without a ResNet probably is, with some of its keys."""
+    some = ", ".join(list(state)[:3])
+    for start, name in _FOREIGN.items():
+        if any(re.search(rf"(^|\.){re.escape(start)}", key) for key in state):
+            return f"the weights of {name} (keys such as {some})"
+    return f"keys such as {some}"
 
 
 def _our_name(key: str, file_format: str) -> str | None:
@@ -82,18 +126,16 @@ def _our_name(key: str, file_format: str) -> str | None:
 
 
 def convert_names(state: Mapping[str, Tensor], file_format: str) -> dict[str, Tensor]:
-    """Detectron2's names, in float32; the classifier is dropped.
+    """Rename a backbone to Detectron2's names, in float32; a classifier is dropped.
 
     Raises:
-        ValueError: naming keys that are no part of a ResNet, or values that are no tensors.
+        ValueError: naming keys that are not part of a ResNet.
     """
     converted = {}
     unknown = []
     for key, value in state.items():
         if _CLASSIFIER.fullmatch(key):
             continue
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{key}: expected a tensor, found {type(value).__name__}")
         name = _our_name(key, file_format)
         if name is None:
             unknown.append(key)

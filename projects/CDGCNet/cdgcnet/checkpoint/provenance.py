@@ -30,7 +30,7 @@ class Provenance:
 
     Attributes:
         source: file name and the beginning of its sha256.
-        format: one of :data:`.names.FORMATS`.
+        format: one of :data:`.formats.FORMATS`.
         depth: of the ResNet.
         stem: "7x7 64", or widths of three 3x3 convolutions, "32-32-64".
         channel_order: "RGB" or "BGR".

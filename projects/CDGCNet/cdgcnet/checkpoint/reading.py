@@ -1,70 +1,222 @@
-"""Weight files: their contents, without running anything in them, and their names."""
+"""The one reader of weight files: arrays only, checked, and no code run.
+
+Training, evaluation, prediction and the converter all read weights here. The kind of a file is
+recognized by its first bytes, not by its name: torch's zip archives and its older format,
+safetensors, and pickles of NumPy arrays such as Detectron2's model zoo.
+"""
 
 import collections
 import hashlib
 import pickle
 import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+
+# The first bytes of torch's format before 1.6: the pickle of a magic number.
+_TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# Keys under which training programs store a state dict beside other things.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "network", "net")
+# What wrappers around a whole network put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+# What a pickle of NumPy arrays needs.
+_NUMPY_GLOBALS = {
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The checked contents of a weight file.
+
+    Attributes:
+        path: where it was read.
+        state: parameters and buffers by name, without wrappers such as "state_dict" and without
+            prefixes that all names share, such as DataParallel's "module.".
+        extra: what the file holds beside them, such as an optimizer's state.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What NumPy's pickles use ``_codecs.encode`` for."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
+    return text.encode("latin1")
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays in containers, and runs nothing else."""
-
-    _ALLOWED = (
-        ("collections", "OrderedDict"),
-        ("_codecs", "encode"),
-        *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-        *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-    )
+    """Unpickles NumPy arrays in containers and runs nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        if module == "collections":
+        if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
+        if (module, name) not in _NUMPY_GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The contents of a weight file; nothing in it is run.
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        # torch stores its entries uncompressed and does not verify their checksums itself.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("a compressed zip archive, which torch does not write")
+        if damaged := archive.testzip():
+            raise ValueError(
+                f"the entry {damaged} is damaged (wrong checksum); copy the file again"
+            )
+    return torch.load(path, map_location="cpu", weights_only=True)
 
-    Raises:
-        FileNotFoundError, ValueError: naming the file.
-    """
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder, expected a weight file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    if not path.stat().st_size:
-        raise ValueError(f"{path}: the file is empty")
+
+def _read_safetensors(path: Path) -> Any:
     try:
-        if path.suffix == ".pkl":
-            with path.open("rb") as file:
-                loaded = _ArraysOnly(file, encoding="latin1").load()
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and pickle raise many types for files of other kinds
-        reason = _in_short(error)
-        raise ValueError(f"{path}: not a file of tensors ({reason})") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path}: expected a state dict, found {type(loaded).__name__}")
-    return loaded
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError("reading safetensors needs `pip install safetensors`") from None
+    return load_file(path)
+
+
+def _describe(start: bytes) -> str:
+    """What a file that is not a weight file probably is."""
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer instead of the file; run `git lfs pull`"
+    if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html")):
+        return "a web page; the download failed"
+    if start.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+        return "an image"
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+        return "a compressed archive; unpack it first"
+    if start.isascii() and all(c >= 32 or c in b"\t\r\n" for c in start):
+        return "a text file"
+    return "no torch, safetensors or pickle file"
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(b"PK\x03\x04"):
+        return _read_zip(path)
+    if start.startswith(_TORCH_LEGACY):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    header = int.from_bytes(start[:8], "little")
+    if (start[8:9] == b"{" and header < 100_000_000) or path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if start.startswith(b"\x80"):
+        with path.open("rb") as file:
+            return _ArraysOnly(file, encoding="latin1").load()
+    raise ValueError(_describe(start))
 
 
 def _in_short(error: Exception) -> str:
-    """One line of what torch says in many, or in a number."""
+    """The first line of what torch says in many."""
     text = str(error)
     if found := re.search(
         r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) (\S+)", text
     ):
         return f"it asks for {found[1]}"
+    if type(error) is ValueError or text.startswith("it asks for"):
+        return text
     first = text.strip().splitlines()[0] if text.strip() else ""
-    return f"{type(error).__name__}: {first}" if len(first) > 5 else type(error).__name__
+    return f"{type(error).__name__}: {first[:200]}" if len(first) > 5 else type(error).__name__
+
+
+def _unwrap(loaded: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State dict without wrappers and common prefixes, and what was beside it."""
+    extra: dict[str, Any] = {}
+    while True:
+        name = next((n for n in _WRAPPERS if isinstance(loaded.get(n), Mapping)), None)
+        if name is None:
+            break
+        extra |= {key: value for key, value in loaded.items() if key != name}
+        loaded = loaded[name]
+    for key in loaded:
+        if not isinstance(key, str):
+            raise ValueError(f"expected the names of parameters, found the key {key!r}")
+    state = dict(loaded)
+    while prefix := next(
+        (p for p in _PREFIXES if state and all(k.startswith(p) for k in state)), ""
+    ):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state, extra
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """A value as a dense, finite tensor.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiub":
+            raise ValueError(f"{name}: expected numbers, found an array of {value.dtype}")
+        value = torch.from_numpy(np.array(value))
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor, found {type(value).__name__}")
+    if value.layout != torch.strided or value.is_quantized or value.is_complex():
+        raise ValueError(f"{name}: expected a plain tensor of numbers, found {value.dtype}")
+    if value.device.type != "cpu":  # "meta": a name without numbers
+        raise ValueError(f"{name}: the file holds no values for it ({value.device})")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{name}: shape {tuple(value.shape)} needs more values than are stored")
+    if value.is_floating_point():
+        broken = int((~value.float().isfinite()).sum())
+        if broken:
+            raise ValueError(
+                f"{name}: {broken} of {value.numel()} values are NaN or infinite; expected trained "
+                "weights"
+            )
+    return value.detach()
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Read a weight file of any of the known kinds; nothing in it is run.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, what was found in it and, where one tensor
+            is at fault, the tensor.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; expected a weight file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: the file is empty")
+    try:
+        loaded = _read(path)
+    except Exception as error:  # torch, zipfile and pickle raise many types for other files
+        reason = _in_short(error)
+        if reason.startswith("it asks for"):
+            reason += "; store the state dict alone, torch.save(model.state_dict(), FILE)"
+        raise ValueError(f"{path}: not a file of tensors: {reason}") from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path}: expected a state dict, found {type(loaded).__name__}")
+    if "blobs" in loaded or any(str(key).startswith("res2_0_branch2a") for key in loaded):
+        raise ValueError(
+            f"{path}: a file of Caffe2 (Detectron 1, MSRA), whose batch norms were folded away; "
+            "use torchvision's weights"
+        )
+    try:
+        state, extra = _unwrap(loaded)
+        if not state:
+            raise ValueError("the state dict is empty; expected tensors by name")
+        return WeightFile(path, {k: _tensor(k, v) for k, v in state.items()}, extra)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def name_of(path: Path) -> str:

@@ -1,49 +1,38 @@
-"""Loading weights so that nothing is left random by accident.
+"""Loads weights so that no parameter keeps a random value by accident.
 
-Detectron2 only warns about unmatched keys; a backbone that was silently not loaded costs more
-mIoU than the paper gains.
+Detectron2 only warns about keys that do not match; a backbone that was silently not loaded costs
+more mIoU than the paper gains.
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import Tensor
+from detectron2.utils.file_io import PathManager
 
-from cdgcnet.checkpoint.formats import convert_names, recognize, unwrap
+from cdgcnet.checkpoint.class_metadata import check_same_classes, stored_classes
+from cdgcnet.checkpoint.formats import describe_foreign, find_backbone
 from cdgcnet.checkpoint.provenance import Provenance
+from cdgcnet.checkpoint.reading import read_weights
+from cdgcnet.config.validation import FROM_SCRATCH
 
-# The last layer of an ImageNet classifier, as MSRA, Detectron2 and torchvision name it.
 _CLASSIFIER = re.compile(r"(^|\.)(fc\d*|linear|classifier|head)\.")
 
 
-def is_torchvision_resnet(state: dict[str, Any]) -> bool:
-    """Whether keys are those of torchvision's ResNets."""
-    return recognize(state) == "torchvision"
-
-
-def convert_torchvision_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision ResNet keys -> Detectron2 ResNet keys, in float32; the classifier is dropped.
-
-    Raises:
-        ValueError: naming keys that are no part of a ResNet.
-    """
-    return convert_names(state, "torchvision")
-
-
 def read_provenance(path: str) -> Provenance | None:
-    """Where a weight file is from, if ``cdgcnet convert`` made it.
+    """Where a weight file comes from, if ``cdgcnet convert`` made it.
 
     Args:
-        path: of a local file or an address, which says nothing.
+        path: of a local file; an address or "" has no provenance.
     """
     if not path or "://" in path or Path(path).suffix == ".pkl":
         return None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # no file of tensors, or of torch's old format that cannot be mapped
+    except Exception:  # not a file of tensors, or torch's old format, which cannot be mapped
         return None
     stored = loaded.get("provenance") if isinstance(loaded, dict) else None
     return Provenance.from_stored(stored) if stored else None
@@ -55,51 +44,145 @@ def check_weights_path(path: str) -> None:
     Raises:
         FileNotFoundError: naming the path.
     """
-    if path and "://" not in path and not Path(path).is_file():
+    if path and path != FROM_SCRATCH and "://" not in path and not Path(path).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {Path(path).absolute()}")
 
 
-class StrictCheckpointer(DetectionCheckpointer):
-    """A checkpointer that reads torchvision backbones too and refuses weights that do not fit.
+def local_file(path: str) -> str:
+    """A file, downloaded if ``path`` is an address such as https://… or detectron2://….
 
-    A file without head parameters may initialize the backbone alone, if ``allow_backbone_only``.
+    Raises:
+        ValueError: naming the address and why it cannot be read.
+    """
+    if "://" not in path:
+        return path
+    try:
+        return str(PathManager.get_local_path(path))
+    except Exception as error:  # handlers raise many types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"MODEL.WEIGHTS {path}: cannot be downloaded ({reason}); download it yourself and name "
+            "the file"
+        ) from error
+
+
+class StrictCheckpointer(DetectionCheckpointer):
+    """A checkpointer that refuses weights that do not fit.
+
+    Attributes:
+        allow_backbone_only: whether a file without a head may initialize the backbone alone.
+        reinitialized: names of tensors that keep their initial values when a training starts from
+            MODEL.WEIGHTS (MODEL.WEIGHTS_PARTIAL); a resumed training loads them all.
+        metadata: stored in every checkpoint, see :func:`.class_metadata.class_metadata`.
     """
 
     allow_backbone_only = True
+    reinitialized: Collection[str] = ()
 
-    def _load_file(self, filename: str) -> dict:
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.metadata: dict[str, Any] = {}
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        super().save(name, **self.metadata, **kwargs)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        if resume and self.has_checkpoint():
+            self.reinitialized = ()
+        return super().resume_or_load(path, resume=resume)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a file or an address; "" and "from_scratch" load nothing.
+
+        Raises:
+            FileNotFoundError, ValueError: naming the file and what is wrong with it.
+        """
+        path = "" if path == FROM_SCRATCH else local_file(path or "")
+        if path and not Path(path).exists():
+            raise FileNotFoundError(f"{path}: there is no such file")
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        file = read_weights(filename)
         try:
-            loaded = super()._load_file(filename)
-        except Exception as error:  # torch and pickle raise many types for files of other kinds
-            raise ValueError(f"{filename}: not a readable checkpoint ({error})") from error
-        if not isinstance(loaded["model"], dict):
-            found = type(loaded["model"]).__name__
-            raise ValueError(f"{filename}: expected a state dict, found {found}")
-        if isinstance(loaded["model"].get("state_dict"), dict):  # as OpenMMLab wraps it
-            loaded["model"] = unwrap(loaded["model"])
-        file_format = recognize(loaded["model"])
-        if file_format not in (None, "detectron2"):
-            state = convert_names(loaded["model"], file_format)
-            loaded["model"] = {f"backbone.{key}": value for key, value in state.items()}
-            self.logger.info(
-                f"Converted the {file_format} ResNet in {filename}. The file does not tell the "
-                "position of its strides nor mean and std; `cdgcnet convert` states them"
+            backbone = find_backbone(file.state)
+        except ValueError as error:
+            raise ValueError(f"{filename}: {error}") from error
+        state = file.state
+        if backbone is not None:
+            state = {f"backbone.{key}": value for key, value in backbone.state.items()}
+            if backbone.left_out:
+                self.logger.info(
+                    f"{filename}: the backbone is used; left out are {', '.join(backbone.left_out)}"
+                )
+            if "provenance" not in file.extra and backbone.format != "detectron2":
+                self.logger.info(
+                    f"{filename}: a ResNet in {backbone.format} format. The file does not state "
+                    "the position of its strides, mean and std; `cdgcnet convert` adds them"
+                )
+        elif not any(key.startswith("sem_seg_head.") for key in state):
+            raise ValueError(
+                f"{filename} does not fit: expected a ResNet or a trained CDGCNet, found "
+                f"{describe_foreign(state)}"
             )
-        loaded["file"] = filename
-        return loaded
+        # Names are matched exactly; Detectron2's heuristics would skip tensors of another shape.
+        extra = {k: v for k, v in file.extra.items() if k != "matching_heuristics"}
+        return {**extra, "model": state, "file": filename}
 
-    def _load_model(self, checkpoint: dict) -> Any:
-        if "provenance" in checkpoint:
-            provenance = Provenance.from_stored(checkpoint.pop("provenance"))
-            self.logger.info(f"Weights: {provenance.line()}")
-            provenance.check(self.model)
-        has_head = any(key.startswith("sem_seg_head.") for key in checkpoint["model"])
-        folded = not any(key.endswith("running_mean") for key in checkpoint["model"])
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        file = checkpoint.get("file", "the weights")
+        state = checkpoint["model"]
+        has_head = any(key.startswith("sem_seg_head.") for key in state)
+        if not has_head and not self.allow_backbone_only:
+            raise ValueError(
+                f"{file} holds a backbone only; evaluation and prediction need the weights of a "
+                "trained CDGCNet (MODEL.WEIGHTS)"
+            )
+        skipped = frozenset(self.reinitialized) if has_head else frozenset()
+        try:
+            if "provenance" in checkpoint:
+                provenance = Provenance.from_stored(checkpoint.pop("provenance"))
+                self.logger.info(f"Weights: {provenance.line()}")
+                provenance.check(self.model)
+            if has_head and not skipped:
+                names, _ = stored_classes(checkpoint)
+                check_same_classes(names, self.metadata.get("class_names", []))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {error}") from error
+        checkpoint["model"] = {key: value for key, value in state.items() if key not in skipped}
+        loaded = len(checkpoint["model"])
+        folded = not any(key.endswith("running_mean") for key in state)
         incompatible = super()._load_model(checkpoint)  # takes "model" out of the checkpoint
+        self._refuse_misfits(file, incompatible, has_head, skipped, folded)
+        if skipped:
+            self.logger.info(
+                f"MODEL.WEIGHTS_PARTIAL: {loaded} tensors loaded from {file}; these depend on the "
+                f"classes and are initialized anew: {', '.join(sorted(skipped))}"
+            )
+            incompatible.missing_keys[:] = [
+                key for key in incompatible.missing_keys if key not in skipped
+            ]
+        return incompatible
+
+    def _refuse_misfits(
+        self,
+        file: str,
+        incompatible: Any,
+        has_head: bool,
+        skipped: Collection[str],
+        folded: bool,
+    ) -> None:
+        """Refuse weights of which something is missing, left over or of another shape.
+
+        Raises:
+            ValueError: naming the file and up to eight keys.
+        """
         missing = [
             key
             for key in incompatible.missing_keys
-            if not key.endswith("num_batches_tracked") and (has_head or key.startswith("backbone."))
+            if not key.endswith("num_batches_tracked")
+            and key not in skipped
+            and (has_head or key.startswith("backbone."))
         ]
         shapes = {key for key, *_ in incompatible.incorrect_shapes}
         problems = [
@@ -112,25 +195,25 @@ class StrictCheckpointer(DetectionCheckpointer):
             for key in incompatible.unexpected_keys
             if has_head or not _CLASSIFIER.search(key)
         ]
-        file = checkpoint.get("file", "the weights")
-        if problems:
-            more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise ValueError(
-                f"{file} does not fit the model of this config ({len(problems)} keys):\n  "
-                + "\n  ".join(problems[:8])
-                + more
-                + (
-                    "\nNo running_mean: the batch norms were folded away, as in Detectron2's MSRA "
-                    "files; use torchvision's weights."
-                    if folded
-                    else ""
-                )
-                + "\nCheck MODEL.RESNETS.{DEPTH,STEM_TYPE}, MODEL.CDGC and "
-                "MODEL.SEM_SEG_HEAD.NUM_CLASSES against the run that made the file."
+        if not problems:
+            return
+        classes_differ = bool(shapes) and all(key.startswith("sem_seg_head.") for key in shapes)
+        more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(
+            f"{file} does not fit the model of this config ({len(problems)} keys):\n  "
+            + "\n  ".join(problems[:8])
+            + more
+            + (
+                "\nNo running_mean: the batch norms were folded away, as in Detectron2's MSRA "
+                "files; use torchvision's weights."
+                if folded
+                else ""
             )
-        if not has_head and not self.allow_backbone_only:
-            raise ValueError(
-                f"{file} holds a backbone only; evaluation and prediction need the weights of a "
-                "trained CDGCNet (MODEL.WEIGHTS)"
+            + "\nCheck MODEL.RESNETS.{DEPTH,STEM_TYPE}, MODEL.CDGC and "
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES against the run that made the file."
+            + (
+                "\nTo fine-tune on other classes, set MODEL.WEIGHTS_PARTIAL True."
+                if classes_differ and len(problems) == len(shapes)
+                else ""
             )
-        return incompatible
+        )

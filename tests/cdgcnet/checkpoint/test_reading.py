@@ -1,0 +1,187 @@
+"""The reader of weight files: what it takes, what it refuses, and that it runs nothing."""
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cdgcnet.checkpoint.reading import read_weights
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(3)}
+
+
+def saved(content, **options):
+    """What torch.save writes, as bytes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def arrays(state=STATE):
+    return {key: value.numpy() for key, value in state.items()}
+
+
+def safetensors_bytes(state=STATE):
+    from safetensors.torch import save
+
+    return save(state)
+
+
+GOOD = {
+    "state dict": saved(STATE),
+    "torch's format before 1.6": saved(STATE, _use_new_zipfile_serialization=False),
+    "safetensors": safetensors_bytes(),
+    "pickle of arrays": pickle.dumps(arrays(), protocol=2),
+    "model": saved({"model": STATE, "iteration": 7}),
+    "state_dict": saved({"state_dict": STATE}),
+    "wrapped twice": saved({"model": {"state_dict": STATE, "meta": {}}}),
+    "DataParallel": saved({f"module.{k}": v for k, v in STATE.items()}),
+    "DataParallel, wrapped": saved({"model": {f"module.{k}": v for k, v in STATE.items()}}),
+    "compiled and parallel": saved({f"module._orig_mod.{k}": v for k, v in STATE.items()}),
+    "Lightning": saved({"state_dict": {f"model.{k}": v for k, v in STATE.items()}, "epoch": 3}),
+    "Detectron2's model zoo": pickle.dumps({"model": arrays(), "__author__": "x"}, protocol=2),
+}
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pkl", "weights", "weights.safetensors"])
+@pytest.mark.parametrize("kind", GOOD)
+def test_wrappers_and_prefixes_are_off_whatever_the_file_is_called(tmp_path, kind, name):
+    if kind != "safetensors" and name.endswith("safetensors"):
+        pytest.skip("a safetensors file has no other content")
+    path = tmp_path / name
+    path.write_bytes(GOOD[kind])
+    file = read_weights(path)
+    assert file.state.keys() == STATE.keys()
+    assert all(torch.equal(file.state[key], STATE[key]) for key in STATE)
+
+
+def test_what_is_beside_the_weights_is_kept(tmp_path):
+    (tmp_path / "a.pth").write_bytes(saved({"model": STATE, "iteration": 7, "mIoU": 40.5}))
+    assert read_weights(tmp_path / "a.pth").extra == {"iteration": 7, "mIoU": 40.5}
+
+
+class Payload:
+    """Runs code when it is unpickled by a reader that runs code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def damaged(content):
+    """One bit of a tensor flipped: torch.load itself does not notice."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entry = next(e for e in archive.infolist() if "/data/" in e.filename and e.file_size > 8)
+    at = entry.header_offset + 30 + len(entry.filename) + 4
+    at = content.index(STATE["a.weight"].numpy().tobytes(), at)
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def compressed(content):
+    """The same archive, deflated: a small file that may unpack to any size."""
+    target = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    return target.getvalue()
+
+
+def false_safetensors():
+    header = json.dumps({"a": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4]}}).encode()
+    return len(header).to_bytes(8, "little") + header + b"\0" * 4
+
+
+NAN = torch.tensor([1.0, float("nan"), float("inf")])
+BAD = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"hello\n", "a text file"),
+    "web page": (b"<!DOCTYPE html><html>404</html>", "a web page; the download failed"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "image": (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "an image"),
+    "archive": (b"\x1f\x8b" + b"\0" * 50, "a compressed archive"),
+    "bytes": (bytes(range(256)), "no torch, safetensors or pickle file"),
+    "truncated": (saved(STATE)[:-200], "not a file of tensors"),
+    "truncated pickle": (pickle.dumps(arrays(), protocol=2)[:-20], "not a file of tensors"),
+    "truncated, earlier format": (
+        saved(STATE, _use_new_zipfile_serialization=False)[:-8],
+        "not a file of tensors",
+    ),
+    "truncated safetensors": (safetensors_bytes()[:-4], "not a file of tensors"),
+    "safetensors that lies": (false_safetensors(), "not a file of tensors"),
+    "a flipped bit": (damaged(saved(STATE)), "damaged .wrong checksum"),
+    "compressed": (compressed(saved(STATE)), "compressed zip"),
+    "another zip": (zipfile.ZIP_STORED, "not a file of tensors"),
+    "a list": (saved([1, 2]), "expected a state dict, found list"),
+    "nothing": (saved({}), "the state dict is empty"),
+    "text for a tensor": (saved({"a": "x"}), "a: expected a tensor, found str"),
+    "numbered": (saved({1: torch.ones(1)}), "the key 1"),
+    "texts": (pickle.dumps({"a": np.array(["x"])}, protocol=2), "a: expected numbers"),
+    "objects": (pickle.dumps({"a": np.array([None])}, protocol=2), "a: expected numbers"),
+    "NaN": (saved({**STATE, "b": NAN}), "b: 2 of 3 values are NaN or infinite"),
+    "NaN in half": (saved({"b": NAN.half()}), "b: 2 of 3"),
+    "NaN in arrays": (pickle.dumps({"b": NAN.numpy()}, protocol=2), "b: 2 of 3"),
+    "complex": (saved({"a": torch.ones(2) * 1j}), "a: expected a plain tensor"),
+    "sparse": (saved({"a": torch.eye(3).to_sparse()}), "not a file of tensors|a plain tensor"),
+    "expanded": (saved({"a": torch.ones(1).expand(10**6, 10**6)}), "more values than are stored"),
+    "meta": (saved({"a": torch.ones(2, device="meta")}), "not a file of tensors|no values"),
+    "a module": (saved(nn.Linear(2, 2)), "it asks for torch.nn.modules.linear.Linear"),
+    "Caffe2": (pickle.dumps({"blobs": arrays()}, protocol=2), "Caffe2"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pkl"])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_wrong_file_is_named_with_what_was_found(tmp_path, kind, name):
+    content, reason = BAD[kind]
+    path = tmp_path / name
+    if kind == "another zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "hello")
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as raised:
+        read_weights(path)
+    assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
+
+
+def test_folders_and_missing_files(tmp_path):
+    with pytest.raises(ValueError, match="a folder"):
+        read_weights(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"b\.pth: there is no such file"):
+        read_weights(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: saved({"model": x}),
+        lambda x: saved(x, _use_new_zipfile_serialization=False),
+        lambda x: pickle.dumps(x, protocol=2),
+        lambda x: pickle.dumps({"a": x}, protocol=4),
+        lambda x: pickle.dumps({"a": [np.ones(2), x]}, protocol=2),
+    ],
+    ids=["zip", "earlier format", "pickle", "pickle 4", "in arrays"],
+)
+@pytest.mark.parametrize("name", ["evil.pth", "evil.pkl"])
+def test_no_code_is_run(tmp_path, write, name):
+    (tmp_path / name).write_bytes(write(Payload(str(tmp_path / "ran"))))
+    with pytest.raises(ValueError, match=rf"{name}: not a file of tensors: it asks for io.open"):
+        read_weights(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_codecs_other_than_numpys_are_refused(tmp_path):
+    content = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86R."
+    (tmp_path / "a.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match="it asks for the codec zip"):
+        read_weights(tmp_path / "a.pkl")

@@ -81,7 +81,7 @@ def test_training_and_evaluation_through_the_config(tmp_path):
             "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "8",
             "MODEL.CDGC.CHANNELS", "8",
             "MODEL.CDGC.AUX_CHANNELS", "8",
-            "MODEL.WEIGHTS", "",
+            "MODEL.WEIGHTS", "from_scratch",
             "DATALOADER.NUM_WORKERS", "0",
             "SOLVER.MAX_ITER", "2",
             "OUTPUT_DIR", str(tmp_path),

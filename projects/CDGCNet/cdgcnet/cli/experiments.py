@@ -81,7 +81,8 @@ def with_whole_paths(opts: Sequence[str]) -> list[str]:
     """KEY VALUE pairs with absolute paths of weights, because trainings run in another folder."""
     found = list(opts)
     for i, key in enumerate(opts[::2]):
-        if key == "MODEL.WEIGHTS" and opts[2 * i + 1] and "://" not in opts[2 * i + 1]:
+        value = opts[2 * i + 1]
+        if key == "MODEL.WEIGHTS" and value not in ("", "from_scratch") and "://" not in value:
             found[2 * i + 1] = str(Path(opts[2 * i + 1]).absolute())
     return found
 

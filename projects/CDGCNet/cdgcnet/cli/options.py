@@ -50,7 +50,11 @@ def check_overrides(opts: Sequence[str]) -> None:
 
 
 def load_config(
-    args: argparse.Namespace, overrides: Sequence[str] = (), *, train: bool = False
+    args: argparse.Namespace,
+    overrides: Sequence[str] = (),
+    *,
+    train: bool = False,
+    datasets: bool = True,
 ) -> "CfgNode":
     """The checked config of --config-file and --opts, with its datasets registered.
 
@@ -58,6 +62,7 @@ def load_config(
         args: has ``config_file`` and ``opts``.
         overrides: KEY VALUE pairs that come after --opts.
         train: check the training sets as well as the test sets.
+        datasets: register and check the datasets at all.
 
     Raises:
         UsageError: for overrides that are not pairs.
@@ -70,7 +75,8 @@ def load_config(
     from cdgcnet.data.preflight import check_datasets
 
     cfg = load_cfg(str(path), [*args.opts, *overrides])
-    register_all()
-    register_folders(cfg)
-    check_datasets(cfg, train=train)
+    if datasets:
+        register_all()
+        register_folders(cfg)
+        check_datasets(cfg, train=train)
     return cfg

@@ -70,17 +70,15 @@ def check_output(images: Sequence[Path], output: Path, overwrite: bool) -> None:
 
 
 def predict(
-    predictor: "Predictor", images: Sequence[Path], output: Path, dataset: str
+    predictor: "Predictor", images: Sequence[Path], output: Path, metadata: "Metadata"
 ) -> list[str]:
     """Predict all images; returns one message per image that failed."""
-    from detectron2.data import MetadataCatalog
     from PIL import Image
     from tqdm import tqdm
 
     from cdgcnet.data.image_io import read_image
     from cdgcnet.visualization.colors import label_image, overlay
 
-    metadata = MetadataCatalog.get(dataset)
     failures = []
     for path in tqdm(images, desc="predicting", unit="image"):
         try:
@@ -94,6 +92,23 @@ def predict(
     return failures
 
 
+def dataset_metadata(cfg: "CfgNode") -> "Metadata":
+    """Class names and colors of the test set, for a model that does not carry its own.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the dataset and what is wrong with it.
+    """
+    from detectron2.data import MetadataCatalog
+
+    from cdgcnet import register_all, register_folders
+    from cdgcnet.data.preflight import check_datasets
+
+    register_all()
+    register_folders(cfg)
+    check_datasets(cfg, train=False)
+    return MetadataCatalog.get(cfg.DATASETS.TEST[0])
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, "config of the trained model", weights=True)
     parser.add_argument("--input", nargs="+", type=Path, required=True, help="images or folders")
@@ -105,13 +120,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     images = find_images(args.input)
     check_output(images, args.output, args.overwrite)
-    cfg = load_config(args, ("MODEL.WEIGHTS", args.weights))
+    cfg = load_config(args, ("MODEL.WEIGHTS", args.weights), datasets=False)
 
     from cdgcnet import Predictor
 
     predictor = Predictor(cfg, tta=args.tta)
+    metadata = predictor.metadata or dataset_metadata(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
-    failures = predict(predictor, images, args.output, cfg.DATASETS.TEST[0])
+    failures = predict(predictor, images, args.output, metadata)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     print(f"{len(images) - len(failures)} of {len(images)} images predicted into {args.output}")

@@ -316,3 +316,23 @@ def adapt_cfg(cfg: CfgNode) -> None:
 def weights_file(cfg: CfgNode) -> str:
     """MODEL.WEIGHTS as a file or address; "" where it is empty or "from_scratch"."""
     return "" if cfg.MODEL.WEIGHTS == FROM_SCRATCH else cfg.MODEL.WEIGHTS
+
+
+def check_starting_weights(cfg: CfgNode) -> None:
+    """Refuse to start a training whose MODEL.WEIGHTS does not say what it starts from.
+
+    Raises:
+        ValueError: for an empty MODEL.WEIGHTS, or random weights that would be frozen.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty; expected the file of an ImageNet backbone (README.md, "
+            f"Weights) or of a trained CDGCNet. To train from random weights, set MODEL.WEIGHTS "
+            f"{FROM_SCRATCH}"
+        )
+    if cfg.MODEL.WEIGHTS == FROM_SCRATCH and cfg.MODEL.BACKBONE.FREEZE_AT:
+        raise ValueError(
+            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT} with MODEL.WEIGHTS "
+            f"{FROM_SCRATCH}, which would freeze random weights; name a weight file or set "
+            "MODEL.BACKBONE.FREEZE_AT 0"
+        )

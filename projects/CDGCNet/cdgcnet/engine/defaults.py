@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -20,9 +20,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from cdgcnet.checkpoint.class_metadata import class_metadata
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
 from cdgcnet.config.defaults import load_cfg
-from cdgcnet.config.validation import adapt_cfg
+from cdgcnet.config.validation import adapt_cfg, check_starting_weights, weights_file
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.preflight import check_data, check_datasets
 from cdgcnet.engine.distributed import on_main_process
@@ -70,7 +71,7 @@ def _prepare_evaluation(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
         if newest is None:
             raise ValueError(f"--eval-only --resume: OUTPUT_DIR {folder.path} holds no checkpoint")
         cfg.MODEL.WEIGHTS = str(newest.path)
-    elif not cfg.MODEL.WEIGHTS:
+    elif not weights_file(cfg):
         raise ValueError(
             "--eval-only needs trained weights: add MODEL.WEIGHTS FILE, or --resume for the last "
             "checkpoint of OUTPUT_DIR"
@@ -91,18 +92,34 @@ def _check_data(cfg: CfgNode, eval_only: bool) -> None:
 def _check_start(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
     """
     Raises:
-        ValueError: for a folder that holds another run, or random weights that would be frozen.
+        ValueError: for a folder that holds another run, or a MODEL.WEIGHTS that does not say what
+            the training starts from.
     """
     on_main_process(partial(check_free, folder.path))
     on_main_process(partial(folder.check_start, cfg, resume))
-    if cfg.MODEL.WEIGHTS or (resume and folder.newest_checkpoint()):
-        return
-    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
-    if freeze_at:
+    if not (resume and folder.newest_checkpoint()):
+        check_starting_weights(cfg)
+
+
+def copy_classes(cfg: CfgNode, train: bool) -> None:
+    """Set MODEL.CLASS_NAMES and CLASS_COLORS to those of the config's datasets.
+
+    Raises:
+        ValueError: where the config already names other classes.
+    """
+    key = "TRAIN" if train else "TEST"
+    name = cfg.DATASETS[key][0]
+    metadata = MetadataCatalog.get(name)
+    found, known = list(metadata.stuff_classes), list(cfg.MODEL.CLASS_NAMES)
+    if known and known != found:
+        i = next(i for i, (a, b) in enumerate(zip(known, found, strict=True)) if a != b)
         raise ValueError(
-            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is {freeze_at}, which would "
-            "freeze random weights; name a weight file or set FREEZE_AT to 0"
+            f"MODEL.CLASS_NAMES are not the classes of DATASETS.{key} {name}: class {i} is "
+            f"{known[i]!r} in the config and {found[i]!r} in the dataset. Use a dataset of the "
+            "model's classes, or set MODEL.CLASS_NAMES []"
         )
+    cfg.MODEL.CLASS_NAMES = found
+    cfg.MODEL.CLASS_COLORS = [list(color) for color in metadata.get("stuff_colors", [])]
 
 
 def _is_fault(record: logging.LogRecord) -> bool:
@@ -136,6 +153,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_all()
     register_folders(cfg)
     check_datasets(cfg, train=not args.eval_only)
+    copy_classes(cfg, train=not args.eval_only)
     check_weights_path(cfg.MODEL.WEIGHTS)
     folder = _open_folder(cfg)
     if args.eval_only:
@@ -155,8 +173,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
             f"goes to {cfg.OUTPUT_DIR}"
         )
     if not args.eval_only:
-        if not cfg.MODEL.WEIGHTS and not (args.resume and folder.newest_checkpoint()):
-            logger.warning("MODEL.WEIGHTS is empty: the backbone starts from random weights")
+        if not weights_file(cfg) and not (args.resume and folder.newest_checkpoint()):
+            logger.info(f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}: training from random weights")
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     return cfg
@@ -167,6 +185,7 @@ def load_for_evaluation(cfg: CfgNode) -> nn.Module:
     model = Trainer.build_model(cfg)
     checkpointer = StrictCheckpointer(model)
     checkpointer.allow_backbone_only = False
+    checkpointer.metadata = class_metadata(cfg)
     checkpointer.load(cfg.MODEL.WEIGHTS)
     return model
 

@@ -86,7 +86,7 @@ def log_to_file(folder: Path) -> None:
 
 def config_of(name: str, folder: Path, quick: bool) -> CfgNode:
     """A config of the street scenes that writes to ``folder``."""
-    overrides = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", ""]
+    overrides = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", "from_scratch"]
     if quick:
         overrides += ["SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "2"]
     return load_cfg(config_path(f"Streets-SemanticSegmentation/{name}.yaml"), overrides)

@@ -78,7 +78,12 @@ class BestModel(HookBase):
         if value is None or iteration != self.trainer.storage.iter or not value > self.best:
             return
         self.best = float(value)
-        state = {"model": self.model.state_dict(), "iteration": iteration, "mIoU": self.best}
+        state = {
+            "model": self.model.state_dict(),
+            "iteration": iteration,
+            "mIoU": self.best,
+            **self.trainer.checkpointer.metadata,
+        }
         with open_atomically(self.path) as file:
             torch.save(state, file)
         logging.getLogger(__name__).info(f"Best mIoU so far {self.best:.2f}: {self.path}")

@@ -1,12 +1,18 @@
 """Predicts single images, optionally with test-time augmentation."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 
+from cdgcnet.checkpoint.class_metadata import class_metadata, stored_classes
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
+from cdgcnet.config.validation import weights_file
 from cdgcnet.data.augmentation import build_test_augmentations
 from cdgcnet.modeling.image_validation import check_bgr_image
 from cdgcnet.modeling.predictions import PredictionKind, predict_labels
@@ -16,8 +22,9 @@ from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 class Predictor:
     """Detectron2's ``DefaultPredictor`` with strict weights, input checks and optional TTA.
 
-    ``DefaultPredictor(cfg)`` works too, but has no TTA and only warns about weights that do not
-    fit. With TTA or a sliding window "sem_seg" contains probabilities instead of logits.
+    Detectron2's ``DefaultPredictor(cfg)`` works too, but has no TTA, only warns about weights that
+    do not fit, and unpickles .pkl files, which runs whatever code they contain: use it for files
+    that you trust. With TTA or a sliding window "sem_seg" contains probabilities instead of logits.
     """
 
     def __init__(self, cfg: CfgNode, tta: bool = False):
@@ -29,20 +36,34 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: for weights that are missing or do not fit.
         """
-        if not cfg.MODEL.WEIGHTS:
-            raise ValueError("MODEL.WEIGHTS is empty; prediction needs the file of a trained model")
+        if not weights_file(cfg):
+            raise ValueError(
+                f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}; prediction needs the file of a trained "
+                "model"
+            )
         check_weights_path(cfg.MODEL.WEIGHTS)
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg).eval()
         checkpointer = StrictCheckpointer(self.model)
         checkpointer.allow_backbone_only = False
-        checkpointer.load(cfg.MODEL.WEIGHTS)
+        checkpointer.metadata = class_metadata(cfg)
+        checkpoint = checkpointer.load(cfg.MODEL.WEIGHTS)
         self.tta = SemanticSegmentorWithTTA(cfg, self.model) if tta else None
         self.augmentation = build_test_augmentations(cfg)[0]
         self.input_format = cfg.INPUT.FORMAT
-        self.metadata = None
-        if len(cfg.DATASETS.TEST):
-            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        self.metadata = self._class_metadata(checkpoint)
+
+    def _class_metadata(self, checkpoint: Mapping[str, Any]) -> Metadata | None:
+        """Names and colors of the classes: the config's, the checkpoint's or the test set's."""
+        names, colors = self.cfg.MODEL.CLASS_NAMES, self.cfg.MODEL.CLASS_COLORS
+        if not len(names):
+            names, colors = stored_classes(checkpoint)
+        if len(names) and len(colors):
+            return Metadata(stuff_classes=list(names), stuff_colors=[tuple(c) for c in colors])
+        for name in self.cfg.DATASETS.TEST[:1]:
+            if name in DatasetCatalog.list():
+                return MetadataCatalog.get(name)
+        return None
 
     def _inputs(self, original_image: np.ndarray) -> list[dict]:
         check_bgr_image(original_image)

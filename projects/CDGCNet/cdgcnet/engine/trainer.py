@@ -24,6 +24,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 from detectron2.utils import comm
 from torch import nn
 
+from cdgcnet.checkpoint.class_metadata import class_dependent_tensors, class_metadata
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.train_loader import TrainLoader, stream_seed
@@ -104,6 +105,9 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
+        self.checkpointer.metadata = class_metadata(self.cfg)
+        if self.cfg.MODEL.WEIGHTS_PARTIAL:
+            self.checkpointer.reinitialized = class_dependent_tensors(self.cfg)
         super().resume_or_load(resume)
         loader = self._trainer.data_loader
         loader.start_iter = self.start_iter

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from cdgcnet.checkpoint.reading import name_of
 from cdgcnet.checkpoint.strict_checkpointer import read_provenance
+from cdgcnet.config.validation import FROM_SCRATCH
 from cdgcnet.utils.io import atomic_write
 
 _METRICS = ("mIoU", "mIoU_union", "mBIoU", "mACC", "pACC", "fwIoU")
@@ -158,7 +159,7 @@ def name_weights(path: str, stride_in_1x1: bool) -> str:
     Raises:
         FileNotFoundError: naming a file that does not exist.
     """
-    if not path:
+    if path in ("", FROM_SCRATCH):
         return "random weights"
     stride = ", stride in the 1x1 convolutions" if stride_in_1x1 else ""
     if "://" in path:

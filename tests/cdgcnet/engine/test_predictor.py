@@ -115,7 +115,7 @@ def test_images_are_checked(tiny_cfg, weights):
 
 # ---------------------------------------------------------------- weights
 def test_no_weights(tiny_cfg):
-    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty"):
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is ''; prediction needs"):
         Predictor(tiny_cfg())
 
 

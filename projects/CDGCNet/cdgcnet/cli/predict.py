@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 from cdgcnet.cli.options import add_config_arguments, load_config
 
 if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from detectron2.data.catalog import Metadata
+
     from cdgcnet import Predictor
 
 

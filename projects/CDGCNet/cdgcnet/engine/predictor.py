@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 
@@ -61,7 +61,8 @@ class Predictor:
         if len(names) and len(colors):
             return Metadata(stuff_classes=list(names), stuff_colors=[tuple(c) for c in colors])
         for name in self.cfg.DATASETS.TEST[:1]:
-            if name in DatasetCatalog.list():
+            classes = MetadataCatalog.get(name).get("stuff_classes", [])
+            if len(classes) == self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
                 return MetadataCatalog.get(name)
         return None
 

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from detectron2.engine import DefaultPredictor
 
-from cdgcnet import Predictor, SemanticSegmentorWithTTA, SemSegMapper, register_all
+from cdgcnet import Predictor, SemanticSegmentorWithTTA, SemSegMapper
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,14 @@ def test_config_is_left_alone(tiny_cfg, weights):
     assert cfg.dump() == before
 
 
-def test_metadata(tiny_cfg, weights, tmp_path):
-    register_all(tmp_path)
+def test_metadata(weights, tiny_cfg, run_data):
+    names, colors = ["a", "b", "c", "d", "e"], [[i, 0, 255] for i in range(5)]
+    classes = {"MODEL.CLASS_NAMES": names, "MODEL.CLASS_COLORS": colors}
+    metadata = Predictor(tiny_cfg({"MODEL.WEIGHTS": weights, **classes})).metadata
+    assert metadata.stuff_classes == names and metadata.stuff_colors[1] == (1, 0, 255)
+    # Eleven classes are not the five of this model.
     cfg = tiny_cfg({"MODEL.WEIGHTS": weights, "DATASETS.TEST": ("cdgc_camvid_val",)})
-    assert Predictor(cfg).metadata.stuff_classes[0] == "sky"
+    assert Predictor(cfg).metadata is None
     assert Predictor(tiny_cfg({"MODEL.WEIGHTS": weights})).metadata is None
 
 

@@ -71,7 +71,8 @@ def commands_in(page: Path) -> list[list[str]]:
     text = page.read_text(encoding="utf-8").replace("\\\n", "")  # continued lines
     lines = re.findall(r"(?m)^(?: {4}|    \$ )?cdgcnet ([a-z].*)$", text)
     found = [shlex.split(line, comments=True) for line in lines if not re.search(r"[…{\[|]", line)]
-    return [words for words in found if words]
+    # A word in capitals, such as NAME, stands for a choice.
+    return [words for words in found if words and not any(w.isupper() for w in words[1:2])]
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda p: p.name)

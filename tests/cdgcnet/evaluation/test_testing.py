@@ -424,3 +424,15 @@ def test_two_images_never_share_a_label_file(run_data, run_cfg, model, own_set, 
     name = own_set(dicts)
     with pytest.raises(ValueError, match=r"TEST\.SAVE_LABELS: .* would both be written to"):
         evaluate(configured(run_cfg, SAVE_LABELS=True), model, name)
+
+
+def test_the_longest_file_names_are_written(run_data, run_cfg, model, own_set, tmp_path):
+    # File systems allow 255 bytes, which pictures, label maps and temporary files must respect.
+    [first, *others] = copied(run_data, tmp_path)
+    long = Path(first["file_name"]).with_name("ä" * 123 + ".png")  # 250 bytes
+    Path(first["file_name"]).rename(long)
+    name = own_set([{**first, "file_name": str(long)}, *others])
+    evaluate(configured(run_cfg, SAVE_LABELS=True, PICTURES=True, WORST_IMAGES=3), model, name)
+    folder = folder_of(run_cfg, name)
+    assert (folder / "labels" / long.name).is_file()
+    assert len(list((folder / "pictures").iterdir())) == 3

@@ -47,7 +47,7 @@ DEFAULTS = {
     "MODEL.CDGC.CHANNELS": 256,
     "MODEL.CDGC.NODES": "coarse",
     "MODEL.CDGC.HARD_POSITIVES": "nodes",
-    "MODEL.CDGC.RECEIVERS": "nodes",
+    "MODEL.CDGC.RECEIVERS": "all",
     "MODEL.CDGC.MESSAGE_WEIGHTS": "one",
     "MODEL.CDGC.EDGES": "similarity",
     "MODEL.CDGC.EASY_RATIO": 1.0,
@@ -206,7 +206,7 @@ COMBINATIONS = {
         "MODEL.CDGC.EDGES",
     ),
     "weights of messages that only nodes receive": (
-        {"MODEL.CDGC.MESSAGE_WEIGHTS": "mean"},
+        {"MODEL.CDGC.RECEIVERS": "nodes", "MODEL.CDGC.MESSAGE_WEIGHTS": "mean"},
         "MODEL.CDGC.MESSAGE_WEIGHTS",
     ),
     "dilations of no output stride": ({"MODEL.RESNETS.RES4_DILATION": 1}, "MODEL.RESNETS.RES5"),
@@ -260,7 +260,7 @@ def test_missing_gpu(cfg, monkeypatch):
 # ---------------------------------------------------------------- keys without effect
 UNUSED = {
     "another context module": (
-        {"MODEL.CDGC.CONTEXT_MODULE": "psp", "MODEL.CDGC.NODES": "coarse"},
+        {"MODEL.CDGC.CONTEXT_MODULE": "psp", "MODEL.CDGC.NODES": "dynamic"},
         {"MODEL.CDGC.NODES": "MODEL.CDGC.CONTEXT_MODULE is psp"},
     ),
     "a key that only Detectron2's own loader reads": (
@@ -275,7 +275,7 @@ UNUSED = {
         {"SOLVER.OPTIMIZER": "ADAMW", "SOLVER.MOMENTUM": 0.5},
         {"SOLVER.MOMENTUM": "SOLVER.OPTIMIZER is ADAMW"},
     ),
-    "nothing": ({"MODEL.CDGC.NODES": "coarse", "SOLVER.MOMENTUM": 0.5}, {}),
+    "nothing": ({"MODEL.CDGC.NODES": "dynamic", "SOLVER.MOMENTUM": 0.5}, {}),
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given
 from hypothesis import strategies as st
@@ -392,7 +393,7 @@ def guide(tmp_path, monkeypatch):
 
 TINY = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.WEIGHTS": "",
+    "MODEL.WEIGHTS": "from_scratch",
     "MODEL.RESNETS.DEPTH": 18,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
@@ -416,6 +417,39 @@ def test_the_guide_trains_and_evaluates(guide):
     results = run(cfg)
     assert {"IoU-background", "IoU-street lamp", "IoU-car"} <= set(results["sem_seg"])
     assert json.loads((Path("output/my") / "results.json").read_text())["sem_seg"]["mIoU"] >= 0
+
+
+@pytest.mark.usefixtures("clean_logging")
+def test_a_run_predicts_without_its_data_and_is_tuned_to_other_classes(guide, monkeypatch):
+    from cdgcnet import Predictor, load_cfg
+    from cdgcnet.engine.defaults import run, setup
+
+    def arguments(*more):
+        overrides = [str(x) for pair in TINY.items() for x in pair]
+        opts = [*overrides, *more]
+        return argparse.Namespace(config_file=guide, opts=opts, eval_only=False, resume=False)
+
+    run(setup(arguments()))
+    trained = torch.load("output/my/model_final.pth", weights_only=True)
+    assert trained["class_names"] == ["background", "street lamp", "car"]
+
+    other = Path(guide).read_text().replace("CLASSES: my/classes.txt", "CLASSES: [sky, lamp, car]")
+    Path("other.yaml").write_text(other)
+    args = arguments("MODEL.WEIGHTS", "output/my/model_final.pth", "OUTPUT_DIR", "output/other")
+    args.config_file = "other.yaml"
+    with pytest.raises(ValueError, match=r"class 0 is 'background' in the file and 'sky'"):
+        run(setup(args))
+    args.opts += ["MODEL.WEIGHTS_PARTIAL", "True"]
+    run(setup(args))
+    assert torch.load("output/other/model_final.pth", weights_only=True)["class_names"] == [
+        *("sky", "lamp", "car")
+    ]
+
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    cfg = load_cfg("output/my/config.yaml", ["MODEL.WEIGHTS", "output/my/model_final.pth"])
+    metadata = Predictor(cfg).metadata
+    assert metadata.stuff_classes == ["background", "street lamp", "car"]
+    assert metadata.stuff_colors[0] == (90, 90, 90)
 
 
 def test_the_guide_names_every_key():

@@ -120,7 +120,7 @@ def test_experiments_need_a_checkout(run):
 
 
 def test_training_and_prediction(run, tmp_path):
-    tiny = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "MODEL.WEIGHTS", ""]
+    tiny = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "MODEL.WEIGHTS", "from_scratch"]
     tiny += ["DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tmp_path / "run"]
     tiny += ["DATASETS.TRAIN", "('cdgc_cityscapes_train',)"]
     tiny += ["DATASETS.TEST", "('cdgc_cityscapes_val',)"]

@@ -52,6 +52,7 @@ def training(nodes: str, folder: Path) -> dict:
     overrides = {
         "OUTPUT_DIR": output,
         "MODEL.CDGC.NODES": nodes,
+        "MODEL.CDGC.RECEIVERS": "nodes",
         "MODEL.DEVICE": "cpu",
         "SOLVER.MAX_ITER": ITERATIONS,
     }

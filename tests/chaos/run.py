@@ -33,6 +33,7 @@ from tqdm import tqdm  # noqa: E402
 
 import cdgcnet.modeling  # noqa: E402, F401  registers the network
 import configs  # noqa: E402
+from cdgcnet.engine.run_metadata import run_metadata  # noqa: E402
 from cdgcnet.utils.io import atomic_write  # noqa: E402
 
 # Cases of a full run.
@@ -136,8 +137,6 @@ def main() -> int:
         run(counts, root, found)
     finally:
         if args.output:
-            from cdgcnet.experiments.run_metadata import run_metadata
-
             content = {"run": run_metadata(["python", *sys.argv]), "outcomes": found}
             with atomic_write(args.output) as tmp_path:
                 tmp_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

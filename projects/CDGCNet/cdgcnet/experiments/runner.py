@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cdgcnet.experiments.jobs import Job
 from cdgcnet.experiments.model_cost import logged_cost
@@ -19,6 +19,7 @@ from cdgcnet.experiments.process import (
     train_command,
 )
 from cdgcnet.experiments.record import (
+    Cost,
     Record,
     RunMetadata,
     load_record,
@@ -246,7 +247,7 @@ class Runner:
             overrides=_portable(job.overrides),
             weights=weights,
             scores=scores,
-            cost=cost,
+            cost=cast(Cost, cost),
             run_metadata=self._run_metadata(folder, evaluated),
         )
         if self.done(job):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from cdgcnet.evaluation.estimates import Estimate, estimate, paired_difference, verdict
 from cdgcnet.experiments.record import Record
@@ -91,8 +92,10 @@ def _size(value: float) -> str:
     return f"{value / 1e6:.2f} M"
 
 
-def _shared_cost(records: Mapping[int, Record], key: str) -> list[float]:
-    return [float(r.cost[key]) for r in records.values() if key in r.cost]
+def _costs(records: Mapping[int, Record], key: str) -> list[float]:
+    """One cost of all records that have it."""
+    costs: list[Mapping[str, Any]] = [record.cost for record in records.values()]
+    return [float(cost[key]) for cost in costs if key in cost]
 
 
 def relative_time(line: Line, aspp: Line | None) -> float | None:
@@ -102,11 +105,12 @@ def relative_time(line: Line, aspp: Line | None) -> float | None:
     ratios = []
     for seed, record in line.records.items():
         other = aspp.records.get(seed)
-        key = "seconds_per_iteration"
-        if other is None or key not in record.cost or key not in other.cost:
+        if other is None or record.run_metadata["hardware"] != other.run_metadata["hardware"]:
             continue
-        if record.run_metadata["hardware"] == other.run_metadata["hardware"]:
-            ratios.append(record.cost[key] / other.cost[key])
+        ours = record.cost.get("seconds_per_iteration")
+        theirs = other.cost.get("seconds_per_iteration")
+        if ours is not None and theirs is not None:
+            ratios.append(ours / theirs)
     return fmean(ratios) if ratios else None
 
 
@@ -134,9 +138,9 @@ def cells(line: Line, controls: Sequence[Line], aspp: Line | None) -> list[str]:
         complete = measured == len(controls)
         said = verdict(found[1]) if complete else f"{measured} of {len(controls)} controls"
         against = f"{sign}{found[1]}, {said}".replace("-", "−")
-    parameters = _shared_cost(line.records, "parameters")
-    flops = _shared_cost(line.records, "gflops")
-    memory = _shared_cost(line.records, "peak_memory")
+    parameters = _costs(line.records, "parameters")
+    flops = _costs(line.records, "gflops")
+    memory = _costs(line.records, "peak_memory")
     kinds = {r.cost["peak_memory_of"] for r in line.records.values() if "peak_memory" in r.cost}
     time = relative_time(line, aspp)
     return [

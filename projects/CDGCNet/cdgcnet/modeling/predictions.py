@@ -85,8 +85,9 @@ def predict_labels(model: nn.Module, batched_inputs: list[dict]) -> list[LabelPr
         model: in evaluation mode.
         batched_inputs: dicts in Detectron2's input format.
     """
-    if hasattr(model, "predict_labels"):
-        return model.predict_labels(batched_inputs)
+    predict = getattr(model, "predict_labels", None)
+    if callable(predict):
+        return predict(batched_inputs)
     return [
         LabelPrediction({PredictionKind.REFINED: output["sem_seg"].argmax(dim=0).to(torch.uint8)})
         for output in model(batched_inputs)

@@ -87,7 +87,7 @@ class SemanticSegmentorWithTTA(nn.Module):
     def _sum(self, x: dict) -> tuple[ProbabilityAccumulator, int]:
         """Sum of the probabilities over the views of one image, and the number of views."""
         base, image = x["image"].shape[-2:], _original_image(x)
-        size = (x.get("height", image.shape[0]), x.get("width", image.shape[1]))
+        size = int(x.get("height", image.shape[0])), int(x.get("width", image.shape[1]))
         total = None
         count = 0
         for view in self._views(image, base):
@@ -117,8 +117,9 @@ class SemanticSegmentorWithTTA(nn.Module):
     def _predict_scores(
         self, batch: list[dict], size: tuple[int, int]
     ) -> Iterator[ScorePrediction]:
-        if hasattr(self.model, "predict_scores"):
-            yield from self.model.predict_scores(batch)
+        predict_scores = getattr(self.model, "predict_scores", None)
+        if callable(predict_scores):
+            yield from predict_scores(batch)
             return
         geometry = ResizeGeometry(size, size, size, align_corners=False)  # nothing to resize
         for output in self.model(batch):

@@ -127,9 +127,10 @@ def _write_names(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) 
         # The point of the region farthest from its outline; padding makes the border one too.
         inside = np.pad(regions[top : top + height, left : left + width] == largest, 1)
         distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)
-        y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-        x = min((left + int(x)) * step - text_width // 2, picture.shape[1] - text_width - 2)
-        place = (max(x, 2), (top + int(y)) * step + text_height // 2)
+        row, column = divmod(int(distance.argmax()), distance.shape[1])
+        x = (left + column) * step - text_width // 2
+        x = max(2, min(x, picture.shape[1] - text_width - 2))
+        place = (x, (top + row) * step + text_height // 2)
         for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
             cv2.putText(
                 picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, color, thickness, cv2.LINE_AA

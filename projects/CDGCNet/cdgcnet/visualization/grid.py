@@ -161,8 +161,8 @@ class PanelGrid:
 
     def save(self, path: Path) -> None:
         """Write the figure atomically; the suffix selects the format. Text remains text."""
-        fonts = {"pdf.fonttype": 42, "svg.fonttype": "none"}
-        with rc_context(fonts), atomic_write(path) as tmp_path:
+        fonts = rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"})
+        with fonts, atomic_write(path) as tmp_path:
             self.figure.savefig(tmp_path)
 
 

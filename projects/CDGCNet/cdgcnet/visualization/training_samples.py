@@ -37,7 +37,7 @@ def draw_grid(
     if image_format == "BGR":
         images = [image[:, :, ::-1] for image in images]
     labels = [sample["sem_seg"].numpy().astype(np.uint8) for sample in samples]
-    pixels = sum(np.bincount(x.ravel(), minlength=256) for x in labels)
+    pixels = np.sum([np.bincount(x.ravel(), minlength=256) for x in labels], axis=0)
     frequent_first = np.argsort(-pixels, kind="stable")
     legend = class_legend([int(c) for c in frequent_first if pixels[c]], metadata)
     if pixels[len(colors) :].any():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 from detectron2.data import Metadata
@@ -18,7 +19,7 @@ from cdgcnet.visualization.paper_figures.activations import (
 from cdgcnet.visualization.paper_figures.marks import draw_outline, gray, write_note
 
 # Color-blind readers can tell these apart, and each kind has a marker of its own.
-NODE_STYLE = {
+NODE_STYLE: dict[str, dict[str, Any]] = {
     EASY: {"color": "#3ddc5b", "marker": "o"},
     HARD_POSITIVE: {"color": "#ff2a2a", "marker": "s"},
     HARD_NEGATIVE: {"color": "#ffb000", "marker": "^"},

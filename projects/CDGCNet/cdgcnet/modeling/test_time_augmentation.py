@@ -87,7 +87,7 @@ class SemanticSegmentorWithTTA(nn.Module):
     def _sum(self, x: dict) -> tuple[ProbabilityAccumulator, int]:
         """Sum of the probabilities over the views of one image, and the number of views."""
         base, image = x["image"].shape[-2:], _original_image(x)
-        size = int(x.get("height", image.shape[0])), int(x.get("width", image.shape[1]))
+        size = int(x.get("height") or image.shape[0]), int(x.get("width") or image.shape[1])
         total = None
         count = 0
         for view in self._views(image, base):

@@ -1,14 +1,22 @@
 """cdgc.refine: a network starts unchanged, trains, and keeps its checkpoints."""
 
 import copy
+import io
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import cdgc
-from cdgc.refinement import RefinedClassifier
+from cdgc.refinement import MAX_NODES
 
 CLASSES = 5
 
@@ -99,6 +107,22 @@ def test_a_checkpoint_of_the_unrefined_network_loads(images):
     assert torch.equal(net(images), old(images))
 
 
+def test_a_checkpoint_loaded_by_assignment_leaves_the_two_classifiers_apart():
+    net = cdgc.refine(Small(), "head.1")
+    net.load_state_dict(Small().state_dict(), assign=True)
+    head = net.get_submodule("head.1")
+    assert torch.equal(head.coarse.weight, head.fused.weight)
+    assert head.coarse.weight.data_ptr() != head.fused.weight.data_ptr()
+
+
+def test_an_incomplete_checkpoint_of_the_refined_network_is_refused():
+    net = cdgc.refine(Small(), "head.1")
+    state = net.state_dict()
+    del state["head.1.graph.merge_bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*head\.1\.graph\.merge_bias"):
+        net.load_state_dict(state)
+
+
 def test_its_own_checkpoint_and_a_deep_copy_are_the_same_function(images):
     net = cdgc.refine(Small().eval(), "head.1")
     excite(net.get_submodule("head.1"))
@@ -106,6 +130,54 @@ def test_its_own_checkpoint_and_a_deep_copy_are_the_same_function(images):
     other.load_state_dict(net.state_dict())
     assert torch.equal(other(images), net(images))
     assert torch.equal(copy.deepcopy(net)(images), net(images))
+
+
+def test_a_net_in_training_can_be_copied_pickled_and_saved(images, labels):
+    net = cdgc.refine(Small(), "head.1").train()
+    excite(net.get_submodule("head.1"))
+    net(images)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    copies = [
+        copy.deepcopy(net),
+        pickle.loads(pickle.dumps(net)),
+        torch.load(file, weights_only=False),
+    ]
+    net.get_submodule("head.1").auxiliary_loss(labels)  # the step itself goes on
+    expected = net.eval()(images)
+    for copied in copies:
+        with pytest.raises(ValueError, match="no training step"):
+            copied.get_submodule("head.1").auxiliary_loss(labels)
+        assert torch.equal(copied.eval()(images), expected)
+        copied.load_state_dict(Small().state_dict())  # copies load unrefined checkpoints too
+
+
+def test_a_step_without_the_auxiliary_loss_warns(images, labels):
+    net = cdgc.refine(Small(), "head.1").train()
+    net(images)
+    with pytest.warns(UserWarning, match="the coarse classifier is not trained"):
+        net(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.get_submodule("head.1").auxiliary_loss(labels)
+        with torch.no_grad():  # batch norm statistics, for example
+            net(images)
+            net(images)
+
+
+def test_the_auxiliary_loss_of_a_net_that_does_not_use_the_classifier(images, labels):
+    net = Small()
+    net.unused = nn.Conv2d(8, CLASSES, 1)
+    cdgc.refine(net, "unused").train()(images)
+    with pytest.raises(ValueError, match="does not use this convolution"):
+        net.unused.auxiliary_loss(labels)
+
+
+def test_the_defaults_need_no_labels_and_bound_the_cost():
+    head = cdgc.refine(Small(), "head.1").get_submodule("head.1")
+    assert (head.graph.nodes, head.graph.receivers) == ("coarse", "all")
+    assert head.max_nodes == MAX_NODES == 16384
 
 
 def test_a_large_map_is_pooled_for_the_graph(images):
@@ -116,6 +188,20 @@ def test_a_large_map_is_pooled_for_the_graph(images):
     head.graph.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[2:]))
     assert net(images).shape == (2, CLASSES, 32, 48)
     assert seen == [(4, 6)]  # 16 x 24 nodes times 24/384 in area, a quarter of each side
+
+
+@pytest.mark.parametrize("size", [(16, 24), (1, 5000), (5000, 1), (7, 1000), (100, 100)])
+@pytest.mark.parametrize("max_nodes", [1, 24, 383])
+def test_pooled_maps_have_at_most_max_nodes(size, max_nodes):
+    head = cdgc.refine(Small(), "head.1", max_nodes=max_nodes).get_submodule("head.1")
+    height, width = head._graph_size(torch.empty(1, 8, *size))
+    assert 0 < height * width <= max_nodes
+    assert height <= size[0] and width <= size[1]
+
+
+def test_without_a_limit_no_map_is_pooled():
+    head = cdgc.refine(Small(), "head.1", max_nodes=None).get_submodule("head.1")
+    assert head._graph_size(torch.empty(1, 8, 1000, 1000)) is None
 
 
 def test_wide_features_are_reduced(images):
@@ -135,18 +221,21 @@ def test_autocast(images):
 @pytest.mark.parametrize(
     ("classifier", "options", "message"),
     [
-        ("head.7", {}, "no such module; its last convolutions are encoder.0, head.1"),
+        ("head.7", {}, "no such module; its last convolutions are encoder.0, head.1, binary"),
         ("head", {}, "is a Sequential, expected a Conv2d"),
         ("", {}, "expected a Conv2d"),
         ("head.1", {"num_classes": 7}, "num_classes is 7, but head.1 has 5"),
         ("head.1", {"max_nodes": 0}, "max_nodes must be at least 1"),
         ("head.1", {"nodes": "magic"}, "nodes must be one of"),
         ("encoder.0", {}, "stride"),
+        ("binary", {}, "two or more classes, got one channel"),
     ],
 )
 def test_wrong_arguments(classifier, options, message):
+    net = Small()
+    net.binary = nn.Conv2d(8, 1, 1)
     with pytest.raises(ValueError, match=message):
-        cdgc.refine(Small(), classifier, **options)
+        cdgc.refine(net, classifier, **options)
 
 
 def test_a_classifier_that_shrinks_its_input_is_refused(images):
@@ -157,33 +246,52 @@ def test_a_classifier_that_shrinks_its_input_is_refused(images):
         net(images)
 
 
-# ---------------------------------------------------------------- networks of other libraries
-def torchvision_net(name):
-    models = pytest.importorskip("torchvision.models.segmentation", reason="needs torchvision")
-    return getattr(models, name)(weights=None, weights_backbone=None, num_classes=CLASSES)
-
-
-NETS = {
-    "deeplabv3": (lambda: torchvision_net("deeplabv3_resnet50"), "classifier.4"),
-    "fcn": (lambda: torchvision_net("fcn_resnet50"), "classifier.4"),
-    "lraspp": (lambda: torchvision_net("lraspp_mobilenet_v3_large"), "classifier.high_classifier"),
-}
+# ---- two processes ----
+def _train(rank, port, folder):
+    """Two steps of SGD on the images of one process, which miss most classes."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = cdgc.refine(Small(), "head.1", norm=None).train()
+    net.head[0].p = 0.0
+    model = DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(2):  # without a gradient for each parameter, the second step raises
+        images = torch.randn(1, 3, 16, 16, generator=generator)
+        labels = torch.full((1, 16, 16), rank)
+        head = model.module.get_submodule("head.1")
+        with head.targets(labels):
+            loss = F.cross_entropy(model(images), labels) + head.auxiliary_loss(labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.save(model.module.state_dict(), os.path.join(folder, f"{rank}.pth"))
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETS)
-def test_torchvision(name, generator):
-    build, classifier = NETS[name]
-    net = build().eval()
-    images = torch.randn(2, 3, 64, 96, generator=generator)
-    labels = torch.randint(CLASSES, (2, 64, 96), generator=generator)
-    expected = net(images)["out"]
-    cdgc.refine(net, classifier, CLASSES)
-    torch.testing.assert_close(net(images)["out"], expected)
-    head = net.get_submodule(classifier)
-    assert isinstance(head, RefinedClassifier)
-    net.train()
-    with head.targets(labels):
-        loss = F.cross_entropy(net(images)["out"], labels) + head.auxiliary_loss(labels)
-    loss.backward()
-    assert head.coarse.weight.grad.abs().sum() > 0
+def test_distributed_training_keeps_the_processes_equal(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    # Fresh interpreters: a fork would inherit the thread pool of a torch that has already run.
+    workers = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(port), str(tmp_path)])
+        for rank in (0, 1)
+    ]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    states = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    assert states[0]["head.1.from_graph.weight"].any()
+
+
+if __name__ == "__main__":
+    _train(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,6 +1,7 @@
 """Puts a class graph into an existing network, in the place of its last convolution."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from cdgc.losses import cross_entropy, ohem_cross_entropy
 from cdgc.module import CDGCModule
 
+# A map of 128 x 128: 1024 x 1024 pixels at stride 8, or 512 x 512 at stride 4.
+MAX_NODES = 128 * 128
+
 
 class RefinedClassifier(nn.Module):
     """Coarse classifier, class graph and fused classifier, from features to refined logits.
@@ -19,14 +23,18 @@ class RefinedClassifier(nn.Module):
     start as copies of the replaced convolution and U starts at zero: a refined network first
     computes exactly what the network computed before.
 
-    A checkpoint of the unrefined network loads: its classifier becomes K and V.
+    The gradient of the refined logits does not reach K. Only :meth:`auxiliary_loss` trains it, so
+    that method belongs into every training loop.
+
+    A checkpoint of the unrefined network loads: its classifier becomes K and V. Copies and pickles
+    leave out what belongs to a training step in progress.
     """
 
     def __init__(
         self,
         classifier: nn.Conv2d,
         channels: int | None = None,
-        max_nodes: int | None = None,
+        max_nodes: int | None = MAX_NODES,
         **graph_options: Any,
     ):
         """
@@ -35,13 +43,14 @@ class RefinedClassifier(nn.Module):
             channels: width of the graph; features of another width are reduced by a 1x1
                 convolution. None: C, at most 256, where fused attention kernels end.
             max_nodes: larger feature maps are average-pooled for the graph until h*w is at most
-                this, and X̂ is resized back. The graph costs up to (h*w)² per image without it.
-            graph_options: options of :class:`cdgc.CDGCModule`; nodes default to "coarse", which
-                needs no labels in training.
+                this, and U X̂ is resized back; None for no limit. The time of the graph grows with
+                (h*w)², about 4·C·(h*w)² operations per image, its memory with h*w.
+            graph_options: options of :class:`cdgc.CDGCModule`. The defaults here are nodes="coarse"
+                and receivers="all", which need no labels in training, and align_corners=False.
 
         Raises:
-            ValueError: if the classifier is a grouped convolution, changes the size of its input,
-                or an option is wrong.
+            ValueError: if the classifier is a grouped or strided convolution or has a single
+                output channel, or an option is wrong.
         """
         super().__init__()
         if classifier.groups != 1 or classifier.stride != (1, 1):
@@ -49,10 +58,20 @@ class RefinedClassifier(nn.Module):
                 "expected a convolution without groups and with stride 1 as the classifier, got "
                 f"groups={classifier.groups}, stride={classifier.stride}"
             )
+        if classifier.out_channels < 2:
+            raise ValueError(
+                "expected a classifier with an output channel for each of two or more classes, got "
+                "one channel: the graphs are built from the most probable class of every pixel"
+            )
         if max_nodes is not None and max_nodes < 1:
             raise ValueError(f"max_nodes must be at least 1, got {max_nodes}")
         width = channels or min(classifier.in_channels, 256)
-        options = {"nodes": "coarse", "align_corners": False, **graph_options}
+        options = {
+            "nodes": "coarse",
+            "receivers": "all",
+            "align_corners": False,
+            **graph_options,
+        }
         self.coarse = classifier
         self.fused = copy.deepcopy(classifier)
         self.reduce: nn.Module = nn.Identity()
@@ -79,7 +98,8 @@ class RefinedClassifier(nn.Module):
             (B, M, h, w) refined logits.
 
         Raises:
-            ValueError: if the graph has dynamic nodes and trains outside of :meth:`targets`.
+            ValueError: if the classifier changes the size of its input, or the graph has dynamic
+                nodes and trains outside of :meth:`targets`.
         """
         coarse = self.coarse(x)
         if coarse.shape[2:] != x.shape[2:]:
@@ -93,13 +113,21 @@ class RefinedClassifier(nn.Module):
                     "nodes='dynamic' needs labels in training: call the network inside "
                     "`with refined.targets(labels):`, or use nodes='coarse'"
                 )
+            if self._coarse_logits is not None and self._coarse_logits.requires_grad:
+                warnings.warn(
+                    "the last training step left out refined.auxiliary_loss(labels), without which "
+                    "the coarse classifier is not trained; add it to the loss",
+                    stacklevel=2,
+                )
             self._coarse_logits = coarse
         features, logits = self.reduce(x), coarse
         size = self._graph_size(features)
         if size is not None:
             features = F.adaptive_avg_pool2d(features, size)
             logits = F.adaptive_avg_pool2d(logits, size)
-        refined = self.from_graph(self.graph(features, logits.float(), self._targets))
+        # An exported graph takes no targets.
+        targets = () if self._targets is None else (self._targets,)
+        refined = self.from_graph(self.graph(features, logits.float(), *targets))
         if size is not None:
             refined = F.interpolate(refined, x.shape[2:], mode="bilinear", align_corners=False)
         return self.fused(x) + refined
@@ -110,7 +138,13 @@ class RefinedClassifier(nn.Module):
         if self.max_nodes is None or height * width <= self.max_nodes:
             return None
         factor = (self.max_nodes / (height * width)) ** 0.5
-        return max(1, int(height * factor)), max(1, int(width * factor))
+        pooled_height = min(max(1, int(height * factor)), self.max_nodes)
+        # Where the height is rounded up to 1, the width has to make up for it.
+        return pooled_height, min(max(1, int(width * factor)), self.max_nodes // pooled_height)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors of a step in progress cannot be copied and do not belong into a file.
+        return {**self.__dict__, "_targets": None, "_coarse_logits": None}
 
     @contextmanager
     def targets(self, labels: Tensor) -> Iterator[None]:
@@ -149,19 +183,20 @@ class RefinedClassifier(nn.Module):
         """
         if self._coarse_logits is None:
             raise ValueError(
-                "auxiliary_loss needs the coarse logits of a training step: call the network in "
-                "training mode first, and auxiliary_loss once per step"
+                "auxiliary_loss: no training step has reached the refined classifier since the "
+                "last call; call the network in training mode once before each call. If you did, "
+                "its forward does not use this convolution: refine another one"
             )
-        options = {
-            "ignore_label": self.graph.ignore_label,
-            "align_corners": self.graph.align_corners,
-        }
-        loss = coarse_weight * cross_entropy(self._coarse_logits, labels, **options)
-        self._coarse_logits = None
-        if refined_logits is not None:
-            ohem = ohem_cross_entropy(refined_logits, labels, **options)
-            loss = loss + refined_weight * ohem
-        return loss
+        coarse, self._coarse_logits = self._coarse_logits, None
+        ignore_label, align_corners = self.graph.ignore_label, self.graph.align_corners
+        loss = coarse_weight * cross_entropy(
+            coarse, labels, ignore_label=ignore_label, align_corners=align_corners
+        )
+        if refined_logits is None:
+            return loss
+        return loss + refined_weight * ohem_cross_entropy(
+            refined_logits, labels, ignore_label=ignore_label, align_corners=align_corners
+        )
 
 
 def _accept_unrefined(
@@ -175,7 +210,9 @@ def _accept_unrefined(
     for leaf in ("weight", "bias"):
         if f"{prefix}{leaf}" in state:
             value = state.pop(f"{prefix}{leaf}")
-            state[f"{prefix}coarse.{leaf}"] = state[f"{prefix}fused.{leaf}"] = value
+            state[f"{prefix}coarse.{leaf}"] = value
+            # A copy: load_state_dict(assign=True) would make both share their values for good.
+            state[f"{prefix}fused.{leaf}"] = value.clone()
 
 
 def refine(
@@ -184,7 +221,7 @@ def refine(
     num_classes: int | None = None,
     *,
     channels: int | None = None,
-    max_nodes: int | None = None,
+    max_nodes: int | None = MAX_NODES,
     **graph_options: Any,
 ) -> nn.Module:
     """Replace the last convolution of a network by a :class:`RefinedClassifier`, in place.

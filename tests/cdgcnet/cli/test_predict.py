@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cdgcnet import Predictor, Trainer, load_cfg
-from cdgcnet.cli.predict import check_output, find_images
+from cdgcnet.cli.predict import check_inputs_are_safe, find_sources
 from cdgcnet.data.datasets.cityscapes import COLORS
 from cdgcnet.data.image_io import read_image
 
@@ -58,7 +58,9 @@ def call(command, run_yaml, weights, tmp_path):
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    """The files below a folder, without the record of the predictions."""
+    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(name for name in found if name != "predictions.jsonl")
 
 
 # ---------------------------------------------------------------- what it writes
@@ -111,9 +113,109 @@ def test_overrides_reach_the_config(call, images, tmp_path):
 
 def test_files_that_are_no_images_are_left_alone_in_a_folder(call, images, tmp_path):
     (images / "notes.txt").write_text("mine")
-    (images / "sub").mkdir()
+    (images / "empty").mkdir()
     assert call(images) == 0
     assert len(names(tmp_path / "out")) == 6
+
+
+def test_subfolders_are_kept_and_earlier_predictions_are_no_input(call, images, capsys):
+    (images / "sub").mkdir()
+    shutil.move(images / "a.jpg", images / "sub" / "b.jpg")  # the name of another folder's image
+    out = images / "predictions"
+    assert call(images, output=out, options=["--no-overlay"]) == 0
+    assert names(out) == ["b.png", "c.png", "sub/b.png"]
+    assert call(images, output=out, options=["--no-overlay"]) == 0
+    assert "0 of 0 images" in capsys.readouterr().out
+    assert names(out) == ["b.png", "c.png", "sub/b.png"]
+
+
+def test_probabilities_give_the_labels(call, images, tmp_path):
+    assert call(images / "b.png", options=["--probabilities", "--no-overlay"]) == 0
+    assert names(tmp_path / "out") == ["b.png", "b_probabilities.npz"]
+    with np.load(tmp_path / "out" / "b_probabilities.npz", allow_pickle=False) as found:
+        assert found["classes"][0] == "road" and len(found["classes"]) == 19
+        values = found["probabilities"]
+    assert values.shape == (19, 64, 96) and values.dtype == np.float16
+    np.testing.assert_allclose(values.astype(np.float32).sum(axis=0), 1, atol=0.01)
+    labels = np.asarray(Image.open(tmp_path / "out" / "b.png"))
+    assert (values.argmax(axis=0) == labels).mean() > 0.99  # float16 has more ties
+
+
+def test_batches_give_the_same_labels(call, images, tmp_path):
+    for name in ("b2.png", "b3.png"):
+        shutil.copy(images / "b.png", images / name)
+    assert call(images, output=tmp_path / "one") == 0
+    assert call(images, output=tmp_path / "many", options=["--batch-size", "2"]) == 0
+    for name in ("a.png", "b.png", "b2.png", "b3.png", "c.png"):
+        one, many = (np.asarray(Image.open(tmp_path / d / name)) for d in ("one", "many"))
+        assert (one != many).mean() < 0.001  # ties
+
+
+# ---------------------------------------------------------------- interruption
+
+
+def test_the_same_command_resumes(call, images, tmp_path, monkeypatch, capsys):
+    from cdgcnet.engine import prediction
+
+    predict = prediction.predict_batch
+
+    def interrupted(predictor, batch, probabilities):
+        if batch[0].key.name == "c":
+            raise KeyboardInterrupt
+        return predict(predictor, batch, probabilities)
+
+    monkeypatch.setattr(prediction, "predict_batch", interrupted)
+    assert call(images) == 130
+    out = tmp_path / "out"
+    assert names(out) == ["a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg"]  # none is half
+    (out / "b.png").unlink()  # as if it had been killed before
+    before = (out / "a.png").stat().st_mtime_ns
+    monkeypatch.undo()
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert call(images) == 0
+    captured = capsys.readouterr().out
+    assert "2 of 2 images" in captured and "1 inputs were finished" in captured
+    assert len(names(out)) == 6 and (out / "a.png").stat().st_mtime_ns == before
+
+
+def test_a_killed_record_is_read(call, images, tmp_path):
+    assert call(images) == 0
+    record = tmp_path / "out" / "predictions.jsonl"
+    record.write_text(record.read_text()[:-5])  # the last line, that of c.PNG, is torn
+    for name in ("c.png", "c_overlay.jpg"):
+        (tmp_path / "out" / name).unlink()
+    assert call(images) == 0
+    assert len(names(tmp_path / "out")) == 6
+    assert call(images) == 0  # the record is whole again
+
+
+def test_an_image_that_has_changed_is_not_taken_for_finished(call, images, tmp_path, capsys):
+    assert call(images) == 0
+    Image.new("RGB", (20, 30)).save(images / "b.png")
+    capsys.readouterr()
+    error = refusal(capsys, call(images))
+    assert "b_overlay.jpg exists" in error and "--overwrite" in error
+
+
+def test_predictions_of_another_network_do_not_mix(call, images, weights, tmp_path, capsys):
+    assert call(images / "b.png") == 0
+    state = torch.load(weights, weights_only=True)
+    for value in state["model"].values():
+        if value.is_floating_point():
+            value += 0.01
+    torch.save(state, tmp_path / "other.pth")
+    capsys.readouterr()
+    error = refusal(capsys, call(images, options=["--weights", tmp_path / "other.pth"]))
+    assert "another network" in error and "weights" in error and "--overwrite" in error
+    assert names(tmp_path / "out") == ["b.png", "b_overlay.jpg"]
+    options = ["--weights", tmp_path / "other.pth", "--overwrite"]
+    assert call(images, options=options) == 0
+
+
+def test_a_record_of_something_else_is_named(call, images, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions.jsonl").write_text("[1]\n")
+    assert "predictions.jsonl" in refusal(capsys, call(images))
 
 
 # ---------------------------------------------------------------- bad images
@@ -168,8 +270,15 @@ def test_overwrite_replaces_them(call, images, tmp_path):
 def test_output_folder_of_the_input_is_refused(call, images, tmp_path, capsys, options):
     before = {p.name: p.read_bytes() for p in images.iterdir()}
     error = refusal(capsys, call(images, output=images, options=options))
-    assert "b.png" in error and "input" in error
+    assert str(images) in error and "input" in error
     assert {p.name: p.read_bytes() for p in images.iterdir()} == before
+
+
+def test_an_input_file_is_never_overwritten(call, images, capsys):
+    before = (images / "b.png").read_bytes()
+    error = refusal(capsys, call(images / "b.png", output=images, options=["--overwrite"]))
+    assert "b.png is one of the input files" in error
+    assert (images / "b.png").read_bytes() == before
 
 
 def test_output_through_a_link_to_the_input_is_refused(call, images, tmp_path, capsys):
@@ -261,8 +370,8 @@ def test_hidden_files_and_loops_of_links_in_a_folder(tmp_path):
     for name in ("photo.JPG", "._photo.JPG", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "loop.png").symlink_to("loop.png")
-    images = find_images([tmp_path])
-    assert [image.name for image in images] == ["loop.png", "photo.JPG"]
-    check_output(images, tmp_path / "out", overwrite=False)
+    images, videos = find_sources([tmp_path], tmp_path / "out")
+    assert [image.path.name for image in images] == ["loop.png", "photo.JPG"] and not videos
+    check_inputs_are_safe(images, [tmp_path / "out" / "loop.png"])
     with pytest.raises(ValueError, match=r"loop\.png: not a readable image"):
-        read_image(images[0])
+        read_image(images[0].path)

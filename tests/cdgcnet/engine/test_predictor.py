@@ -8,6 +8,7 @@ import torchvision
 from detectron2.engine import DefaultPredictor
 
 from cdgcnet import Predictor, SemanticSegmentorWithTTA, SemSegMapper
+from cdgcnet.modeling.predictions import PredictionKind
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +158,44 @@ def test_labels_are_the_argmax(tiny_cfg, weights, meta, tta):
     expected = predictor(image_of(60, 90))["sem_seg"].argmax(dim=0).numpy()
     assert labels.dtype == np.uint8
     assert (labels != expected).sum() <= 1  # a tie may fall the other way
+
+
+# ---------------------------------------------------------------- batches, kinds, probabilities
+def test_a_batch_of_mixed_sizes_keeps_its_order(tiny_cfg, weights):
+    predictor = Predictor(tiny_cfg({"MODEL.WEIGHTS": weights}))
+    images = [image_of(30, 40), image_of(25, 60), image_of(30, 40)[::-1]]
+    for image, found in zip(images, predictor.label_maps(images), strict=True):
+        assert list(found) == [PredictionKind.REFINED]
+        assert (found[PredictionKind.REFINED] != predictor.labels(image)).sum() <= 1  # ties
+
+
+def test_coarse_labels_come_from_the_same_pass(tiny_cfg, weights):
+    predictor = Predictor(tiny_cfg({"MODEL.WEIGHTS": weights}))
+    (found,) = predictor.label_maps([image_of(60, 90)], coarse=True)
+    assert set(found) == {PredictionKind.REFINED, PredictionKind.COARSE}
+    assert np.array_equal(found[PredictionKind.REFINED], predictor.labels(image_of(60, 90)))
+    assert not np.array_equal(found[PredictionKind.REFINED], found[PredictionKind.COARSE])
+
+
+@pytest.mark.parametrize(
+    ("changes", "tta"),
+    [
+        ({}, False),
+        ({}, True),
+        (
+            {
+                "TEST.SLIDE.ENABLED": True,
+                "TEST.SLIDE.CROP": [33, 33],
+                "TEST.SLIDE.STRIDE": [17, 17],
+            },
+            False,
+        ),
+        ({"MODEL.META_ARCHITECTURE": "SemanticSegmentor"}, False),
+    ],
+)
+def test_probabilities_sum_to_one(tiny_cfg, weights, changes, tta):
+    predictor = Predictor(tiny_cfg({"MODEL.WEIGHTS": weights, **changes}), tta=tta)
+    found = predictor.probabilities(image_of(50, 70))
+    assert found.shape == (5, 50, 70) and found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+    assert (found.argmax(axis=0) != predictor.labels(image_of(50, 70))).sum() <= 1

@@ -9,6 +9,9 @@ from cdgcnet.config.files import find_config
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+    from detectron2.data.catalog import Metadata
+
+    from cdgcnet import Predictor
 
 
 def integer_from(minimum: int) -> type:
@@ -80,3 +83,35 @@ def load_config(
         register_folders(cfg)
         check_datasets(cfg, train=train)
     return cfg
+
+
+def load_predictor(args: argparse.Namespace, tta: bool = False) -> tuple["Predictor", "Metadata"]:
+    """The trained network of --config-file and --weights, and the names and colors of its classes.
+
+    A model that does not carry its classes has those of the first test set.
+
+    Args:
+        args: has ``config_file``, ``weights`` and ``opts``.
+        tta: average over TEST.AUG.{SCALES, FLIP}.
+
+    Raises:
+        UsageError: for overrides that are not pairs.
+        ValueError, OSError: naming the file, the key or the dataset.
+    """
+    cfg = load_config(args, ("MODEL.WEIGHTS", args.weights), datasets=False)
+
+    from cdgcnet import Predictor
+
+    predictor = Predictor(cfg, tta=tta)
+    if predictor.metadata is not None:
+        return predictor, predictor.metadata
+
+    from detectron2.data import MetadataCatalog
+
+    from cdgcnet import register_all, register_folders
+    from cdgcnet.data.preflight import check_datasets
+
+    register_all()
+    register_folders(cfg)
+    check_datasets(cfg, train=False)
+    return predictor, MetadataCatalog.get(cfg.DATASETS.TEST[0])

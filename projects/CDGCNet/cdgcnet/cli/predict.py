@@ -1,10 +1,12 @@
-"""Predict label maps and overlays for image files.
+"""Predict label maps and overlays for images, folders, videos and cameras.
 
     %(prog)s --config-file CONFIG --weights FILE --input PATH … --output DIR
 
-PATH is an image or a folder of images. For each image NAME.* the output folder gets NAME.png, a
-palette PNG whose values are the class ids, and NAME_overlay.jpg. An image that cannot be read is
-reported, and the others are still predicted.
+PATH is an image, a folder of images with its subfolders, a video, or the number of a camera, which
+is predicted until Ctrl-C. For each image NAME.* the output folder gets NAME.png, a palette PNG
+whose values are the class ids, and NAME_overlay.jpg; for each video a folder NAME of such PNGs and
+NAME_overlay.mp4. An input that cannot be read is reported, and the others are still predicted.
+After an interruption the same command skips what is finished.
 """
 
 import argparse
@@ -14,124 +16,177 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdgcnet.cli.options import add_config_arguments, load_config
+from cdgcnet.cli.errors import UsageError
+from cdgcnet.cli.options import add_config_arguments, integer_from, load_predictor
 
 if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-    from detectron2.data.catalog import Metadata
-
-    from cdgcnet import Predictor
+    from cdgcnet.engine.prediction import Source
 
 
-def find_images(inputs: Sequence[Path]) -> list[Path]:
-    """Files as given, and the images directly inside folders, sorted.
+def is_camera(path: Path) -> bool:
+    return str(path).isdecimal() and not path.exists()
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder, or something below it, links resolved."""
+    # Unlike resolve, realpath accepts a loop of links.
+    real, outer = os.path.realpath(path), os.path.realpath(folder)
+    return real == outer or real.startswith(os.path.join(outer, ""))
+
+
+def find_sources(inputs: Sequence[Path], output: Path) -> tuple[list["Source"], list["Source"]]:
+    """Images and videos, named by their path below the given folder.
+
+    Args:
+        inputs: files, folders, and numbers of cameras.
+        output: left out of the folders.
 
     Raises:
         FileNotFoundError, ValueError: for a path that is not there, a folder without images, or
-            two images whose predictions would share a name.
+            two inputs whose predictions would share a name.
     """
     from cdgcnet.data.decoding import IMAGE_SUFFIXES
     from cdgcnet.data.image_folder import images_in
+    from cdgcnet.engine.prediction import Source
+    from cdgcnet.engine.video import VIDEO_SUFFIXES
 
-    images: list[Path] = []
+    images: list[Source] = []
+    videos: list[Source] = []
     for path in inputs:
-        if path.is_dir():
-            inside = images_in(path)
+        if is_camera(path):
+            videos.append(Source(path, f"camera{path}"))
+        elif path.is_dir():
+            if os.path.realpath(path) == os.path.realpath(output):
+                raise ValueError(f"--output {output} is the input folder; choose another one")
+            inside = images_in(path, recursive=True)
+            if is_inside(output, path):  # earlier predictions are not images to predict
+                inside = [x for x in inside if not is_inside(x, output)]
             if not inside:
                 raise ValueError(
                     f"--input {path}: the folder holds no image ({', '.join(IMAGE_SUFFIXES)})"
                 )
-            images += inside
+            images += [Source(x, x.relative_to(path).with_suffix("").as_posix()) for x in inside]
         elif path.is_file():
-            images.append(path)
+            found = videos if path.suffix.lower() in VIDEO_SUFFIXES else images
+            found.append(Source(path, path.stem))
         else:
             raise FileNotFoundError(f"--input {path}: there is no such file or folder")
-    by_stem: dict[str, Path] = {}
-    for image in images:
-        other = by_stem.setdefault(image.stem, image)
-        if other != image:
+    by_name: dict[str, Source] = {}
+    for source in (*images, *videos):
+        other = by_name.setdefault(source.name, source)
+        if other.path != source.path:
             raise ValueError(
-                f"{other} and {image} would both be written to {image.stem}.png; "
+                f"{other.path} and {source.path} would both be written to {source.name}.png; "
                 "predict them into different folders"
             )
-    return list(by_stem.values())
+    # A file that is given twice is predicted once.
+    return list(dict.fromkeys(images)), list(dict.fromkeys(videos))
 
 
-def check_output(images: Sequence[Path], output: Path, overwrite: bool) -> None:
-    """Refuse to overwrite earlier predictions, or the input itself.
-
-    Raises:
-        ValueError: naming the first file in the way.
+def check_inputs_are_safe(sources: Sequence["Source"], targets: Sequence[Path]) -> None:
     """
-    targets = [output / f"{i.stem}{end}" for i in images for end in (".png", "_overlay.jpg")]
-    inputs = {os.path.realpath(i) for i in images}  # unlike resolve, it accepts a loop of links
+    Raises:
+        ValueError: naming a file to write that is one of the inputs.
+    """
+    inputs = {os.path.realpath(source.path) for source in sources}
     for target in targets:
         if os.path.realpath(target) in inputs:
-            raise ValueError(f"--output {output}: {target} is one of the input images")
-        if target.exists() and not overwrite:
-            raise ValueError(f"{target} exists; choose another --output or add --overwrite")
-
-
-def predict(
-    predictor: "Predictor", images: Sequence[Path], output: Path, metadata: "Metadata"
-) -> list[str]:
-    """Predict all images; returns one message per image that failed."""
-    from PIL import Image
-    from tqdm import tqdm
-
-    from cdgcnet.data.image_io import read_image
-    from cdgcnet.visualization.colors import label_image, overlay
-
-    failures = []
-    for path in tqdm(images, desc="predicting", unit="image"):
-        try:
-            bgr = read_image(path, "BGR", predictor.cfg.INPUT.MAX_PIXELS)
-            labels = predictor.labels(bgr)
-            label_image(labels, metadata.stuff_colors).save(output / f"{path.stem}.png")
-            drawn = overlay(bgr[:, :, ::-1], labels, metadata)
-            Image.fromarray(drawn).save(output / f"{path.stem}_overlay.jpg")
-        except (ValueError, OSError, MemoryError) as error:
-            failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-    return failures
-
-
-def dataset_metadata(cfg: "CfgNode") -> "Metadata":
-    """Class names and colors of the test set, for a model that does not carry its own.
-
-    Raises:
-        FileNotFoundError, ValueError: naming the dataset and what is wrong with it.
-    """
-    from detectron2.data import MetadataCatalog
-
-    from cdgcnet import register_all, register_folders
-    from cdgcnet.data.preflight import check_datasets
-
-    register_all()
-    register_folders(cfg)
-    check_datasets(cfg, train=False)
-    return MetadataCatalog.get(cfg.DATASETS.TEST[0])
+            raise ValueError(f"--output: {target} is one of the input files")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, "config of the trained model", weights=True)
-    parser.add_argument("--input", nargs="+", type=Path, required=True, help="images or folders")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="images, folders, videos, or numbers of cameras",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder for the predictions")
     parser.add_argument("--tta", action="store_true", help="multi-scale and flip, as in TEST.AUG")
+    parser.add_argument("--no-overlay", action="store_true", help="write label maps only")
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also write NAME_probabilities.npz for each image: float16 (classes, H, W)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=integer_from(1),
+        default=1,
+        metavar="N",
+        help="consecutive images of the same size that share a forward pass; default: 1",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace earlier predictions")
 
 
 def run(args: argparse.Namespace) -> int:
-    images = find_images(args.input)
-    check_output(images, args.output, args.overwrite)
-    cfg = load_config(args, ("MODEL.WEIGHTS", args.weights), datasets=False)
+    from tqdm import tqdm
 
-    from cdgcnet import Predictor
+    from cdgcnet.engine.prediction import (
+        OutputFiles,
+        PredictionRecord,
+        Source,
+        network_identity,
+        predict_images,
+        unfinished,
+    )
+    from cdgcnet.engine.video import VideoReader, ended_early, predict_video, video_paths
 
-    predictor = Predictor(cfg, tta=args.tta)
-    metadata = predictor.metadata or dataset_metadata(cfg)
-    args.output.mkdir(parents=True, exist_ok=True)
-    failures = predict(predictor, images, args.output, metadata)
+    images, videos = find_sources(args.input, args.output)
+    if videos and args.probabilities:
+        raise UsageError("--probabilities: not for videos, whose files would be enormous")
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a file; expected a folder")
+    files = OutputFiles(args.output, not args.no_overlay, args.probabilities)
+    targets = [path for x in images for path in files.paths(x.name)]
+    targets += [path for x in videos for path in video_paths(x, files)]
+    check_inputs_are_safe([*images, *videos], targets)
+    record = PredictionRecord(args.output, args.overwrite)
+    new_images = unfinished(images, record, lambda x: files.paths(x.name), args.overwrite)
+    new_videos = unfinished(videos, record, lambda x: video_paths(x, files), args.overwrite)
+    readers = [VideoReader(x.path, is_camera(x.path)) for x in new_videos]
+    predictor, metadata = load_predictor(args, args.tta)
+    record.start(network_identity(predictor))
+    failures = []
+
+    def report(source: Source, error: Exception | str) -> None:
+        message = str(error) or type(error).__name__
+        known = str(source.path) in message
+        failures.append(message if known else f"{source.path}: {message}")
+
+    results = predict_images(predictor, new_images, files, record, metadata, args.batch_size)
+    with tqdm(total=len(new_images), desc="images", unit="image", disable=not new_images) as bar:
+        for source, error in results:
+            bar.update()
+            if error is not None:
+                report(source, error)
+    predicted = len(new_images) - len(failures)
+    frames = 0
+    for source, reader in zip(new_videos, readers, strict=True):
+        if not reader.camera:
+            record.add(source)
+        with tqdm(total=reader.count, desc=source.name, unit="frame") as bar:
+            try:
+                done = predict_video(
+                    predictor, reader, source, files, metadata, args.batch_size, bar.update
+                )
+            except (ValueError, OSError, MemoryError) as error:
+                report(source, error)
+                continue
+        frames += done
+        if message := ended_early(reader, done):
+            report(source, message)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
-    print(f"{len(images) - len(failures)} of {len(images)} images predicted into {args.output}")
+    parts = []
+    if images:
+        parts.append(f"{predicted} of {len(new_images)} images")
+    if videos:
+        parts.append(f"{frames} video frames")
+    print(f"{' and '.join(parts)} predicted into {args.output}")
+    if skipped := len(images) + len(videos) - len(new_images) - len(new_videos):
+        print(f"{skipped} inputs were finished before and are skipped")
     return 1 if failures else 0

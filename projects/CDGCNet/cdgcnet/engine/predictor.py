@@ -1,6 +1,6 @@
-"""Predicts single images, optionally with test-time augmentation."""
+"""Predicts images, optionally with test-time augmentation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_wei
 from cdgcnet.config.validation import weights_file
 from cdgcnet.data.augmentation import build_test_augmentations
 from cdgcnet.modeling.image_validation import check_bgr_image
+from cdgcnet.modeling.postprocessing import label_map
 from cdgcnet.modeling.predictions import PredictionKind, predict_labels
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
@@ -66,7 +67,7 @@ class Predictor:
                 return MetadataCatalog.get(name)
         return None
 
-    def _inputs(self, original_image: np.ndarray) -> list[dict]:
+    def _input(self, original_image: np.ndarray) -> dict:
         check_bgr_image(original_image)
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         image = np.ascontiguousarray(image)
@@ -78,7 +79,7 @@ class Predictor:
         }
         if self.tta:
             inputs["original_image"] = image
-        return [inputs]
+        return inputs
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict:
@@ -94,13 +95,50 @@ class Predictor:
             TypeError, ValueError: for anything else than such an image, saying how to convert it.
         """
         model = self.tta or self.model
-        return model(self._inputs(original_image))[0]
+        return model([self._input(original_image)])[0]
 
-    @torch.no_grad()
     def labels(self, original_image: np.ndarray) -> np.ndarray:
         """The class of every pixel, (H, W) uint8; see :meth:`__call__`.
 
         ``CDGCSegmentor`` computes it in bands, without storing (M, H, W) logits.
         """
-        (prediction,) = predict_labels(self.tta or self.model, self._inputs(original_image))
-        return prediction.labels[PredictionKind.REFINED].cpu().numpy()
+        return self.label_maps([original_image])[0][PredictionKind.REFINED]
+
+    @torch.no_grad()
+    def label_maps(
+        self, original_images: Sequence[np.ndarray], coarse: bool = False
+    ) -> list[dict[PredictionKind, np.ndarray]]:
+        """Label maps of several images; images of the same size share a forward pass.
+
+        Args:
+            original_images: as in :meth:`__call__`.
+            coarse: whether to add the prediction before the graph. Test-time augmentation and
+                networks without a refinement have none.
+
+        Returns:
+            The refined label map of each image, (H, W) uint8, and perhaps the coarse one.
+        """
+        inputs = [self._input(image) for image in original_images]
+        model = self.tta or self.model
+        if not coarse and hasattr(model, "predict_scores"):
+            refined = PredictionKind.REFINED
+            return [
+                {refined: label_map(p.scores[refined], p.geometry).cpu().numpy()}
+                for p in model.predict_scores(inputs)
+            ]
+        return [
+            {kind: labels.cpu().numpy() for kind, labels in p.labels.items()}
+            for p in predict_labels(model, inputs)
+        ]
+
+    @torch.no_grad()
+    def probabilities(self, original_image: np.ndarray) -> np.ndarray:
+        """The probability of every class at every pixel, (M, H, W) float32; see :meth:`__call__`.
+
+        Raises:
+            MemoryError: if (M, H, W) values cannot fit.
+        """
+        scores = self(original_image)["sem_seg"]
+        if self.tta is None and getattr(self.model, "slide", None) is None:
+            scores = scores.softmax(dim=0)
+        return scores.float().cpu().numpy()

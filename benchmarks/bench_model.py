@@ -98,6 +98,7 @@ def our_network(name: str, setting: Setting) -> nn.Module:
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = setting.num_classes
     cfg.MODEL.CDGC.ENABLED = not name.startswith(BASE)
     cfg.MODEL.CDGC.NODES, cfg.MODEL.CDGC.RECEIVERS = "dynamic", "nodes"  # as in the paper
+    cfg.MODEL.CDGC.SOFTMAX = "class"
     cfg.MODEL.CDGC.EDGES = "uniform" if name.startswith(UNIFORM) else "similarity"
     cfg.MODEL.CHANNELS_LAST = FIRST not in name
     network = build_model(cfg)

@@ -82,6 +82,7 @@ MODEL:
     NORM: BN
     NODES: dynamic
     RECEIVERS: nodes
+    SOFTMAX: class
     CHANNELS: 8
     AUX_CHANNELS: 8
     DROPOUT: 0.1

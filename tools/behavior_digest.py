@@ -53,6 +53,7 @@ def training(nodes: str, folder: Path) -> dict:
         "OUTPUT_DIR": output,
         "MODEL.CDGC.NODES": nodes,
         "MODEL.CDGC.RECEIVERS": "nodes",
+        "MODEL.CDGC.SOFTMAX": "class",
         "MODEL.DEVICE": "cpu",
         "SOLVER.MAX_ITER": ITERATIONS,
     }

@@ -24,6 +24,7 @@ TINY = {
     "MODEL.CDGC.NORM": "BN",
     "MODEL.CDGC.NODES": "dynamic",
     "MODEL.CDGC.RECEIVERS": "nodes",
+    "MODEL.CDGC.SOFTMAX": "class",
     "MODEL.CDGC.CHANNELS": 8,
     "MODEL.CDGC.AUX_CHANNELS": 8,
     "MODEL.CDGC.DROPOUT": 0.0,  # so that a training step is a function of its input

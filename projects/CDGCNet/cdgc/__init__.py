@@ -13,6 +13,7 @@ Example:
 from cdgc.attention import TOPK_WEIGHTS, segment_attention, segment_topk_attention
 from cdgc.grouped_linear import class_linear
 from cdgc.interpolation import resize_matrix, resize_taps
+from cdgc.joint_attention import SOFTMAX
 from cdgc.losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
 from cdgc.module import (
     EDGES,
@@ -43,6 +44,7 @@ __all__ = [
     "SAMPLES",
     "SCALES",
     "SCOPES",
+    "SOFTMAX",
     "TOPK_WEIGHTS",
     "CDGCModule",
     "NodeSet",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cdgc.attention import TOPK_WEIGHTS
 from cdgc.compilation import graph_break
 from cdgc.gather import in_layout_of, map_to_rows, rows_to_map
+from cdgc.joint_attention import SOFTMAX, DistanceBias, check_joint_options
 from cdgc.nodes import (
     SAMPLES,
     NodeSet,
@@ -29,6 +30,7 @@ from cdgc.nodes import (
 from cdgc.propagation import (
     Edges,
     GraphWeights,
+    JointAttention,
     propagate_to_all,
     propagate_to_nodes,
     scale_factor,
@@ -87,6 +89,9 @@ class CDGCModule(nn.Module):
         hard_positives: str = "nodes",
         receivers: str = "nodes",
         message_weights: str = "one",
+        softmax: str = "class",
+        heads: int = 1,
+        distance_bias: bool = False,
         topk: int = 64,
         topk_weights: str = "softmax",
         scale: float | str = 1.0,
@@ -120,6 +125,11 @@ class CDGCModule(nn.Module):
             message_weights: weight w_im of the message of class m to pixel i, for receivers="all":
                 "one", "mean" (1 / number of classes present in the image) or "probability" (of the
                 coarse prediction, without gradient).
+            softmax: for receivers="all", over the nodes of each "class" (Eq. 2), or of all classes
+                of the "image" at once; see :mod:`cdgc.joint_attention`.
+            heads: of the attention, for softmax="image"; each has C / heads channels.
+            distance_bias: whether each head learns a preference for certain distances, for
+                softmax="image".
             topk: neighbors per node for edges="topk".
             topk_weights: "softmax" over their similarities, or "equal".
             scale: factor on the similarity, "none" (1.0, as in the paper) or "sqrt" for C**-0.5.
@@ -141,6 +151,18 @@ class CDGCModule(nn.Module):
         check_choice("hard_positives", hard_positives, HARD_POSITIVES)
         check_choice("receivers", receivers, RECEIVERS)
         check_choice("message_weights", message_weights, MESSAGE_WEIGHTS)
+        check_choice("softmax", softmax, SOFTMAX)
+        check_joint_options(
+            softmax,
+            heads,
+            distance_bias,
+            in_channels,
+            receivers,
+            edges,
+            nodes,
+            shared_phi,
+            message_weights,
+        )
         if receivers == "nodes" and message_weights != "one":
             raise ValueError(
                 f"message_weights={message_weights!r} needs receivers='all', got 'nodes'"
@@ -161,6 +183,9 @@ class CDGCModule(nn.Module):
         self.hard_positives = hard_positives
         self.receivers = receivers
         self.message_weights = message_weights
+        self.softmax = softmax
+        self.heads = heads
+        self.distance = DistanceBias(heads) if distance_bias else None
         self.topk = topk
         self.topk_weights = topk_weights
         self.scale = scale_factor(scale, in_channels)
@@ -192,7 +217,8 @@ class CDGCModule(nn.Module):
             # |x|² ≈ C/2 after BN and ReLU, so entries of variance a² give φ(x)ᵀφ'(x) a standard
             # deviation of sqrt(C)·a²·C/2, which is 1/scale for a² = 2·C^-1.5/scale. Larger
             # similarities would saturate the softmax from the start.
-            std = math.sqrt(2.0 / self.scale) * c**-0.75
+            # Of H heads each sums C/H channels only.
+            std = math.sqrt(2.0 / self.scale) * c**-0.75 * self.heads**0.25
             nn.init.normal_(self.phi, std=std)
             nn.init.normal_(self.phi_prime, std=std)
         nn.init.normal_(self.graph_weight, std=math.sqrt(2.0 / c))
@@ -204,7 +230,7 @@ class CDGCModule(nn.Module):
         return (
             f"{self.in_channels}, {self.num_classes}, nodes={self.nodes}, edges={self.edges}, "
             f"scope={self.scope}, easy_ratio={self.easy_ratio}, samples={self.samples}, "
-            f"receivers={self.receivers}"
+            f"receivers={self.receivers}, softmax={self.softmax}, heads={self.heads}"
         )
 
     def forward(
@@ -320,12 +346,20 @@ class CDGCModule(nn.Module):
         # The rows are not kept in a variable, so that they are freed before the norm.
         if self.receivers == "all":
             mean = self.message_weights == "mean"
-            merged = propagate_to_all(map_to_rows(x), nodes, weights, self._edges(), mean)
+            merged = propagate_to_all(
+                map_to_rows(x), nodes, weights, self._edges(), mean, self._joint(x)
+            )
         else:
             only = self.hard_positives == "keys_only"
             merged = propagate_to_nodes(map_to_rows(x), nodes, weights, self._edges(), only)
         merged = merged.add_(self.merge_bias.to(merged.dtype))
         return in_layout_of(x, self.relu(self.norm(rows_to_map(merged, x))))
+
+    def _joint(self, x: Tensor) -> JointAttention | None:
+        """How attention is computed with softmax="image"; None with softmax="class"."""
+        if self.softmax == "class":
+            return None
+        return JointAttention((int(x.shape[2]), int(x.shape[3])), self.heads, self.distance)
 
     def _edges(self) -> Edges:
         return Edges(self.edges, self.scale, self.topk, self.topk_weights)

@@ -19,7 +19,8 @@ from torch import Tensor
 from cdgc.attention import attend, attend_topk, segment_attention, segment_topk_attention
 from cdgc.gather import Segments, is_coarse_node, nodes_to_pixels, pixels_to_nodes
 from cdgc.grouped_linear import class_linear
-from cdgc.messages import attention_messages, segment_messages, segments_of
+from cdgc.joint_attention import DistanceBias, joint_messages
+from cdgc.messages import Segment, attention_messages, segment_messages, segments_of
 from cdgc.nodes import NodeSet
 from cdgc.validation import check_choice
 
@@ -120,7 +121,12 @@ def _gathered(
 
 
 def propagate_to_all(
-    pixels: Tensor, nodes: NodeSet, weights: GraphWeights, edges: Edges, mean: bool
+    pixels: Tensor,
+    nodes: NodeSet,
+    weights: GraphWeights,
+    edges: Edges,
+    mean: bool,
+    joint: JointAttention | None = None,
 ) -> Tensor:
     """Propagate with receivers="all".
 
@@ -129,6 +135,7 @@ def propagate_to_all(
         nodes: K nodes; ``nodes.class_weight`` holds the weights w_im of the messages.
         weights, edges: of the graphs.
         mean: whether to divide by the number of classes present in the image.
+        joint: one softmax over the nodes of all classes; None for one per class.
 
     Returns:
         (P, C), zero for batch padding.
@@ -140,7 +147,10 @@ def propagate_to_all(
         pixels = torch.where(nodes.valid[:, None], pixels, 0)
     counts = nodes.counts.tolist()
     segments = segments_of(counts)
-    if edges.kind == "uniform":
+    if joint is not None:
+        assert weights.phi is not None and weights.phi_prime is not None
+        merged = _joint(pixels, nodes, weights, edges.scale, segments, images, joint)
+    elif edges.kind == "uniform":
         means = Segments(nodes, [s.length for s in segments])
         rows = _segment_rows(pixels, means, counts, weights)
         merged = segment_messages(
@@ -181,6 +191,43 @@ def _segment_rows(
     mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)
     z = class_linear(mean.to(weights.graph.dtype), weights.graph, classes).relu()
     return class_linear(z, weights.merge, classes)
+
+
+def _joint(
+    pixels: Tensor,
+    nodes: NodeSet,
+    weights: GraphWeights,
+    scale: float,
+    segments: list[Segment],
+    images: int,
+    joint: JointAttention,
+) -> Tensor:
+    """:func:`joint_messages` in float32 at least: positions do not fit into half precision."""
+    assert weights.phi is not None and weights.phi_prime is not None
+    full = torch.promote_types(pixels.dtype, torch.float32)
+    with torch.autocast(pixels.device.type, enabled=False):
+        rows = pixels.to(full)
+        matrices = (weights.phi[0], weights.phi_prime[0], weights.graph, weights.merge)
+        return joint_messages(
+            rows,
+            pixels_to_nodes(rows, nodes),
+            nodes.pixel,
+            [w.to(full) for w in matrices],
+            segments,
+            size=joint.size,
+            images=images,
+            heads=joint.heads,
+            scale=scale,
+            distance=joint.distance,
+        )
+
+
+class JointAttention(NamedTuple):
+    """Feature map (h, w), number of heads and distance bias of softmax="image"."""
+
+    size: tuple[int, int]
+    heads: int
+    distance: DistanceBias | None
 
 
 class GraphWeights(NamedTuple):

@@ -79,6 +79,11 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # Weight of each class's message to a pixel, for RECEIVERS "all": "one", "mean" (divided by the
     # number of classes present) or "probability" (of the coarse prediction).
     cfg.MODEL.CDGC.MESSAGE_WEIGHTS = "one"
+    # For RECEIVERS "all": one softmax over the nodes of all classes of the "image", or one for each
+    # "class" (Eq. 2). HEADS and DISTANCE_BIAS have an effect with "image" only.
+    cfg.MODEL.CDGC.SOFTMAX = "image"
+    cfg.MODEL.CDGC.HEADS = 4  # of the attention
+    cfg.MODEL.CDGC.DISTANCE_BIAS = True  # each head learns which distances it prefers
     cfg.MODEL.CDGC.EDGES = "similarity"  # Eqs. 2-3, or "uniform", "topk"
     cfg.MODEL.CDGC.TOPK = 64  # neighbors, for EDGES "topk"
     cfg.MODEL.CDGC.TOPK_WEIGHTS = "softmax"  # or "equal", the paper's binary matrix

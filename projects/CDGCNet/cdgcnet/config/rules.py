@@ -18,6 +18,7 @@ from cdgc import (
     SAMPLES,
     SCALES,
     SCOPES,
+    SOFTMAX,
     TOPK_WEIGHTS,
 )
 
@@ -257,6 +258,9 @@ RULES: dict[str, Rule] = {
     "MODEL.CDGC.HARD_POSITIVES": _choices(HARD_POSITIVES),
     "MODEL.CDGC.RECEIVERS": _choices(RECEIVERS),
     "MODEL.CDGC.MESSAGE_WEIGHTS": _choices(MESSAGE_WEIGHTS),
+    "MODEL.CDGC.SOFTMAX": _choices(SOFTMAX),
+    "MODEL.CDGC.HEADS": Integer(1, 64),
+    "MODEL.CDGC.DISTANCE_BIAS": _FLAG,
     "MODEL.CDGC.EDGES": _choices(EDGES),
     "MODEL.CDGC.TOPK": Integer(1, 1_000_000),
     "MODEL.CDGC.TOPK_WEIGHTS": _choices(TOPK_WEIGHTS),

@@ -105,6 +105,19 @@ def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         )
     if cdgc.NODES == "soft" and cdgc.EDGES != "similarity":
         yield "MODEL.CDGC.EDGES", "'similarity', which MODEL.CDGC.NODES soft needs"
+    if cdgc.SOFTMAX == "image":
+        for key, expected in (
+            ("RECEIVERS", "all"),
+            ("EDGES", "similarity"),
+            ("SHARED_PHI", True),
+            ("MESSAGE_WEIGHTS", "one"),
+        ):
+            if cdgc[key] != expected:
+                yield "MODEL.CDGC.SOFTMAX", f"'class' with MODEL.CDGC.{key} {cdgc[key]}"
+        if cdgc.NODES == "soft":
+            yield "MODEL.CDGC.SOFTMAX", "'class' with MODEL.CDGC.NODES soft"
+        if cdgc.CHANNELS % cdgc.HEADS:
+            yield "MODEL.CDGC.HEADS", f"a divisor of MODEL.CDGC.CHANNELS {cdgc.CHANNELS}"
     if cdgc.RECEIVERS == "nodes" and cdgc.MESSAGE_WEIGHTS != "one":
         yield "MODEL.CDGC.MESSAGE_WEIGHTS", "'one' with MODEL.CDGC.RECEIVERS nodes"
     least = 8 if cdgc.ENABLED and cdgc.CONTEXT_MODULE != "graph" else 1
@@ -196,7 +209,7 @@ def check_cfg(cfg: CfgNode) -> None:
 _GRAPH_KEYS = (
     *("NODES", "EASY_RATIO", "SAMPLES", "HARD_POSITIVES", "EDGES", "TOPK", "TOPK_WEIGHTS"),
     *("SCALE", "SHARED_PHI", "SCOPE", "RELU", "CHECK_FINITE"),
-    *("RECEIVERS", "MESSAGE_WEIGHTS"),
+    *("RECEIVERS", "MESSAGE_WEIGHTS", "SOFTMAX", "HEADS", "DISTANCE_BIAS"),
 )
 _REFINING_KEYS = ("CONTEXT_MODULE", "NORM", "FUSION", "FUSE_CONV", *_GRAPH_KEYS)
 
@@ -225,6 +238,8 @@ def _unused_sections(cfg: CfgNode) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield f"MODEL.CDGC.NODES is {cdgc.NODES}", keys
         elif cdgc.RECEIVERS == "all":
             yield "MODEL.CDGC.RECEIVERS is all", ("MODEL.CDGC.HARD_POSITIVES",)
+        if cdgc.SOFTMAX == "class":
+            yield "MODEL.CDGC.SOFTMAX is class", below("MODEL.CDGC", ("HEADS", "DISTANCE_BIAS"))
         if cdgc.EDGES != "topk":
             yield f"MODEL.CDGC.EDGES is {cdgc.EDGES}", below("MODEL.CDGC", ("TOPK", "TOPK_WEIGHTS"))
     if cdgc.CONTEXT == "none":

@@ -1,0 +1,202 @@
+"""Messages from all class graphs through one softmax over all nodes of an image (softmax="image").
+
+With softmax="class" every class graph has a softmax of its own, so each class speaks with the same
+weight to every pixel. Here a pixel distributes its attention over the nodes of all classes at once,
+
+    a_ij = softmax over all nodes j of the image of  scale · φ(x_i)ᵀ φ'(x_j) + distance bias,
+    X̂_i  = Σ_m U_m ReLU((Σ_{j ∈ S_m} a_ij x_j) W_m),
+
+so a class that has nothing to say to a pixel says little. Attention has several heads, each with
+its own part of the channels and, on request, a learned Gaussian preference for certain distances
+and directions (:class:`DistanceBias`): near heads work like the branches of an ASPP, far ones like
+a non-local block, but their messages remain separate by class.
+
+Shape shorthand: B images of N = h*w pixels, P = B*N, K nodes sorted by class, then image, n nodes
+of one image, H heads, C channels, D = C / H channels per head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cdgc.messages import Segment
+
+SOFTMAX = ("class", "image")
+
+# Attention weights that are held at once (64 MiB in float32); they are recomputed in the backward.
+_HELD_WEIGHTS = 1 << 24
+
+
+def check_joint_options(
+    softmax: str,
+    heads: int,
+    distance_bias: bool,
+    channels: int,
+    receivers: str,
+    edges: str,
+    nodes: str,
+    shared_phi: bool,
+    message_weights: str,
+) -> None:
+    """Check the options of softmax="image" against the others."""
+    if heads < 1 or channels % heads:
+        raise ValueError(f"heads must divide in_channels {channels}, got {heads}")
+    if softmax == "class":
+        if heads > 1 or distance_bias:
+            raise ValueError(
+                f"heads={heads} and distance_bias={distance_bias} need softmax='image'"
+            )
+        return
+    for name, value, expected in (
+        ("receivers", receivers, "all"),
+        ("edges", edges, "similarity"),
+        ("shared_phi", shared_phi, True),
+        ("message_weights", message_weights, "one"),
+    ):
+        if value != expected:
+            raise ValueError(f"softmax='image' needs {name}={expected!r}, got {value!r}")
+    if nodes == "soft":
+        raise ValueError("softmax='image' needs nodes='coarse' or 'dynamic', got 'soft'")
+
+
+class DistanceBias(nn.Module):
+    """A Gaussian over the displacement from a pixel to a node, for each head.
+
+    The bias of head h for a displacement (dy, dx), in nodes of the feature map, is
+    ``-½ (dy/σ_h - o_hy)² - ½ (dx/σ_h - o_hx)²`` with a learned width σ_h and a learned offset o_h.
+    """
+
+    def __init__(self, heads: int, narrowest: float = 1.0, widest: float = 64.0):
+        """
+        Args:
+            heads: H.
+            narrowest, widest: initial σ of the first and the last head, in nodes; the others lie
+                between them in geometric steps.
+        """
+        super().__init__()
+        steps = torch.linspace(math.log(narrowest), math.log(widest), heads)
+        self.log_precision = nn.Parameter(-steps)  # log 1/σ, (H,)
+        self.offset = nn.Parameter(0.3 * torch.randn(heads, 2))
+
+    def extend(self, q: Tensor, k: Tensor, of_pixels: Tensor, of_nodes: Tensor) -> list[Tensor]:
+        """Extend queries and keys so that their products contain the bias.
+
+        ``-½ (g (y_j - y_i) - o)²`` is ``g² y_i y_j - ½ g² y_j² + g o y_j`` plus terms of i alone,
+        which cancel in the softmax: three more channels replace an N x n matrix.
+
+        Args:
+            q: (H, N, D) queries, scaled.
+            k: (H, n, D) keys.
+            of_pixels: (N, 2) positions of the pixels (y, x), centered.
+            of_nodes: (n, 2) positions of the nodes.
+
+        Returns:
+            (H, N, D + 3) queries and (H, n, D + 3) keys.
+        """
+        g = self.log_precision.exp()[:, None, None]  # (H, 1, 1)
+        near, far = g * of_pixels, g * of_nodes  # (H, N, 2), (H, n, 2)
+        from_node = (far * (self.offset[:, None] - 0.5 * far)).sum(2, keepdim=True)
+        one = torch.ones_like(near[:, :, :1])
+        return [torch.cat([q, near, one], 2), torch.cat([k, far, from_node], 2)]
+
+
+def joint_messages(
+    pixels: Tensor,
+    nodes: Tensor,
+    node_pixels: Tensor,
+    projections: Sequence[Tensor],
+    segments: Sequence[Segment],
+    *,
+    size: tuple[int, int],
+    images: int,
+    heads: int,
+    scale: float,
+    distance: DistanceBias | None,
+) -> Tensor:
+    """X̂ of every pixel, see the top of this module.
+
+    Args:
+        pixels: (P, C) features, finite.
+        nodes: (K, C) features of the nodes.
+        node_pixels: (K,) int64, the pixel of each node.
+        projections: φ and φ' (C, C), W and U (M, C, C).
+        segments: the segments of the K nodes.
+        size: (h, w) of the feature map.
+        images: B.
+        heads, scale, distance: of the attention.
+
+    Returns:
+        (P, C). Cost: one attention over all pixels and nodes, and two C x C products per pixel and
+        present class; memory O(P·C), as blocks of queries are recomputed in the backward pass.
+    """
+    phi, phi_prime, graph, merge = projections
+    per_image = size[0] * size[1]
+    order = [[s for s, segment in enumerate(segments) if segment.image == b] for b in range(images)]
+    lengths = [s.length for s in segments]
+    rows = nodes.split(lengths) if segments else ()
+    places = node_pixels.split(lengths) if segments else ()
+    out = []
+    for b, x in enumerate(pixels.chunk(images) if images else ()):
+        own = order[b]
+        if not own:
+            # Without nodes there still is a gradient path to every parameter.
+            nothing = phi.sum() + phi_prime.sum() + graph.sum() + merge.sum()
+            if distance is not None:
+                nothing = nothing + distance.log_precision.sum() + distance.offset.sum()
+            out.append(0 * (x + nothing.to(x.dtype)))
+            continue
+        classes = [segments[s].class_index for s in own]
+        counts = [segments[s].length for s in own]
+        values = torch.cat([rows[s] for s in own])  # (n, C)
+        index = torch.cat([places[s] for s in own]) - b * per_image
+        q = _by_head(x @ phi, heads) * scale
+        k, v = _by_head(values @ phi_prime, heads), _by_head(values, heads)
+        if distance is not None:
+            position = _positions(size, x)
+            q, k = distance.extend(q, k, position, position[index])
+        weights = [graph[m] for m in classes], [merge[m] for m in classes]
+        block = max(1, _HELD_WEIGHTS // (heads * len(values)))
+        parts = [
+            checkpoint(_block, part, k, v, counts, *weights, use_reentrant=False)
+            for part in q.split(block, dim=1)
+        ]
+        out.append(torch.cat(parts))
+    return torch.cat(out) if out else torch.zeros_like(pixels)
+
+
+def _block(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    counts: list[int],
+    graph: list[Tensor],
+    merge: list[Tensor],
+) -> Tensor:
+    """Messages to one block of queries (H, q, D'), (q, C)."""
+    attention = (q @ k.transpose(1, 2)).softmax(dim=2)  # (H, q, n)
+    total: Tensor | None = None
+    parts = zip(attention.split(counts, dim=2), v.split(counts, dim=1), graph, merge, strict=True)
+    for part, own, w, u in parts:
+        gathered = (part @ own).transpose(0, 1).flatten(1)  # (q, C)
+        message = (gathered @ w).relu() @ u
+        total = message if total is None else total + message
+    assert total is not None
+    return total
+
+
+def _by_head(rows: Tensor, heads: int) -> Tensor:
+    """(n, C) -> (H, n, C / H)."""
+    return rows.unflatten(1, (heads, -1)).transpose(0, 1)
+
+
+def _positions(size: tuple[int, int], like: Tensor) -> Tensor:
+    """Row and column of every pixel, (N, 2), relative to the center of the map."""
+    height, width = size
+    y = torch.arange(height, device=like.device, dtype=like.dtype) - (height - 1) / 2
+    x = torch.arange(width, device=like.device, dtype=like.dtype) - (width - 1) / 2
+    return torch.stack([y.repeat_interleave(width), x.repeat(height)], dim=1)

@@ -208,8 +208,16 @@ COMBINATIONS = {
         {"MODEL.CDGC.NODES": "soft", "MODEL.CDGC.EDGES": "topk"},
         "MODEL.CDGC.EDGES",
     ),
+    "one softmax for all classes, and receivers of one": (
+        {"MODEL.CDGC.RECEIVERS": "nodes"},
+        "MODEL.CDGC.SOFTMAX",
+    ),
     "weights of messages that only nodes receive": (
-        {"MODEL.CDGC.RECEIVERS": "nodes", "MODEL.CDGC.MESSAGE_WEIGHTS": "mean"},
+        {
+            "MODEL.CDGC.RECEIVERS": "nodes",
+            "MODEL.CDGC.SOFTMAX": "class",
+            "MODEL.CDGC.MESSAGE_WEIGHTS": "mean",
+        },
         "MODEL.CDGC.MESSAGE_WEIGHTS",
     ),
     "dilations of no output stride": ({"MODEL.RESNETS.RES4_DILATION": 1}, "MODEL.RESNETS.RES5"),

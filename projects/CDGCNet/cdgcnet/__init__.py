@@ -2,7 +2,8 @@
 
 ``import cdgcnet`` loads neither PyTorch nor Detectron2. The first use of a public name does, and
 registers the backbone builder, the head and the meta-architecture with Detectron2, so
-``from cdgcnet import load_cfg`` is enough. Datasets are registered by :func:`register_all` only.
+``from cdgcnet import load_cfg`` is enough. ``Predictor`` loads them when it is created, and
+``Predictor.from_onnx`` never does. Datasets are registered by :func:`register_all` only.
 """
 
 import importlib
@@ -62,7 +63,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module("cdgcnet.modeling")  # registers the network with Detectron2
+    if name != "Predictor":
+        importlib.import_module("cdgcnet.modeling")  # registers the network with Detectron2
     value = getattr(importlib.import_module(f"cdgcnet.{_MODULES[name]}"), name)
     globals()[name] = value  # from now on found without this function
     return value

@@ -19,6 +19,7 @@ COMMANDS = (
     "audit",
     "visualize",
     "convert",
+    "export",
     "submit",
     "figures",
     "experiments",

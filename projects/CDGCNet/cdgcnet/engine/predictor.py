@@ -1,23 +1,23 @@
 """Predicts images, optionally with test-time augmentation."""
 
+from __future__ import annotations
+
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.data.catalog import Metadata
-from detectron2.modeling import build_model
 
-from cdgcnet.checkpoint.class_metadata import class_metadata, stored_classes
-from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
-from cdgcnet.config.validation import weights_file
-from cdgcnet.data.augmentation import build_test_augmentations
-from cdgcnet.modeling.image_validation import check_bgr_image
-from cdgcnet.modeling.postprocessing import label_map
-from cdgcnet.modeling.predictions import PredictionKind, predict_labels
-from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
+from cdgcnet.engine.onnx_predictor import OnnxPredictor
+from cdgcnet.utils.image_validation import check_bgr_image
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from detectron2.data.catalog import Metadata
+
+    from cdgcnet.modeling.predictions import PredictionKind
+
+# PyTorch and Detectron2 are imported inside the methods that need them: from_onnx does not.
 
 
 class Predictor:
@@ -37,6 +37,14 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: for weights that are missing or do not fit.
         """
+        from detectron2.modeling import build_model
+
+        from cdgcnet.checkpoint.class_metadata import class_metadata
+        from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
+        from cdgcnet.config.validation import weights_file
+        from cdgcnet.data.augmentation import build_test_augmentations
+        from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
+
         if not weights_file(cfg):
             raise ValueError(
                 f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}; prediction needs the file of a trained "
@@ -54,8 +62,24 @@ class Predictor:
         self.input_format = cfg.INPUT.FORMAT
         self.metadata = self._class_metadata(checkpoint)
 
+    @staticmethod
+    def from_onnx(
+        path: str | os.PathLike, tta: bool = False, threads: int | None = None
+    ) -> OnnxPredictor:
+        """A predictor for a file of ``cdgcnet export``; needs neither PyTorch nor Detectron2.
+
+        Args:
+            path, tta, threads: see :class:`OnnxPredictor`.
+        """
+        return OnnxPredictor(path, tta, threads)
+
     def _class_metadata(self, checkpoint: Mapping[str, Any]) -> Metadata | None:
         """Names and colors of the classes: the config's, the checkpoint's or the test set's."""
+        from detectron2.data import MetadataCatalog
+        from detectron2.data.catalog import Metadata
+
+        from cdgcnet.checkpoint.class_metadata import stored_classes
+
         names, colors = self.cfg.MODEL.CLASS_NAMES, self.cfg.MODEL.CLASS_COLORS
         if not len(names):
             names, colors = stored_classes(checkpoint)
@@ -68,6 +92,8 @@ class Predictor:
         return None
 
     def _input(self, original_image: np.ndarray) -> dict:
+        import torch
+
         check_bgr_image(original_image)
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         image = np.ascontiguousarray(image)
@@ -81,7 +107,6 @@ class Predictor:
             inputs["original_image"] = image
         return inputs
 
-    @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict:
         """Predict scores.
 
@@ -94,17 +119,21 @@ class Predictor:
         Raises:
             TypeError, ValueError: for anything else than such an image, saying how to convert it.
         """
+        import torch
+
         model = self.tta or self.model
-        return model([self._input(original_image)])[0]
+        with torch.no_grad():
+            return model([self._input(original_image)])[0]
 
     def labels(self, original_image: np.ndarray) -> np.ndarray:
         """The class of every pixel, (H, W) uint8; see :meth:`__call__`.
 
         ``CDGCSegmentor`` computes it in bands, without storing (M, H, W) logits.
         """
+        from cdgcnet.modeling.predictions import PredictionKind
+
         return self.label_maps([original_image])[0][PredictionKind.REFINED]
 
-    @torch.no_grad()
     def label_maps(
         self, original_images: Sequence[np.ndarray], coarse: bool = False
     ) -> list[dict[PredictionKind, np.ndarray]]:
@@ -118,20 +147,25 @@ class Predictor:
         Returns:
             The refined label map of each image, (H, W) uint8, and perhaps the coarse one.
         """
+        import torch
+
+        from cdgcnet.modeling.postprocessing import label_map
+        from cdgcnet.modeling.predictions import PredictionKind, predict_labels
+
         inputs = [self._input(image) for image in original_images]
         model = self.tta or self.model
-        if not coarse and hasattr(model, "predict_scores"):
-            refined = PredictionKind.REFINED
+        with torch.no_grad():
+            if not coarse and hasattr(model, "predict_scores"):
+                refined = PredictionKind.REFINED
+                return [
+                    {refined: label_map(p.scores[refined], p.geometry).cpu().numpy()}
+                    for p in model.predict_scores(inputs)
+                ]
             return [
-                {refined: label_map(p.scores[refined], p.geometry).cpu().numpy()}
-                for p in model.predict_scores(inputs)
+                {kind: labels.cpu().numpy() for kind, labels in p.labels.items()}
+                for p in predict_labels(model, inputs)
             ]
-        return [
-            {kind: labels.cpu().numpy() for kind, labels in p.labels.items()}
-            for p in predict_labels(model, inputs)
-        ]
 
-    @torch.no_grad()
     def probabilities(self, original_image: np.ndarray) -> np.ndarray:
         """The probability of every class at every pixel, (M, H, W) float32; see :meth:`__call__`.
 

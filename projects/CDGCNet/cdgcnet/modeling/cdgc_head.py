@@ -274,22 +274,22 @@ class CDGCNetHead(nn.Module):
         if self.training and self.aux_head is not None:
             aux = self.aux_head(features[self.aux_feature])
         if self.context_module is not None:
-            refined = self._refined_logits(x, self.context_module(x, coarse))
+            refined = self.refined_logits(x, self.context_module(x, coarse))
             return HeadOutput(refined, coarse, aux)
         if self.graph is None:
             return HeadOutput(coarse, aux=aux)
         nodes = self.graph.select(coarse, targets, valid=valid)
-        refined = self._refined_logits(x, self.graph.propagate(x, nodes))
+        refined = self.refined_logits(x, self.graph.propagate(x, nodes))
         if self.graph.scope != "class":
             return HeadOutput(refined, coarse, aux)
         oracle_logits = None
         if oracle is not None:
             oracle_nodes = self._oracle_nodes(coarse, oracle, valid)
-            oracle_logits = self._refined_logits(x, self.graph.propagate(x, oracle_nodes))
+            oracle_logits = self.refined_logits(x, self.graph.propagate(x, oracle_nodes))
         return HeadOutput(refined, coarse, aux, nodes, oracle_logits)
 
-    def _refined_logits(self, x: Tensor, refined: Tensor) -> Tensor:
-        """Logits of X and X̂, both (B, C, h, w)."""
+    def refined_logits(self, x: Tensor, refined: Tensor) -> Tensor:
+        """Logits (B, M, h, w) of X and X̂, both (B, C, h, w)."""
         x = torch.cat([x, refined], dim=1) if self.fusion == "concat" else x + refined
         return self.refined_predictor(self.fuse(x))
 

@@ -71,7 +71,7 @@ def test_finite_input_is_checked_when_asked(name, bad):
 # ---------------------------------------------------------------- compiler, host and device
 def test_tracing_is_refused():
     module = CDGCModule(4, 3).eval()
-    message = "CDGCModule cannot be traced.*cdgcnet export"
+    message = "CDGCModule cannot be traced or exported.*cdgcnet export"
     with pytest.raises(RuntimeError, match=message):
         torch.jit.trace(module, (X, LOGITS))
 
@@ -83,11 +83,11 @@ def test_tracing_is_refused():
     module(X, LOGITS)
 
 
-def test_export_is_not_refused_as_tracing():
-    # torch.export cannot export node lists either, but it fails with its own message.
-    with pytest.raises(Exception) as error:
-        torch.export.export(CDGCModule(4, 3).eval(), (X, LOGITS))
-    assert "cannot be traced" not in str(error.value)
+@pytest.mark.parametrize("strict", [False, True])
+def test_exporting_is_refused(strict):
+    module = CDGCModule(4, 3).eval()
+    with pytest.raises(Exception, match="cdgcnet export"):  # strict wraps it in an error of its own
+        torch.export.export(module, (X, LOGITS), strict=strict)
 
 
 @pytest.mark.parametrize("edges", ["similarity", "uniform"])

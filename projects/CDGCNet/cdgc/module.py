@@ -69,8 +69,9 @@ class CDGCModule(nn.Module):
     similarities are computed at least in float32. Outside autocast the features must have the dtype
     of the parameters.
 
-    ``torch.compile`` runs :meth:`select` and :meth:`propagate` uncompiled. ``torch.jit.trace`` is
-    refused, because a trace would record the segment lengths of one example.
+    ``torch.compile`` runs :meth:`select` and :meth:`propagate` uncompiled. ``torch.jit.trace`` and
+    ``torch.export`` are refused, because they would record the segment lengths of one example;
+    ``cdgcnet export`` writes the module in another form.
     """
 
     phi: nn.Parameter | None

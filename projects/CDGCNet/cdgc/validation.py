@@ -61,17 +61,21 @@ def check_maps(
 
 
 def check_not_tracing() -> None:
-    """Refuse ``torch.jit.trace`` (and the ONNX exporter built on it).
+    """Refuse ``torch.jit.trace`` and ``torch.export`` (and the ONNX exporters built on them).
 
-    ``torch.export`` and the ONNX exporter built on it do not trace and are not affected.
+    A trace would be silently wrong; ``torch.export`` fails on the node lists in any case, but with
+    a message about symbols.
 
     Raises:
-        RuntimeError: while tracing.
+        RuntimeError: while tracing or exporting.
     """
-    if torch.jit.is_tracing():
+    # torch 2.6 has no is_exporting
+    exporting = hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+    if torch.jit.is_tracing() or exporting:
         raise RuntimeError(
-            "CDGCModule cannot be traced: its node lists depend on the input, and the trace would "
-            "repeat those of the example for every other image. Use `cdgcnet export` instead"
+            "CDGCModule cannot be traced or exported: its node lists depend on the input, and the "
+            "recording would repeat those of the example for every other image. Use "
+            "`cdgcnet export` instead, which writes ONNX and torch.export files"
         )
 
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     start = time.time()
     # The export needs no accelerator, and the file runs in single precision.
     overrides = ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", "TEST.PRECISION", "fp32"]
-    cfg = load_config(args, overrides)
+    cfg = load_config(args, overrides, datasets=False)
 
     from cdgcnet import Predictor
     from cdgcnet.export.exporter import prepare_export, write_export

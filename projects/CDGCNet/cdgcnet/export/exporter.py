@@ -108,9 +108,7 @@ def prepare_export(
         return logits[0].max(1).indices.to(torch.uint8), *logits
 
     outputs = ("labels", "logits", "coarse_logits") if coarse else ("labels", "logits")
-    return Export(
-        module.eval(), reference, make_inputs, ("image",), outputs, (0, 1, 2), metadata
-    )
+    return Export(module.eval(), reference, make_inputs, ("image",), outputs, (0, 1, 2), metadata)
 
 
 def _graph_export(model: nn.Module, node_selection: str, metadata: ExportMetadata) -> Export:

@@ -69,7 +69,9 @@ class ExportableNetwork(nn.Module):
             self.head.graph = None
         if isinstance(head.context_module, PyramidPooling):
             self.head.context_module = ExportablePyramidPooling(head.context_module)
-        self.class_graph = None if head.graph is None else ExportableGraph(head.graph, node_selection)
+        self.class_graph = (
+            None if head.graph is None else ExportableGraph(head.graph, node_selection)
+        )
         self.coarse = coarse
         self.reverse_channels = input_format == "RGB"
         self.register_buffer("mean", cast(Tensor, model.pixel_mean).view(-1, 1, 1))

@@ -101,8 +101,7 @@ def _refuse_tracing() -> None:
     if torch.jit.is_tracing():
         raise RuntimeError(
             "torch.jit.trace would record the nodes and sizes of the example image and return "
-            "wrong predictions for any other. Export the network with `cdgcnet export` instead; "
-            "torch.export works too."
+            "wrong predictions for any other. Export the network with `cdgcnet export` instead"
         )
 
 

@@ -59,8 +59,8 @@ class ExportableNetwork(nn.Module):
             )
         if coarse and head.graph is None and head.context_module is None:
             raise ValueError(
-                "the network has no coarse logits, because nothing refines them (MODEL.CDGC.ENABLED "
-                "is False)"
+                "the network has no coarse logits, because nothing refines them "
+                "(MODEL.CDGC.ENABLED is False)"
             )
         self.backbone = backbone
         self.head = copy.copy(head)

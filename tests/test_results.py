@@ -50,7 +50,7 @@ def told_lines() -> list[tuple[str, str, tuple[str, ...], dict[str, str]]]:
     found: list = []
     split, header = "", []
     for line in EXPERIMENTS.read_text("utf-8").splitlines():
-        if line.startswith("## "):
+        if line.startswith("### "):
             split = {"val": "val", "held-out": "dev"}.get(line.split()[1].lower(), split)
         cells = [c.strip() for c in line.strip().strip("|").split("|")]
         if not line.startswith("|"):

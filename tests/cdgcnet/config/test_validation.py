@@ -359,3 +359,20 @@ def test_no_warning_for_a_full_batch_or_no_recipe(cfg, log, batch, recipe):
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.RECIPE_IMS_PER_BATCH = batch, recipe
     adapt_cfg(cfg)
     assert not [r for r in log.records if r.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, False),
+        ({"MODEL.CDGC.NODES": "dynamic"}, True),
+        ({"MODEL.CDGC.NODES": "dynamic", "MODEL.CDGC.SAMPLES": ["easy_positive"]}, False),
+        ({"MODEL.CDGC.NODES": "dynamic", "SOLVER.MAX_ITER": 30000}, False),
+        ({"MODEL.CDGC.NODES": "dynamic", "MODEL.CDGC.ENABLED": False}, False),
+    ],
+)
+def test_dynamic_nodes_in_a_short_schedule_are_mentioned(cfg, log, changes, warned):
+    for key, value in {"SOLVER.MAX_ITER": 500, **changes}.items():
+        put(cfg, key, value)
+    adapt_cfg(cfg)
+    assert ("MODEL.CDGC.NODES is dynamic" in log.text) == warned

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from cdgcnet.config.identity import complete_config, merge_sync_bn
 from cdgcnet.config.rules import RULES, show
 
+_LONG_SCHEDULE = 10000  # iterations; nothing is known about dynamic nodes beyond 1,350
 FROM_SCRATCH = "from_scratch"  # the MODEL.WEIGHTS of a training from random weights
 
 
@@ -298,7 +299,7 @@ def adapt_cfg(cfg: CfgNode) -> None:
     """Fit a checked config to where it runs and log what is likely a mistake.
 
     SyncBN becomes BN in a single process. Logged are a batch smaller than the one that the
-    recipe's learning rate was chosen for, and keys without effect.
+    recipe's learning rate was chosen for, keys without effect, and dynamic nodes in a short schedule.
     """
     from cdgcnet.config.defaults import default_cfg
 
@@ -320,6 +321,15 @@ def adapt_cfg(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH {batch} is smaller than the recipe's {recipe}, whose BASE_LR is "
             f"{recipe_lr}; BASE_LR is {cfg.SOLVER.BASE_LR}. Scaled linearly it would be "
             f"{scaled:.6g} (SOLVER.BASE_LR)."
+        )
+    cdgc = cfg.MODEL.CDGC
+    leaks = cdgc.ENABLED and cdgc.CONTEXT_MODULE == "graph" and cdgc.SCOPE == "class"
+    leaks = leaks and cdgc.NODES == "dynamic" and "hard_positive" in cdgc.SAMPLES
+    if leaks and cfg.SOLVER.MAX_ITER < _LONG_SCHEDULE:
+        logger.warning(
+            f"MODEL.CDGC.NODES is dynamic and SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: in short "
+            "schedules hard positives let the network read labels off the graph, which cost 8 to "
+            "14 points of mIoU where it was measured (EXPERIMENTS.md); NODES coarse does not"
         )
     if cfg.MODEL.RESNETS.DEPTH < 50 and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS == 256:
         logger.warning(

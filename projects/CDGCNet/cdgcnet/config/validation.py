@@ -299,7 +299,8 @@ def adapt_cfg(cfg: CfgNode) -> None:
     """Fit a checked config to where it runs and log what is likely a mistake.
 
     SyncBN becomes BN in a single process. Logged are a batch smaller than the one that the
-    recipe's learning rate was chosen for, keys without effect, and dynamic nodes in a short schedule.
+    recipe's learning rate was chosen for, keys without effect, and dynamic nodes in a short
+    schedule.
     """
     from cdgcnet.config.defaults import default_cfg
 

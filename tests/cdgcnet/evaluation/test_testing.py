@@ -222,6 +222,7 @@ def test_no_files_nobody_asked_for(run_data, run_cfg, model):
         "fixed.npy",
         "broken.npy",
         "per_image.csv",
+        "report.html",
     }
 
 

@@ -25,6 +25,7 @@ COMMANDS = (
     "experiments",
     "demo",
     "compare",
+    "report",
     "install-detectron2",
 )
 

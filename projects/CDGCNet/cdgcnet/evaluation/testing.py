@@ -17,6 +17,7 @@ from torch import nn
 
 from cdgcnet.config.identity import evaluation_fingerprint
 from cdgcnet.evaluation.evaluator import CDGCEvaluator, find_cdgc_evaluator
+from cdgcnet.evaluation.html_report.page import write_evaluation_page
 from cdgcnet.evaluation.inference import EvaluatedSegmentor, FailedImages
 from cdgcnet.evaluation.reporter import report
 from cdgcnet.evaluation.resume import ResumableEvaluator
@@ -168,6 +169,7 @@ def evaluate_dataset(
             on_results(dataset_name, results)
         if counter is not None:
             report(counter, results)
+            write_evaluation_page(cfg, counter, results)
     checked.raise_on_failed_images(dataset_name)
     if resumable is not None:
         resumable.remove_partial_results()

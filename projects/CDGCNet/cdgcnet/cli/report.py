@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
         f"{name}, {page.parent.name}": os.path.relpath(page, output.parent)
         for folder, name in zip(args.runs, names, strict=True)
         for page in sorted(folder.glob("inference/*/report.html"))
+        if not page.parent.suffix[1:].isdigit()  # kept from earlier evaluations
     }
     write_comparison_page(output, runs, pages)
     print(f"Report on {len(runs)} run{'s' * (len(runs) > 1)}: {output}")

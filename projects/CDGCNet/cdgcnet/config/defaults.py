@@ -142,6 +142,8 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # Lets --resume train longer, to a larger MAX_ITER, with the learning rates of the new schedule.
     cfg.SOLVER.EXTEND_SCHEDULE = False
     cfg.SOLVER.WEIGHT_DECAY_NORM = None  # as all other weights
+    # A project of Weights & Biases that gets the scalars and pictures of a training; "": none.
+    cfg.WANDB_PROJECT = ""
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.TEST.EVAL_PERIOD = 5000
     cfg.TEST.AUG.SCALES = [0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # Sec. 4.3, ratios

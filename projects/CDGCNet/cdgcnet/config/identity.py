@@ -56,6 +56,7 @@ _IDENTIFIES: dict[str, tuple[Scope, ...]] = {
     "TEST.WORST_IMAGES": (),
     "VERSION": ("run",),
     "VIS_PERIOD": (),
+    "WANDB_PROJECT": (),
 }
 NORM_KEYS = ("MODEL.RESNETS.NORM", "MODEL.SEM_SEG_HEAD.NORM", "MODEL.CDGC.NORM")
 

@@ -216,6 +216,8 @@ RULES: dict[str, Rule] = {
     "OUTPUT_DIR": Text(empty=False),
     "SEED": Integer(-1, 2**31 - 1),
     "CUDNN_BENCHMARK": _FLAG,
+    "VIS_PERIOD": _ITERATIONS,
+    "WANDB_PROJECT": Text(),
     # ---- model ----
     "MODEL.META_ARCHITECTURE": Text(empty=False),
     "MODEL.DEVICE": Text(empty=False),

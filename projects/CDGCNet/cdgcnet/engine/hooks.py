@@ -1,13 +1,24 @@
 """Training hooks that Detectron2 does not have."""
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from detectron2.data import Metadata
 from detectron2.engine import HookBase
+from detectron2.evaluation import inference_context
 from torch import nn
 
+from cdgcnet.data.decoding import NO_LIMIT
+from cdgcnet.data.evaluation_mapper import read_ground_truth
+from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.engine.checkpointer import open_atomically
+from cdgcnet.modeling.predictions import PredictionKind, predict_labels
+from cdgcnet.visualization.colors import class_colors, color_map
 
 
 class SmoothingHistory(HookBase):
@@ -93,3 +104,59 @@ class BestModel(HookBase):
 
     def after_train(self) -> None:
         self._save_if_best()
+
+
+class SamplePredictions(HookBase):
+    """Puts pictures of predictions into the event storage: image, truth, coarse and refined.
+
+    TensorBoard shows them as Detectron2's own pictures. Predicting draws no random numbers, so the
+    training goes on as without this hook.
+    """
+
+    def __init__(
+        self,
+        period: int,
+        model: nn.Module,
+        dicts: Sequence[dict],
+        mapper: Callable[[dict], dict[str, Any]],
+        spec: LabelSpec,
+        metadata: Metadata,
+    ):
+        """
+        Args:
+            period: in iterations (VIS_PERIOD).
+            model: the segmentor.
+            dicts: of the images, with or without ground truth.
+            mapper: makes the network's input of such a dict.
+            spec: of the ground truth.
+            metadata: provides class colors.
+        """
+        self.period = period
+        self.model = getattr(model, "module", model)
+        self.dicts = dicts
+        self.mapper = mapper
+        self.spec = spec
+        self.colors = class_colors(metadata)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period and done != self.trainer.max_iter:
+            return
+        with inference_context(self.model), torch.no_grad():
+            for i, dataset_dict in enumerate(self.dicts):
+                picture = self._picture(dataset_dict).transpose(2, 0, 1)
+                self.trainer.storage.put_image(f"predictions/{i}", picture)
+
+    def _picture(self, dataset_dict: dict) -> np.ndarray:
+        """Panels side by side, (H, n * W, 3) RGB."""
+        [prediction] = predict_labels(self.model, [self.mapper(dict(dataset_dict))])
+        labels = {kind: x.cpu().numpy() for kind, x in prediction.labels.items()}
+        panels = [read_image(dataset_dict["file_name"], max_pixels=NO_LIMIT)]
+        if "sem_seg_file_name" in dataset_dict:
+            size = labels[PredictionKind.REFINED].shape
+            found = read_ground_truth(dataset_dict, (size[0], size[1]), self.spec, NO_LIMIT)
+            panels.append(color_map(found["ground_truth"].numpy(), self.colors))
+        for kind in (PredictionKind.COARSE, PredictionKind.REFINED):
+            if kind in labels:
+                panels.append(color_map(labels[kind], self.colors))
+        return np.hstack(panels)

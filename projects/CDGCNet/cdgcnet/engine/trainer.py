@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -22,14 +22,17 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 from cdgcnet.checkpoint.class_metadata import class_dependent_tensors, class_metadata
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
+from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.data.train_loader import TrainLoader, stream_seed
 from cdgcnet.engine.checkpointer import RunCheckpointer
-from cdgcnet.engine.hooks import BestModel, SmoothingHistory
+from cdgcnet.engine.hooks import BestModel, SamplePredictions, SmoothingHistory
+from cdgcnet.engine.wandb_writer import WandbWriter
 from cdgcnet.evaluation.testing import (
     TTA_SUFFIX,
     build_evaluator,
@@ -37,6 +40,8 @@ from cdgcnet.evaluation.testing import (
     evaluation_folder,
 )
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
+
+_SAMPLE_PREDICTIONS = 4  # images shown every VIS_PERIOD iterations
 
 
 class Trainer(DefaultTrainer):
@@ -93,7 +98,24 @@ class Trainer(DefaultTrainer):
             sets = self.cfg.DATASETS.TEST
             metric = f"{sets[0]}/sem_seg/mIoU" if len(sets) > 1 else "sem_seg/mIoU"
             built.insert(at + 1, BestModel(self.cfg.OUTPUT_DIR, self._trainer.model, metric))
+            if self.cfg.VIS_PERIOD and sets:
+                built.insert(-1, self._build_samples(sets[0]))  # before the writers
         return [SmoothingHistory(), *built]
+
+    def _build_samples(self, dataset: str) -> SamplePredictions:
+        return SamplePredictions(
+            self.cfg.VIS_PERIOD,
+            self._trainer.model,
+            DatasetCatalog.get(dataset)[:_SAMPLE_PREDICTIONS],
+            build_evaluation_mapper(self.cfg),
+            LabelSpec.from_config(self.cfg),
+            MetadataCatalog.get(dataset),
+        )
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's writers, and :class:`.WandbWriter` if WANDB_PROJECT is set."""
+        writers = super().build_writers()
+        return [WandbWriter(self.cfg), *writers] if self.cfg.WANDB_PROJECT else writers
 
     def _evaluate(self) -> OrderedDict:
         options: dict[str, Any] = {}

@@ -146,7 +146,7 @@ def comparison_content(runs: Sequence[RunData], links: Mapping[str, str]) -> dic
             continue
         for task in dict.fromkeys(t for tasks in having.values() for t in tasks):
             if task.startswith("sem_seg"):
-                columns = {name: tasks.get(task, {}) for name, tasks in having.items()}
+                columns = {name: tasks[task] for name, tasks in having.items() if task in tasks}
                 ends = (next(iter(columns)), list(columns)[-1]) if len(columns) > 1 else None
                 tables.append(score_table(f"{_title(task)}, on {dataset}", columns, ends))
     [only] = runs if len(runs) == 1 else [None]

@@ -1,0 +1,109 @@
+"""Pictures of predictions and Weights & Biases during a training."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cdgcnet import Trainer
+from cdgcnet.data.image_io import read_image
+from cdgcnet.engine.defaults import run
+
+pytestmark = pytest.mark.usefixtures("run_data", "clean_logging")
+VAL = "cdgc_cityscapes_val"
+
+
+class Wandb(SimpleNamespace):
+    """Stands in for the package: keeps what a run is given."""
+
+    def __init__(self):
+        super().__init__(started=[], logged=[], finished=0)
+
+    def init(self, **options):
+        self.started.append(options)
+        return SimpleNamespace(id="run-7", log=self.log, finish=self.finish)
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+    def Image(self, pixels):
+        return pixels
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    stand_in = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    return stand_in
+
+
+def test_tensorboard_shows_predictions(run_cfg):
+    run_cfg.VIS_PERIOD = 2
+    run(run_cfg)
+    events = EventAccumulator(run_cfg.OUTPUT_DIR, size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == [f"predictions/{i}" for i in range(3)]  # the set has three
+    pictures = events.Images("predictions/0")
+    assert [picture.step for picture in pictures] == [1, 3]
+    height, width = read_image(DatasetCatalog.get(VAL)[0]["file_name"]).shape[:2]
+    assert (pictures[0].height, pictures[0].width) == (height, 4 * width)
+
+
+def test_pictures_do_not_change_the_training(run_cfg):
+    losses = []
+    for name, period in (("without", 0), ("with", 1)):
+        cfg = run_cfg.clone()
+        cfg.VIS_PERIOD = period
+        cfg.OUTPUT_DIR = f"{run_cfg.OUTPUT_DIR}_{name}"
+        run(cfg)
+        with open(f"{cfg.OUTPUT_DIR}/metrics.json") as file:
+            lines = [json.loads(line) for line in file]
+        losses.append([line["total_loss"] for line in lines if "total_loss" in line])
+    assert losses[0] == losses[1] != []
+
+
+def test_a_network_without_a_refinement_has_three_panels(run_cfg):
+    run_cfg.VIS_PERIOD = 4
+    run_cfg.MODEL.CDGC.ENABLED = False
+    run(run_cfg)
+    events = EventAccumulator(run_cfg.OUTPUT_DIR, size_guidance={"images": 0}).Reload()
+    width = read_image(DatasetCatalog.get(VAL)[0]["file_name"]).shape[1]
+    assert events.Images("predictions/0")[0].width == 3 * width
+
+
+def test_weights_and_biases_gets_scalars_and_pictures(run_cfg, wandb):
+    run_cfg.WANDB_PROJECT = "my-project"
+    run_cfg.VIS_PERIOD = 4
+    run(run_cfg)
+    [options] = wandb.started
+    assert options["project"] == "my-project" and options["id"] is None
+    assert options["config"]["SOLVER"]["MAX_ITER"] == 4
+    values = {name: value for _, logged in wandb.logged for name, value in logged.items()}
+    with open(f"{run_cfg.OUTPUT_DIR}/metrics.json") as file:
+        metrics = {k: v for line in file for k, v in json.loads(line).items()}
+    assert values["total_loss"] == metrics["total_loss"]
+    assert values["sem_seg/mIoU"] == pytest.approx(metrics["sem_seg/mIoU"])
+    picture = values["predictions/0"]
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    assert [step for step, _ in wandb.logged] == sorted({step for step, _ in wandb.logged})
+    assert wandb.finished == 1
+
+
+def test_a_resumed_training_continues_its_run(run_cfg, wandb):
+    run_cfg.WANDB_PROJECT = "my-project"
+    run(run_cfg)
+    Trainer(run_cfg)
+    assert [options["id"] for options in wandb.started] == [None, "run-7"]
+
+
+def test_weights_and_biases_is_not_installed(run_cfg, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    run_cfg.WANDB_PROJECT = "my-project"
+    with pytest.raises(ValueError, match=r"pip install 'cdgcnet\[wandb\]'"):
+        Trainer(run_cfg)

@@ -1,7 +1,8 @@
-"""Train a network, or go on with an interrupted training.
+"""Train a network, or resume an interrupted training.
 
     %(prog)s --config-file configs/… [--num-gpus N] [KEY VALUE …]
     %(prog)s --config-file configs/… --resume
+    %(prog)s --config-file configs/… --eval-only MODEL.WEIGHTS FILE
 
 The last evaluation of DATASETS.TEST is written to OUTPUT_DIR/results.json.
 """
@@ -15,7 +16,9 @@ from cdgcnet.config.files import find_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
-    parser.set_defaults(eval_only=False)
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, like `cdgcnet eval`"
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

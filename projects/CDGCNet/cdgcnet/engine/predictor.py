@@ -73,6 +73,65 @@ class Predictor:
         """
         return OnnxPredictor(path, tta, threads)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        tta: bool = False,
+        device: str | None = None,
+        download: bool = False,
+    ) -> Predictor:
+        """The model of a folder that :meth:`save_pretrained` has written.
+
+        Args:
+            name: the folder, or "OWNER/NAME" of a repository on the Hugging Face Hub.
+            tta: as in the constructor.
+            device: "cpu" or "cuda"; None takes a GPU if there is one.
+            download: allow to load a repository from the network.
+
+        Raises:
+            FileNotFoundError, ValueError: naming what is missing or wrong.
+        """
+        import torch
+
+        from cdgcnet.config.defaults import load_cfg
+        from cdgcnet.engine.sharing import CONFIG, WEIGHTS, find_folder
+
+        folder = find_folder(os.fspath(name), download=download)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        fixed = ["MODEL.WEIGHTS", str(folder / WEIGHTS), "MODEL.DEVICE", device]
+        if device == "cpu":  # Detectron2's mixed precision, for training alone, needs a GPU
+            fixed += ["SOLVER.AMP.ENABLED", "False"]
+        return cls(load_cfg(str(folder / CONFIG), fixed), tta=tta)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike, results: str | os.PathLike | None = None
+    ) -> None:
+        """Write weights, config and a model card to a folder, see docs/sharing.md.
+
+        Args:
+            folder: new or empty.
+            results: the ``results.json`` of an evaluation of this model, for the card.
+
+        Raises:
+            ValueError, OSError: for a folder that holds files, or no scores in ``results``.
+        """
+        from pathlib import Path
+
+        from cdgcnet.engine.sharing import save_folder
+        from cdgcnet.evaluation.html_report.run_data import read_scores
+
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        if self.metadata is not None:
+            from cdgcnet.visualization.colors import class_colors
+
+            cfg.MODEL.CLASS_NAMES = list(self.metadata.stuff_classes)
+            cfg.MODEL.CLASS_COLORS = [list(color) for color in class_colors(self.metadata)]
+        scores = {} if results is None else read_scores(Path(results), list(cfg.DATASETS.TEST))
+        save_folder(Path(folder), cfg, self.model.state_dict(), scores)
+
     def _class_metadata(self, checkpoint: Mapping[str, Any]) -> Metadata | None:
         """Names and colors of the classes: the config's, the checkpoint's or the test set's."""
         from detectron2.data import MetadataCatalog

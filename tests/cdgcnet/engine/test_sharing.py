@@ -1,0 +1,112 @@
+"""A model saved in a folder and loaded again is the same model."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cdgcnet import Predictor, load_cfg
+from cdgcnet.engine.sharing import model_card
+
+NAMES = ["road", "a|b", "<script>", "sky", "*car*"]
+COLORS = [[i, 10 * i, 255 - i] for i in range(5)]
+
+
+@pytest.fixture
+def predictor(tiny_cfg, build, tmp_path):
+    cfg = tiny_cfg({"OUTPUT_DIR": "/home/somebody/run", "DATASETS.TRAIN": ("my_train",)})
+    cfg.MODEL.CLASS_NAMES, cfg.MODEL.CLASS_COLORS = NAMES, COLORS
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": build(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    return Predictor(cfg)
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (41, 57, 3), dtype=np.uint8)
+
+
+def test_round_trip_is_bit_identical(predictor, image, tmp_path):
+    folder = tmp_path / "shared"
+    predictor.save_pretrained(folder)
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.yaml", "README.md"}
+    again = Predictor.from_pretrained(folder, device="cpu")
+    state = again.model.state_dict()
+    assert state.keys() == predictor.model.state_dict().keys()
+    for name, value in predictor.model.state_dict().items():
+        assert value.dtype == state[name].dtype and torch.equal(value, state[name]), name
+    assert torch.equal(again(image)["sem_seg"], predictor(image)["sem_seg"])
+    assert again.metadata.stuff_classes == NAMES
+    assert [list(color) for color in again.metadata.stuff_colors] == COLORS
+
+
+def test_paths_of_the_machine_stay_at_home(predictor, tmp_path):
+    predictor.save_pretrained(tmp_path / "shared")
+    for name in ("config.yaml", "README.md"):
+        text = (tmp_path / "shared" / name).read_text(encoding="utf-8")
+        assert str(tmp_path) not in text and "/home/somebody" not in text
+
+
+def test_the_card_has_the_measured_scores(predictor, tmp_path):
+    results = tmp_path / "results.json"
+    tasks = {"sem_seg_coarse": {"mIoU": 40.126}, "sem_seg": {"mIoU": 42.0, "mBIoU": None}}
+    results.write_text(json.dumps({"my_val": tasks, "other": {"sem_seg": {"mIoU": 7.0}}}))
+    predictor.save_pretrained(tmp_path / "shared", results)
+    card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
+    assert "| mIoU | 40.13 | 42.00 |" in card and "| mIoU | 7.00 |" in card
+    assert "On `my_val`" in card and "my\\_train" in card and "ResNet-18" in card
+    assert "boundary" not in card
+    assert "a\\|b" in card and "<script>" not in card  # names are text
+
+
+def test_a_card_without_scores_says_so(tiny_cfg):
+    assert "No measured scores" in model_card(tiny_cfg(), {})
+
+
+def test_nothing_is_overwritten(predictor, tmp_path):
+    predictor.save_pretrained(tmp_path / "shared")
+    with pytest.raises(ValueError, match="not an empty folder"):
+        predictor.save_pretrained(tmp_path / "shared")
+    predictor.save_pretrained(tmp_path / "new" / "folder")
+
+
+def test_folders_that_are_no_model(predictor, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        Predictor.from_pretrained(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has no config\.yaml"):
+        Predictor.from_pretrained(tmp_path / "empty")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"pip install 'cdgcnet\[hub\]'"):
+        Predictor.from_pretrained("owner/name")
+
+
+def test_the_hub_is_asked_only_on_request(monkeypatch, tmp_path):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError, match="add download=True"):
+        Predictor.from_pretrained("owner/name")
+
+
+def test_a_model_from_the_hub(predictor, image, monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    predictor.save_pretrained(tmp_path / "shared")
+    asked = []
+
+    def fetch(name, **options):
+        asked.append((name, options["local_files_only"]))
+        return str(tmp_path / "shared")
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    again = Predictor.from_pretrained("owner/name", device="cpu", download=True)
+    assert asked == [("owner/name", False)]
+    assert torch.equal(again(image)["sem_seg"], predictor(image)["sem_seg"])
+
+
+def test_training_can_start_from_the_folder(predictor, tmp_path):
+    predictor.save_pretrained(tmp_path / "shared")
+    weights = str(tmp_path / "shared" / "model.safetensors")
+    cfg = load_cfg(str(tmp_path / "shared" / "config.yaml"), ["MODEL.WEIGHTS", weights])
+    assert Predictor(cfg).metadata.stuff_classes == NAMES

@@ -15,6 +15,7 @@ COMMANDS = (
     "train",
     "eval",
     "predict",
+    "serve",
     "prepare",
     "audit",
     "visualize",

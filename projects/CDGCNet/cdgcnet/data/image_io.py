@@ -78,13 +78,18 @@ class ImageFile:
     """
 
     def __init__(
-        self, path: str | Path, image_format: str = "RGB", max_pixels: int = MAX_PIXELS
+        self,
+        path: str | Path,
+        image_format: str = "RGB",
+        max_pixels: int = MAX_PIXELS,
+        data: bytes | None = None,
     ) -> None:
         """
         Args:
             path: an image of any kind; see :func:`read_image`.
             image_format: "RGB" or "BGR".
             max_pixels: height x width at most.
+            data: the contents; then ``path`` is only a name for messages.
 
         Raises:
             FileNotFoundError, ValueError: as :func:`read_image`.
@@ -93,7 +98,7 @@ class ImageFile:
         self.image_format = image_format
         self.max_pixels = max_pixels
         self._image: np.ndarray | None = None
-        self._data = read_bytes(path, "image")
+        self._data = read_bytes(path, "image") if data is None else data
         size = plain_png_size(self._data, color_type=2)
         if size is None:
             self._image = self._decode_with_pillow(self._data)
@@ -145,4 +150,12 @@ def read_image(
     return image.rows(image.height)
 
 
-__all__ = ["MAX_PIXELS", "ImageFile", "UnusableImageError", "read_image"]
+def decode_image(
+    data: bytes, name: str, image_format: str = "RGB", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """The same as :func:`read_image` for the contents of a file, with a name for messages."""
+    image = ImageFile(name, image_format, max_pixels, data)
+    return image.rows(image.height)
+
+
+__all__ = ["MAX_PIXELS", "ImageFile", "UnusableImageError", "decode_image", "read_image"]

@@ -26,7 +26,7 @@ def class_colors(metadata: "Metadata") -> list[tuple[int, int, int]]:
     from detectron2.utils.colormap import colormap
 
     count = len(metadata.stuff_classes)
-    colors = metadata.get("stuff_colors") or np.resize(colormap(rgb=True), (count, 3))
+    colors = getattr(metadata, "stuff_colors", None) or np.resize(colormap(rgb=True), (count, 3))
     return [(int(r), int(g), int(b)) for r, g, b in colors]
 
 

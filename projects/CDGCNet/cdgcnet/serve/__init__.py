@@ -1,0 +1,1 @@
+"""A web server for one network: a page to compare predictions, and an interface for programs."""

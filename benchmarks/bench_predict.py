@@ -5,7 +5,7 @@
 
 A ResNet-50 network with random weights; "network" is its forward pass on an image that is in memory
 at the network's size. "predict" is everything from the JPEG to the label PNG and the overlay. The
-20-megapixel photo is predicted as a user would on a CPU: the network sees it at 512 or 1024 pixels
+20-megapixel photo is predicted as a user would on a CPU: the network sees it at 512 or 768 pixels
 (INPUT.MIN_SIZE_TEST), and labels and overlay are made from the photo. Photos and label regions are
 smooth noise, which costs more to compress than real ones.
 """
@@ -22,7 +22,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 from protocol import Unsteady, arguments, claim, measure, one_thread, report
 
-from cdgcnet import Predictor, load_cfg
+from cdgcnet import Predictor, Trainer, load_cfg
 from cdgcnet.engine.prediction import (
     OutputFiles,
     PredictionRecord,
@@ -45,10 +45,8 @@ def photo(path: Path, size: tuple[int, int]) -> Source:
 
 def predictor(folder: Path, min_size: int) -> Predictor:
     """A network whose random classifiers predict many classes."""
-    overrides = ["INPUT.MIN_SIZE_TEST", min_size, "INPUT.MAX_SIZE_TEST", 4 * min_size or 1]
+    overrides = ["INPUT.MIN_SIZE_TEST", min_size, "INPUT.MAX_SIZE_TEST", 4096]
     cfg = load_cfg(str(CONFIG / "cdgcnet_r50_os8_cpu.yaml"), overrides)
-    from cdgcnet import Trainer
-
     weights = folder / "model.pth"
     if not weights.exists():
         torch.manual_seed(0)
@@ -96,7 +94,7 @@ def main() -> int:
         for title, source, min_size in (
             ("480 × 360", small, 0),
             ("20 megapixels, network at 512", large, 512),
-            ("20 megapixels, network at 1024", large, 1024),
+            ("20 megapixels, network at 768", large, 768),
         ):
             try:
                 net = predictor(folder, min_size)

@@ -109,8 +109,9 @@ class ImageFile:
     def _decode_with_pillow(self, data: bytes) -> np.ndarray:
         with open_image(io.BytesIO(data), self.path, max_pixels=self.max_pixels) as image:
             rgb = _to_rgb(ImageOps.exif_transpose(image))
-            pixels = rgb[:, :, ::-1] if self.image_format == "BGR" else rgb
-            return np.require(pixels, requirements=["C", "W", "O"])
+            if self.image_format == "BGR":
+                return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+            return np.require(rgb, requirements=["C", "W", "O"])
 
     def rows(self, stop: int) -> np.ndarray:
         """At least the rows above ``stop``: (stop … H, W, 3) uint8."""

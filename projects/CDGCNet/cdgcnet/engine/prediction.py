@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 from detectron2.data import Metadata
 from PIL import Image
@@ -304,7 +305,8 @@ def write_files(prediction: Prediction[Source], files: OutputFiles, metadata: Me
     for path in others:
         with atomic_write(path) as tmp_path:
             if path.suffix == ".jpg":
-                drawn = overlay(prediction.image[:, :, ::-1], prediction.labels, metadata)
+                rgb = cv2.cvtColor(prediction.image, cv2.COLOR_BGR2RGB)
+                drawn = overlay(rgb, prediction.labels, metadata)
                 Image.fromarray(drawn).save(tmp_path)
             else:
                 assert prediction.probabilities is not None

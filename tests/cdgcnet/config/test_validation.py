@@ -234,6 +234,22 @@ COMBINATIONS = {
         {"MODEL.CDGC.NORM": "GN", "MODEL.CDGC.CHANNELS": 100},
         "MODEL.CDGC.NORM",
     ),
+    "a feature that the dilated ResNet does not compute": (
+        {"MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res3", "res5"]},
+        "MODEL.RESNETS.OUT_FEATURES",
+    ),
+    "frozen stages of a timm network": (
+        {"MODEL.BACKBONE.NAME": "build_timm_backbone", "MODEL.BACKBONE.FREEZE_AT": 2},
+        "MODEL.BACKBONE.FREEZE_AT",
+    ),
+    "two weight files to start from": (
+        {
+            "MODEL.BACKBONE.NAME": "build_timm_backbone",
+            "MODEL.TIMM.PRETRAINED": "resnet50.pth",
+            "MODEL.WEIGHTS": "from_scratch",
+        },
+        "MODEL.TIMM.PRETRAINED",
+    ),
     "a sliding window that only one segmentor has": (
         {"TEST.SLIDE.ENABLED": True, "MODEL.META_ARCHITECTURE": "SemanticSegmentor"},
         "TEST.SLIDE.ENABLED",
@@ -286,6 +302,10 @@ UNUSED = {
         {"SOLVER.OPTIMIZER": "ADAMW", "SOLVER.MOMENTUM": 0.5},
         {"SOLVER.MOMENTUM": "SOLVER.OPTIMIZER is ADAMW"},
     ),
+    "keys of the backbone that is not used": (
+        {"MODEL.TIMM.OUTPUT_STRIDE": 16},
+        {"MODEL.TIMM.OUTPUT_STRIDE": "MODEL.BACKBONE.NAME is build_dilated_resnet_backbone"},
+    ),
     "nothing": ({"MODEL.CDGC.NODES": "dynamic", "SOLVER.MOMENTUM": 0.5}, {}),
 }
 
@@ -300,6 +320,12 @@ def test_keys_without_effect_are_logged_in_one_line(cfg, log, changes, expected)
     lines = [*{r.getMessage() for r in log.records if "without effect" in r.getMessage()}]
     assert len(lines) == bool(expected)
     assert all(f"{key} ({reason})" in lines[0] for key, reason in expected.items())
+
+
+def test_features_of_other_backbones_are_known_when_they_are_built(cfg):
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["p4", "p3"]
+    check_cfg(cfg)
 
 
 def test_another_head_may_read_any_key(cfg):

@@ -436,3 +436,26 @@ def test_small_batch_warns_and_prints_the_scaled_rate(run_cfg, caplog):
         adapt_cfg(run_cfg)
     # Batch 2 of 8 at rate 0.02: 0.02 * 2 / 8 = 0.005.
     assert "0.005 (SOLVER.BASE_LR)" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_timm_backbone_starts_from_its_file_and_resumes_from_a_checkpoint(run_cfg, tmp_path):
+    timm = pytest.importorskip("timm")
+    whole = timm.create_model("resnet18", pretrained=False)
+    torch.save(whole.state_dict(), tmp_path / "resnet18.pth")
+    cfg = configured(
+        run_cfg,
+        tmp_path / "run",
+        *("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnet18"),
+        *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "['layer3', 'layer4']"),
+        *("MODEL.TIMM.PRETRAINED", str(tmp_path / "resnet18.pth"), "MODEL.WEIGHTS", ""),
+    )
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    first = trainer.model.backbone.net["conv1"].weight
+    assert torch.equal(first, whole.conv1.weight)
+    train(cfg)
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == cfg.SOLVER.MAX_ITER
+    assert not torch.equal(resumed.model.backbone.net["conv1"].weight, whole.conv1.weight)

@@ -38,18 +38,26 @@ def read_provenance(path: str) -> Provenance | None:
     return Provenance.from_stored(stored) if stored else None
 
 
-def check_weights_path(path: str) -> None:
-    """Refuse a MODEL.WEIGHTS that is a local path without a file.
+def check_weights_path(path: str, key: str = "MODEL.WEIGHTS") -> None:
+    """Refuse a local path without a file.
+
+    Args:
+        path: a local path, an address, "" or "from_scratch".
+        key: that the path is the value of.
 
     Raises:
         FileNotFoundError: naming the path.
     """
     if path and path != FROM_SCRATCH and "://" not in path and not Path(path).is_file():
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {Path(path).absolute()}")
+        raise FileNotFoundError(f"{key}: there is no file {Path(path).absolute()}")
 
 
-def local_file(path: str) -> str:
+def local_file(path: str, key: str = "MODEL.WEIGHTS") -> str:
     """A file, downloaded if ``path`` is an address such as https://… or detectron2://….
+
+    Args:
+        path: a local path or an address.
+        key: that the path is the value of.
 
     Raises:
         ValueError: naming the address and why it cannot be read.
@@ -61,8 +69,7 @@ def local_file(path: str) -> str:
     except Exception as error:  # handlers raise many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"MODEL.WEIGHTS {path}: cannot be downloaded ({reason}); download it yourself and name "
-            "the file"
+            f"{key} {path}: cannot be downloaded ({reason}); download it yourself and name the file"
         ) from error
 
 
@@ -123,7 +130,8 @@ class StrictCheckpointer(DetectionCheckpointer):
         elif not any(key.startswith("sem_seg_head.") for key in state):
             raise ValueError(
                 f"{filename} does not fit: expected a ResNet or a trained CDGCNet, found "
-                f"{describe_foreign(state)}"
+                f"{describe_foreign(state)}. The weights of a timm backbone go into "
+                "MODEL.TIMM.PRETRAINED"
             )
         # Names are matched exactly; Detectron2's heuristics would skip tensors of another shape.
         extra = {k: v for k, v in file.extra.items() if k != "matching_heuristics"}

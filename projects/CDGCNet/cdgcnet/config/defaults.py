@@ -36,6 +36,20 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.RESNETS.STEM_TYPE = "basic"  # torchvision's 7x7; "deeplab" is the deep stem
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # True for MSRA/Caffe weights
     cfg.MODEL.RESNETS.NORM = "SyncBN"
+
+    # A network of the timm library, for MODEL.BACKBONE.NAME "build_timm_backbone".
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "resnet50"
+    # A file of timm's weights to start a training from, in place of MODEL.WEIGHTS.
+    cfg.MODEL.TIMM.PRETRAINED = ""
+    # The features that the backbone returns, by timm's indices. MODEL.SEM_SEG_HEAD.IN_FEATURES
+    # names two of them as timm names the layers: ["layer3", "layer4"].
+    cfg.MODEL.TIMM.OUT_INDICES = [-2, -1]
+    # How features reach OUTPUT_STRIDE: by "dilation" (convolutional networks), by "interpolation"
+    # of the feature maps (Swin, ViT), or not at all ("none").
+    cfg.MODEL.TIMM.STRIDE_ADAPTER = "dilation"
+    cfg.MODEL.TIMM.OUTPUT_STRIDE = 8
+
     cfg.MODEL.SEM_SEG_HEAD.NAME = "CDGCNetHead"
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res4", "res5"]  # auxiliary head, main path
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 19
@@ -207,7 +221,7 @@ def load_cfg(config_file: str | Sequence[str], overrides: Sequence[str] | None =
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         set_by[key] = "overrides"
         _set(cfg, key, value, set_by[key], known)
-    for key in ("OUTPUT_DIR", "INPUT.CACHE", "MODEL.WEIGHTS"):
+    for key in ("OUTPUT_DIR", "INPUT.CACHE", "MODEL.WEIGHTS", "MODEL.TIMM.PRETRAINED"):
         path_text = value_of(cfg, key)
         if path_text.startswith("~"):
             _put(cfg, key, os.path.expanduser(path_text))  # an unknown user's "~" stays

@@ -38,6 +38,7 @@ _IDENTIFIES: dict[str, tuple[Scope, ...]] = {
     "MODEL.DEVICE": (),
     # Belongs to the weights: records carry both.
     "MODEL.RESNETS.STRIDE_IN_1X1": ("run", "evaluation"),
+    "MODEL.TIMM.PRETRAINED": (),
     "MODEL.WEIGHTS": (),  # and WEIGHTS_PARTIAL
     "OUTPUT_DIR": (),
     "SEED": ("run",),

@@ -27,6 +27,7 @@ DEPTHS = (18, 34, 50, 101, 152)
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN")
 SCHEDULERS = ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR")
 CONTEXT_MODULES = ("graph", "non_local", "danet", "ocr", "psp", "pixelwise")
+STRIDE_ADAPTERS = ("dilation", "interpolation", "none")
 DATASET_CHECKS = ("labels", "all", "none")
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
 MAX_CHANNELS = 16_384
@@ -242,10 +243,15 @@ RULES: dict[str, Rule] = {
     "MODEL.RESNETS.RES4_DILATION": _choice(1, 2),
     "MODEL.RESNETS.RES5_DILATION": _choice(1, 2, 4),
     "MODEL.RESNETS.RES5_MULTI_GRID": Items(Integer(1, 64), low=1),
+    "MODEL.TIMM.NAME": Text(empty=False),
+    "MODEL.TIMM.PRETRAINED": _TEXT,
+    "MODEL.TIMM.OUT_INDICES": Items(Integer(-64, 63), low=2, distinct=True),
+    "MODEL.TIMM.STRIDE_ADAPTER": _choices(STRIDE_ADAPTERS),
+    "MODEL.TIMM.OUTPUT_STRIDE": _choice(8, 16, 32),
     "MODEL.SEM_SEG_HEAD.NAME": Text(empty=False),
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": Integer(1, 255),
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": _BYTE,
-    "MODEL.SEM_SEG_HEAD.IN_FEATURES": Items(_choices(FEATURES), lengths=(2,), distinct=True),
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": Items(Text(empty=False), lengths=(2,), distinct=True),
     "MODEL.SEM_SEG_HEAD.NORM": _NORM,
     "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": Items(Integer(1, 1024), lengths=(3,)),
     "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": _CHANNELS,

@@ -12,9 +12,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.utils import comm
 
 from cdgcnet.config.identity import complete_config, merge_sync_bn
-from cdgcnet.config.rules import RULES, show
+from cdgcnet.config.rules import FEATURES, RULES, show
 
 _LONG_SCHEDULE = 10000  # iterations; nothing is known about dynamic nodes beyond 1,350
+DILATED_RESNET, TIMM = "build_dilated_resnet_backbone", "build_timm_backbone"
 FROM_SCRATCH = "from_scratch"  # the MODEL.WEIGHTS of a training from random weights
 
 
@@ -66,6 +67,32 @@ def _group_norm_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
                 yield norm, f"another norm, or {key} {value_of(cfg, key)} as a multiple of 32"
 
 
+def _backbone_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Keys of the backbone that do not fit each other.
+
+    The features of other backbones than the ones here are known when they are built.
+    """
+    model = cfg.MODEL
+    features = set(model.SEM_SEG_HEAD.IN_FEATURES)
+    if model.BACKBONE.NAME == DILATED_RESNET:
+        if not features <= set(FEATURES):
+            yield "MODEL.SEM_SEG_HEAD.IN_FEATURES", f"a list of 2 of {list(FEATURES)}"
+        if not features <= set(model.RESNETS.OUT_FEATURES):
+            yield (
+                "MODEL.RESNETS.OUT_FEATURES",
+                f"all of MODEL.SEM_SEG_HEAD.IN_FEATURES {model.SEM_SEG_HEAD.IN_FEATURES}",
+            )
+    if model.BACKBONE.NAME == TIMM:
+        if model.BACKBONE.FREEZE_AT:
+            yield "MODEL.BACKBONE.FREEZE_AT", f"0 with MODEL.BACKBONE.NAME {TIMM}"
+        if model.TIMM.PRETRAINED and model.WEIGHTS:
+            yield (
+                "MODEL.TIMM.PRETRAINED",
+                f"an empty text with MODEL.WEIGHTS {model.WEIGHTS}: a training starts from one "
+                "of them",
+            )
+
+
 def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     """Keys of MODEL that do not fit each other: the key and what was expected of it."""
     head, res, cdgc = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.RESNETS, cfg.MODEL.CDGC
@@ -93,11 +120,7 @@ def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             )
     if len(cdgc.LOSS.CLASS_WEIGHTS) and not any(cdgc.LOSS.CLASS_WEIGHTS):
         yield "MODEL.CDGC.LOSS.CLASS_WEIGHTS", "at least one weight above 0"
-    if not set(head.IN_FEATURES) <= set(res.OUT_FEATURES):
-        yield (
-            "MODEL.RESNETS.OUT_FEATURES",
-            f"all of MODEL.SEM_SEG_HEAD.IN_FEATURES {head.IN_FEATURES}",
-        )
+    yield from _backbone_problems(cfg)
     if (res.RES4_DILATION, res.RES5_DILATION) not in ((1, 1), (1, 2), (2, 4)):
         yield (
             "MODEL.RESNETS.RES5_DILATION",
@@ -248,6 +271,12 @@ def _unused_sections(cfg: CfgNode) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "MODEL.CDGC.CONTEXT is none", keys
     if cdgc.LOSS.AUX_WEIGHT == 0:
         yield "MODEL.CDGC.LOSS.AUX_WEIGHT is 0", ("MODEL.CDGC.AUX_CHANNELS",)
+    backbone = cfg.MODEL.BACKBONE.NAME
+    other = "MODEL.RESNETS" if backbone == TIMM else "MODEL.TIMM"
+    keys = tuple(key for key in RULES if key.startswith(f"{other}."))
+    yield f"MODEL.BACKBONE.NAME is {backbone}", keys
+    if cfg.MODEL.TIMM.STRIDE_ADAPTER == "none":
+        yield "MODEL.TIMM.STRIDE_ADAPTER is none", ("MODEL.TIMM.OUTPUT_STRIDE",)
     if cfg.MODEL.RESNETS.DEPTH < 50:
         keys = below("MODEL.RESNETS", ("NUM_GROUPS", "WIDTH_PER_GROUP", "STRIDE_IN_1X1"))
         yield f"MODEL.RESNETS.DEPTH is {cfg.MODEL.RESNETS.DEPTH}", keys
@@ -284,8 +313,8 @@ def unused_keys(cfg: CfgNode, default: CfgNode) -> dict[str, str]:
     before = complete_config(default)
     changed = [key for key, value in complete_config(cfg).items() if value != before.get(key)]
     unused: dict[str, str] = {}
-    ours = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.SEM_SEG_HEAD.NAME
-    if ours == ("build_dilated_resnet_backbone", "CDGCNetHead"):
+    backbone, head = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.SEM_SEG_HEAD.NAME
+    if backbone in (DILATED_RESNET, TIMM) and head == "CDGCNetHead":
         # Another backbone or head may read any key.
         unused = dict.fromkeys((k for k in changed if k not in RULES), "CDGCNet does not read it")
         for reason, keys in _unused_sections(cfg):
@@ -350,10 +379,13 @@ def check_starting_weights(cfg: CfgNode) -> None:
     Raises:
         ValueError: for an empty MODEL.WEIGHTS, or random weights that would be frozen.
     """
+    if cfg.MODEL.BACKBONE.NAME == TIMM and cfg.MODEL.TIMM.PRETRAINED:
+        return
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "MODEL.WEIGHTS is empty; expected the file of an ImageNet backbone (README.md, "
-            f"Weights) or of a trained CDGCNet. To train from random weights, set MODEL.WEIGHTS "
+            "Weights) or of a trained CDGCNet, or for a backbone of timm MODEL.TIMM.PRETRAINED. "
+            f"To train from random weights, set MODEL.WEIGHTS "
             f"{FROM_SCRATCH}"
         )
     if cfg.MODEL.WEIGHTS == FROM_SCRATCH and cfg.MODEL.BACKBONE.FREEZE_AT:

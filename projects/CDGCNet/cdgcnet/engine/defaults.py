@@ -155,6 +155,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_datasets(cfg, train=not args.eval_only)
     copy_classes(cfg, train=not args.eval_only)
     check_weights_path(cfg.MODEL.WEIGHTS)
+    if not args.eval_only:
+        check_weights_path(cfg.MODEL.TIMM.PRETRAINED, "MODEL.TIMM.PRETRAINED")
     folder = _open_folder(cfg)
     if args.eval_only:
         _prepare_evaluation(cfg, folder, args.resume)
@@ -173,7 +175,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
             f"goes to {cfg.OUTPUT_DIR}"
         )
     if not args.eval_only:
-        if not weights_file(cfg) and not (args.resume and folder.newest_checkpoint()):
+        pretrained = weights_file(cfg) or cfg.MODEL.TIMM.PRETRAINED
+        if not pretrained and not (args.resume and folder.newest_checkpoint()):
             logger.info(f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}: training from random weights")
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())

@@ -26,6 +26,9 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from cdgcnet.checkpoint.class_metadata import class_dependent_tensors, class_metadata
+from cdgcnet.checkpoint.strict_checkpointer import local_file
+from cdgcnet.checkpoint.timm_weights import load_timm_weights
+from cdgcnet.config.validation import TIMM
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.label_spec import LabelSpec
@@ -131,6 +134,11 @@ class Trainer(DefaultTrainer):
         if self.cfg.MODEL.WEIGHTS_PARTIAL:
             self.checkpointer.reinitialized = class_dependent_tensors(self.cfg)
         super().resume_or_load(resume)
+        pretrained = self.cfg.MODEL.TIMM.PRETRAINED
+        starts = not (resume and self.checkpointer.has_checkpoint())
+        if self.cfg.MODEL.BACKBONE.NAME == TIMM and pretrained and starts:
+            net = self.checkpointer.model.backbone.net
+            load_timm_weights(net, local_file(pretrained, "MODEL.TIMM.PRETRAINED"))
         loader = self._trainer.data_loader
         loader.start_iter = self.start_iter
         loader.seed = self.run_seed

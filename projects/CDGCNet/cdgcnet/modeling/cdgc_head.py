@@ -90,9 +90,14 @@ def _classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequentia
 def _features(shapes: dict[str, ShapeSpec], names: list[str]) -> dict[str, ShapeSpec]:
     missing = [name for name in names if name not in shapes]
     if missing:
+        offered = ", ".join(
+            f"{name} ({shape.channels} channels, stride {shape.stride})"
+            for name, shape in shapes.items()
+            if name != "image"
+        )
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(names)}, but the backbone has the features "
-            f"{list(shapes)}; name two of them, first the auxiliary, then the main one"
+            f"{offered}; name two of them, first the auxiliary, then the main one"
         )
     return {name: shapes[name] for name in names}
 

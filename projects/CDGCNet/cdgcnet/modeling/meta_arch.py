@@ -54,6 +54,22 @@ class RefinementHead(Protocol):
     def losses(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]: ...
 
 
+def _build_backbone(cfg: CfgNode) -> Backbone:
+    """
+    Raises:
+        ValueError: naming MODEL.BACKBONE.NAME where its builder fails with a bare assertion, as
+            many of Detectron2's do.
+    """
+    try:
+        return build_backbone(cfg)
+    except AssertionError as error:
+        reason = str(error) or "an assertion without a message"
+        raise ValueError(
+            f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}, which cannot be built from this "
+            f"config: {reason}"
+        ) from error
+
+
 _HEAD_MEMBERS = ("main_feature", "align_corners", "ignore_value", "predict_logits", "losses")
 
 
@@ -114,7 +130,7 @@ class CDGCSegmentor(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        backbone = build_backbone(cfg)
+        backbone = _build_backbone(cfg)
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),

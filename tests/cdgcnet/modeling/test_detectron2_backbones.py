@@ -4,7 +4,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-NO_DILATION = {"MODEL.RESNETS.RES4_DILATION": 1, "MODEL.RESNETS.RES5_DILATION": 1}
+WIDE = {"MODEL.RESNETS.RES2_OUT_CHANNELS": 64}  # which Detectron2 wants of a ResNet-18
+NO_DILATION = {**WIDE, "MODEL.RESNETS.RES4_DILATION": 1, "MODEL.RESNETS.RES5_DILATION": 1}
 ALL = ["res2", "res3", "res4", "res5"]
 PYRAMID = {
     **NO_DILATION,
@@ -26,11 +27,12 @@ RETINANET = {**PYRAMID, "MODEL.FPN.IN_FEATURES": ALL[1:]}
 )
 def test_a_step_and_a_prediction(tiny_cfg, name, features, keys):
     keys = {**keys, "MODEL.BACKBONE.NAME": name, "MODEL.SEM_SEG_HEAD.IN_FEATURES": features}
-    model = build_model(tiny_cfg(keys)).train()
+    cfg = tiny_cfg(keys)
+    model, classes = build_model(cfg).train(), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     batch = [
         {
             "image": torch.randint(256, (3, 65, 97), dtype=torch.uint8),
-            "sem_seg": torch.randint(model.sem_seg_head.losses.num_classes, (65, 97)),
+            "sem_seg": torch.randint(classes, (65, 97)),
         }
         for _ in range(2)
     ]
@@ -44,7 +46,12 @@ def test_a_step_and_a_prediction(tiny_cfg, name, features, keys):
 @pytest.mark.parametrize(
     ("name", "features", "keys", "message"),
     [
-        ("build_resnet_backbone", ["res4", "res5"], {}, "BACKBONE.NAME.*res5_dilation cannot be 4"),
+        (
+            "build_resnet_backbone",
+            ["res4", "res5"],
+            WIDE,
+            "BACKBONE.NAME.*res5_dilation cannot be 4",
+        ),
         (
             "build_resnet_fpn_backbone",
             ["res4", "p3"],

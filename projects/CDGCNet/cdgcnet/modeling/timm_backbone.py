@@ -122,7 +122,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     )
 
 
-def _create(name: str, out_indices: list[int] | None, options: dict[str, Any]) -> nn.Module:
+def _create(name: str, out_indices: list[int] | None, options: dict[str, Any]) -> Any:
     import timm
 
     if out_indices is not None:
@@ -170,7 +170,7 @@ def _accepted_options(cfg: CfgNode, options: dict[str, Any]) -> dict[str, Any]:
     return extra
 
 
-def _feature_layout(cfg: CfgNode, net: nn.Module) -> FeatureLayout:
+def _feature_layout(cfg: CfgNode, net: Any) -> FeatureLayout:
     """Find out by a forward pass what a network on the meta device returns and needs.
 
     Raises:

@@ -66,6 +66,7 @@ bench: env  ## measure every claim on this CPU (about 20 minutes), tables in ben
 	$(BENCH) benchmarks/bench_evaluation.py $(RESULTS)
 	$(BENCH) benchmarks/bench_dataloader.py $(RESULTS)
 	$(BENCH) benchmarks/bench_tta.py $(RESULTS)
+	$(BENCH) benchmarks/bench_predict.py --rounds 3 $(RESULTS)
 
 bench-full: env  ## measure the whole grid of graph and networks (hours); goes on where it stopped
 	$(BENCH) benchmarks/bench_graph.py --full --rounds 4 $(RESULTS)

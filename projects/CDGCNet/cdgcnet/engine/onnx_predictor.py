@@ -5,7 +5,7 @@ Shape shorthand: M classes, H x W pixels of the original image, h x w of the net
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +122,12 @@ class OnnxPredictor:
             image = np.ascontiguousarray(original_image)[None]
             return self.session.run(["labels"], {"image": image})[0][0]
         return self(original_image)["sem_seg"].argmax(0).astype(np.uint8)
+
+    def label_maps(
+        self, original_images: Sequence[np.ndarray], coarse: bool = False
+    ) -> list[dict[str, np.ndarray]]:
+        """As :meth:`Predictor.label_maps`, but only {"refined": (H, W)}, whatever ``coarse`` is."""
+        return [{"refined": self.labels(image)} for image in original_images]
 
     def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size (h, w) at which an image (H, W) enters the network."""

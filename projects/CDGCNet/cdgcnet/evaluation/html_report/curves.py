@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping
+from typing import Any
 
 from cdgcnet.evaluation.html_report.run_data import Curve
 
@@ -22,7 +23,7 @@ def draw_curves(title: str, curves: Mapping[str, Curve]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    colors = {
+    colors: dict[Any, Any] = {
         f"{part}.{key}": _GRAY for part in ("xtick", "ytick") for key in ("color", "labelcolor")
     }
     colors |= {"axes.edgecolor": _GRAY, "axes.labelcolor": _GRAY, "text.color": _GRAY}

@@ -4,12 +4,14 @@
 recording of it fits a single example. The form here has tensors only: for each class, ``nonzero``
 finds the pixels of its nodes, and one attention serves all images of the batch. An image's pixel
 that is a node in another image only is masked. Classes that are absent from the whole batch are
-skipped by a condition inside the exported graph.
+skipped by a condition inside the exported graph. With softmax="image", the attention weights of all
+pixels to all nodes are computed first, and each class takes its columns.
 
 Shape shorthand: B images, C channels, h x w feature map, N = h*w pixels, M classes, n pixels that
-are nodes of one class in at least one image.
+are nodes of one class in at least one image, H heads.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -75,6 +77,7 @@ class ExportableGraph(nn.Module):
         self.nodes, self.edges, self.scope = graph.nodes, graph.edges, graph.scope
         self.receivers, self.message_weights = graph.receivers, graph.message_weights
         self.topk, self.topk_weights, self.scale = graph.topk, graph.topk_weights, graph.scale
+        self.softmax, self.heads, self.distance = graph.softmax, graph.heads, graph.distance
         self.phi, self.phi_prime = graph.phi, graph.phi_prime
         self.graph_weight, self.merge_weight = graph.graph_weight, graph.merge_weight
         self.merge_bias = graph.merge_bias
@@ -96,6 +99,8 @@ class ExportableGraph(nn.Module):
             weights = coarse_logits.flatten(2).softmax(1)  # (B, M, N)
         if self.edges == "uniform":
             merged = self._uniform(rows, membership, weights)
+        elif self.softmax == "image":
+            merged = self._joint(rows, membership, (x.shape[2], x.shape[3]))
         else:
             merged = self._attention(rows, membership, weights)
         if self.message_weights == "mean":
@@ -159,13 +164,65 @@ class ExportableGraph(nn.Module):
                 self.graph_weight[m],
                 self.merge_weight[m],
             )
-            if not torch.compiler.is_exporting():
-                total = self._add_message(*operands) if bool(keep.any()) else total
-            elif self.scope == "image":
-                total = self._add_message(*operands)
-            else:
-                total = torch.cond(keep.any(), self._add_message, _skip, operands)
+            total = self._if_any(keep, self._add_message, operands)
         return total
+
+    def _if_any(
+        self, keep: Tensor, add: Callable[..., Tensor], operands: tuple[Tensor, ...]
+    ) -> Tensor:
+        """``add(*operands)`` if any pixel is a node, otherwise the first operand."""
+        if self.scope == "image":
+            return add(*operands)
+        if torch.compiler.is_exporting():
+            return torch.cond(keep.any(), add, _skip, operands)
+        return add(*operands) if bool(keep.any()) else operands[0]
+
+    def _joint(self, rows: Tensor, membership: Membership, size: tuple[int, int]) -> Tensor:
+        """Σ_m of the messages with one softmax over the nodes of all classes, (B, N, C).
+
+        At inference without padding every pixel is a node.
+        """
+        assert self.phi is not None and self.phi_prime is not None
+        q = self._by_head(rows @ self.phi[0]) * self.scale
+        k = self._by_head(rows @ self.phi_prime[0])
+        if self.distance is not None:  # as in DistanceBias.extend
+            g = self.distance.log_precision.exp()[:, None, None]
+            near = g * _positions(size, rows)  # (H, N, 2)
+            offset = self.distance.offset[:, None]
+            from_node = (near * (offset - 0.5 * near)).sum(2, keepdim=True)
+            of_pixel = torch.cat([near, torch.ones_like(from_node)], 2)
+            of_node = torch.cat([near, from_node], 2)
+            q, k = (
+                torch.cat([t, extra.expand(t.shape[0], -1, -1, -1)], 3)
+                for t, extra in ((q, of_pixel), (k, of_node))
+            )
+        attention = (q @ k.transpose(2, 3)).softmax(3)  # (B, H, N, N)
+        values = self._by_head(rows)
+        total = torch.zeros_like(rows)
+        for m in range(len(self.graph_weight)):
+            keep = membership.of_class(m)[0]
+            w, u = self.graph_weight[m], self.merge_weight[m]
+            operands = (total, attention, values, keep, w, u)
+            total = self._if_any(keep, self._add_joint_message, operands)
+        return total
+
+    def _by_head(self, rows: Tensor) -> Tensor:
+        """(B, N, C) -> (B, H, N, C / H)."""
+        return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def _add_joint_message(
+        self, total: Tensor, attention: Tensor, values: Tensor, keep: Tensor, w: Tensor, u: Tensor
+    ) -> Tensor:
+        """Add the message of one class to the sum, (B, N, C)."""
+        values = values * keep[:, None, :, None]
+        if self.node_selection == "nonzero" and self.scope == "class":
+            found = keep.any(0).nonzero()[:, 0]
+            torch._check(found.shape[0] > 0)  # otherwise the condition skips this function
+            # A node of value 0 more, because torch.export asks whether the number of nodes is 1.
+            attention = F.pad(attention.index_select(3, found), (0, 1))
+            values = F.pad(values.index_select(2, found), (0, 0, 0, 1))
+        gathered = (attention @ values).transpose(1, 2).flatten(2)  # (B, N, C)
+        return total + (gathered @ w).relu() @ u
 
     def _add_message(
         self,
@@ -185,7 +242,7 @@ class ExportableGraph(nn.Module):
         values, index = rows, None
         if self.node_selection == "nonzero" and self.scope == "class":
             found = keep.any(0).nonzero()[:, 0]
-            torch._check(len(found) > 0)  # otherwise the condition skips this function
+            torch._check(found.shape[0] > 0)  # otherwise the condition skips this function
             # One masked node more, because torch.export asks whether the number of nodes is 1.
             index = F.pad(found, (0, 1))
             bias = F.pad(bias.index_select(1, found), (0, 1), value=_MASKED)
@@ -222,3 +279,11 @@ class ExportableGraph(nn.Module):
 
 def _skip(total: Tensor, *_: Tensor) -> Tensor:
     return total.clone()
+
+
+def _positions(size: tuple[int, int], like: Tensor) -> Tensor:
+    """Row and column of every pixel, (N, 2), relative to the center of the map."""
+    height, width = size
+    y = torch.arange(height, device=like.device, dtype=like.dtype) - (height - 1) / 2
+    x = torch.arange(width, device=like.device, dtype=like.dtype) - (width - 1) / 2
+    return torch.stack([y[:, None].expand(-1, width), x.expand(height, -1)], dim=2).flatten(0, 1)

@@ -26,7 +26,6 @@ from cdgcnet.utils.io import atomic_write
 
 FORMATS = ("onnx", "pt2")
 PARTS = ("network", "graph")
-OPSETS = (18, 19, 20, 21, 22)
 MAX_DIFFERENCE = 1e-4  # of logits or features, relative to their largest value where it exceeds 1
 # (B, H, W) of the images that a written file is compared on. torch.export takes no side for
 # granted that is shorter than two nodes at stride 8, so pt2 is compared from 9 pixels on.

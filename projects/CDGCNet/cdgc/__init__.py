@@ -14,7 +14,7 @@ from cdgc.attention import TOPK_WEIGHTS, segment_attention, segment_topk_attenti
 from cdgc.grouped_linear import class_linear
 from cdgc.interpolation import resize_matrix, resize_taps
 from cdgc.joint_attention import SOFTMAX
-from cdgc.losses import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
+from cdgc.losses import REDUCTIONS, OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
 from cdgc.module import (
     EDGES,
     HARD_POSITIVES,
@@ -41,6 +41,7 @@ __all__ = [
     "MESSAGE_WEIGHTS",
     "NODE_MODES",
     "RECEIVERS",
+    "REDUCTIONS",
     "SAMPLES",
     "SCALES",
     "SCOPES",

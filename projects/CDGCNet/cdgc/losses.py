@@ -1,12 +1,24 @@
-"""Losses on logits of any resolution: cross entropy, and OHEM for the refined ones (Sec. 3.4)."""
+"""Losses on logits of any resolution: cross entropy, and OHEM for the refined ones (Sec. 3.4).
+
+In a distributed training ``reduce`` says what the mean of a loss is taken over:
+
+- "process", the default and the usual practice: the pixels of each process. The average over the
+  processes, which distributed training makes of their gradients, is the mean over all pixels only
+  if all processes have the same number of valid pixels.
+- "global": the pixels of all processes. The average over the processes is then the loss, and the
+  average of the gradients the gradient, that one process would have with all their images.
+"""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
+from cdgc.processes import gather_from_processes, largest_over_processes, world_size
 from cdgc.upsampled_loss import upsampled_nll, upsampled_weighted_nll
 from cdgc.validation import check_labels
+
+REDUCTIONS = ("process", "global")
 
 
 def _pixel_weights(
@@ -44,9 +56,21 @@ def _pixel_weights(
     return valid, safe, class_weights.to(dtype)[safe] * valid
 
 
-def _mean(logits: Tensor, targets: Tensor, weight: Tensor, align_corners: bool) -> Tensor:
-    # Without any valid pixel this is 0/1: a loss of 0 with a gradient path, never NaN.
+def _check_reduce(reduce: str) -> None:
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
+
+
+def _mean(
+    logits: Tensor, targets: Tensor, weight: Tensor, align_corners: bool, reduce: str
+) -> Tensor:
     total = weight.sum()
+    if reduce == "global":
+        # Summed in float64, in which any number of pixels is exact. Each process divides by the
+        # average over the processes, which average the quotients afterwards.
+        sums = gather_from_processes(weight.sum(dtype=torch.float64))
+        total = (torch.stack(sums).sum() / world_size()).to(weight.dtype)
+    # Without any valid pixel this is 0/1: a loss of 0 with a gradient path, never NaN.
     weight = weight / torch.where(total > 0, total, torch.ones_like(total))
     return upsampled_weighted_nll(logits, targets, weight, align_corners)
 
@@ -58,6 +82,7 @@ def cross_entropy(
     ignore_label: int = 255,
     class_weights: Tensor | None = None,
     align_corners: bool = True,
+    reduce: str = "process",
 ) -> Tensor:
     """Mean cross entropy over the valid pixels, with the logits resized to the targets.
 
@@ -66,34 +91,41 @@ def cross_entropy(
         targets: (B, H, W) integer classes or ``ignore_label``.
         class_weights: (M,) factors; the mean is then weighted, as in torch's cross entropy.
         align_corners: whether that resize aligns corners.
+        reduce: "process" or "global", see the module.
 
     Returns:
         Scalar; 0, with a gradient path, if no pixel is valid.
 
     Raises:
-        ValueError: if the shapes do not fit or a target is not a class.
+        ValueError: if the shapes do not fit, a target is not a class, or ``reduce`` is unknown.
     """
+    _check_reduce(reduce)
     _, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights)
-    return _mean(logits, safe, weight, align_corners)
+    return _mean(logits, safe, weight, align_corners, reduce)
 
 
-def hard_pixels(nll: Tensor, valid: Tensor, thresh: float, min_kept: float) -> Tensor:
+def hard_pixels(
+    nll: Tensor, valid: Tensor, thresh: float, min_kept: float, reduce: str = "process"
+) -> Tensor:
     """The pixels that online hard example mining keeps.
 
     Args:
         nll: (B, H, W), the negative log-probability of the true class.
         valid: (B, H, W) bool, False for ignored pixels.
-        thresh, min_kept: see :func:`ohem_cross_entropy`.
+        thresh, min_kept, reduce: see :func:`ohem_cross_entropy`.
 
     Returns:
         (B, H, W) bool.
     """
     keep = valid & (nll > -math.log(thresh))  # p(true) < thresh
+    nll = nll.masked_fill(~valid, -1.0)
+    if reduce == "global":
+        return (keep | largest_over_processes(nll, min_kept)) & valid
     least = int(min_kept * nll.numel()) if 0 < min_kept < 1 else int(min_kept)
     least = min(least, nll.numel())
     # If more than `least` pixels are hard, these are already among them. topk takes exactly
     # `least`; a threshold would also let in every pixel that ties at a saturated p = 1.
-    hardest = nll.masked_fill(~valid, -1.0).flatten().topk(least, sorted=False).indices
+    hardest = nll.flatten().topk(least, sorted=False).indices
     keep.view(-1)[hardest] = True
     return keep & valid
 
@@ -107,6 +139,7 @@ def ohem_cross_entropy(
     ignore_label: int = 255,
     class_weights: Tensor | None = None,
     align_corners: bool = True,
+    reduce: str = "process",
 ) -> Tensor:
     """Cross entropy over the hard pixels of a batch, with the logits resized to the targets.
 
@@ -119,18 +152,23 @@ def ohem_cross_entropy(
         targets: (B, H, W) integer classes or ``ignore_label``.
         thresh: probability below which a pixel counts as hard.
         min_kept: minimum number of pixels to keep per call (the batch of one GPU), 0 for none; a
-            number within (0, 1) is a fraction of B*H*W, for crops smaller than the recipe's.
+            number within (0, 1) is a fraction of B*H*W, for crops smaller than the recipe's. Both
+            apply to the batch of all processes together if ``reduce`` is "global".
         class_weights: (M,) factors; the mean is then weighted, as in torch's cross entropy.
             They do not affect which pixels are kept.
         align_corners: whether that resize aligns corners.
+        reduce: "process" or "global", see the module. "global" selects the hardest pixels of all
+            processes exactly; which of several equally hard pixels it takes depends on nothing
+            but their order in the batch.
 
     Returns:
         Scalar mean over the kept pixels; 0, with a gradient path, if no pixel is valid.
 
     Raises:
-        ValueError: if the shapes do not fit, a target is not a class, or ``thresh`` or
-            ``min_kept`` is out of range.
+        ValueError: if the shapes do not fit, a target is not a class, ``thresh`` or
+            ``min_kept`` is out of range, or ``reduce`` is unknown.
     """
+    _check_reduce(reduce)
     if not 0.0 < thresh <= 1.0:
         raise ValueError(f"thresh must be within (0, 1], got {thresh}")
     if min_kept < 0 or (min_kept > 1 and min_kept != int(min_kept)):
@@ -138,8 +176,9 @@ def ohem_cross_entropy(
             f"min_kept must be a pixel count or a fraction within (0, 1), got {min_kept}"
         )
     valid, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights)
-    keep = hard_pixels(upsampled_nll(logits, safe, align_corners), valid, thresh, min_kept)
-    return _mean(logits, safe, weight * keep, align_corners)
+    nll = upsampled_nll(logits, safe, align_corners)
+    keep = hard_pixels(nll, valid, thresh, min_kept, reduce)
+    return _mean(logits, safe, weight * keep, align_corners, reduce)
 
 
 class OhemCrossEntropyLoss(nn.Module):
@@ -155,12 +194,15 @@ class OhemCrossEntropyLoss(nn.Module):
         ignore_label: int = 255,
         class_weights: Tensor | None = None,
         align_corners: bool = True,
+        reduce: str = "process",
     ):
         super().__init__()
+        _check_reduce(reduce)
         self.thresh = thresh
         self.min_kept = min_kept
         self.ignore_label = ignore_label
         self.align_corners = align_corners
+        self.reduce = reduce
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -172,4 +214,5 @@ class OhemCrossEntropyLoss(nn.Module):
             ignore_label=self.ignore_label,
             class_weights=self.class_weights,
             align_corners=self.align_corners,
+            reduce=self.reduce,
         )

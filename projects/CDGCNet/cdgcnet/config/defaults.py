@@ -123,6 +123,9 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.LOSS.OHEM_THRESH = 0.7
     # Pixels kept per GPU batch; below 1 a share of the batch's pixels (0.085 at the paper's crop).
     cfg.MODEL.CDGC.LOSS.OHEM_MIN_KEPT = 100000.0
+    # With several processes: mean over the pixels of each "process", or "global": over those of all
+    # processes, with OHEM_MIN_KEPT pixels of all, as one process with the whole batch would.
+    cfg.MODEL.CDGC.LOSS.REDUCE = "process"
     cfg.MODEL.CDGC.LOSS.CLASS_WEIGHTS = []  # one factor per class, or empty
 
     cfg.INPUT.SCALE_JITTER = [0.5, 2.0]

@@ -15,6 +15,7 @@ from cdgc import (
     MESSAGE_WEIGHTS,
     NODE_MODES,
     RECEIVERS,
+    REDUCTIONS,
     SAMPLES,
     SCALES,
     SCOPES,
@@ -290,6 +291,7 @@ RULES: dict[str, Rule] = {
     "MODEL.CDGC.LOSS.BASELINE": _choice("ce", "ohem"),
     "MODEL.CDGC.LOSS.OHEM_THRESH": _POSITIVE_SHARE,
     "MODEL.CDGC.LOSS.OHEM_MIN_KEPT": ShareOrCount(),
+    "MODEL.CDGC.LOSS.REDUCE": _choices(REDUCTIONS),
     "MODEL.CDGC.LOSS.CLASS_WEIGHTS": Items(_WEIGHT),
     # ---- data ----
     "INPUT.FORMAT": _choice("RGB", "BGR"),

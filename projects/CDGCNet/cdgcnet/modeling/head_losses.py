@@ -6,7 +6,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from cdgc import cross_entropy, ohem_cross_entropy
+from cdgc import REDUCTIONS, cross_entropy, ohem_cross_entropy
 from cdgcnet.modeling.predictions import HeadOutput
 
 
@@ -32,6 +32,7 @@ class HeadLosses(nn.Module):
         aux_weight: float = 0.4,
         baseline_weight: float = 1.0,
         baseline: str = "ce",
+        reduce: str = "process",
     ):
         """
         Args:
@@ -42,13 +43,17 @@ class HeadLosses(nn.Module):
             coarse_weight, refined_weight, aux_weight: alpha, beta and gamma of Eq. 5.
             baseline_weight: weight of the baseline loss.
             baseline: the baseline loss, "ce" (cross entropy) or "ohem".
+            reduce: what the means are taken over, the pixels of each "process" or "global"; see
+                :mod:`cdgc.losses`.
 
         Raises:
-            ValueError: for any other ``baseline``.
+            ValueError: for any other ``baseline`` or ``reduce``.
         """
         super().__init__()
         if baseline not in ("ce", "ohem"):
             raise ValueError(f"baseline must be 'ce' or 'ohem', got {baseline!r}")
+        if reduce not in REDUCTIONS:
+            raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
         self.ignore_label = ignore_label
         self.align_corners = align_corners
         self.ohem_thresh = ohem_thresh
@@ -58,6 +63,7 @@ class HeadLosses(nn.Module):
         self.aux_weight = aux_weight
         self.baseline_weight = baseline_weight
         self.baseline = baseline
+        self.reduce = reduce
         weights = torch.tensor(class_weights, dtype=torch.float) if len(class_weights) else None
         # Not saved in checkpoints: prediction does not need the class weights.
         self.register_buffer("class_weights", weights, persistent=False)
@@ -77,6 +83,7 @@ class HeadLosses(nn.Module):
             aux_weight=loss.AUX_WEIGHT,
             baseline_weight=loss.BASELINE_WEIGHT,
             baseline=loss.BASELINE,
+            reduce=loss.REDUCE,
         )
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -86,6 +93,7 @@ class HeadLosses(nn.Module):
             ignore_label=self.ignore_label,
             class_weights=self.class_weights,
             align_corners=self.align_corners,
+            reduce=self.reduce,
         )
 
     def _ohem(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -97,6 +105,7 @@ class HeadLosses(nn.Module):
             ignore_label=self.ignore_label,
             class_weights=self.class_weights,
             align_corners=self.align_corners,
+            reduce=self.reduce,
         )
 
     def forward(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]:

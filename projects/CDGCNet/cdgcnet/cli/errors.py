@@ -45,6 +45,8 @@ def run_guarded(function: Callable, args: argparse.Namespace) -> int:
 
 def _report(message: str) -> None:
     """Print to stderr, once for all processes of a distributed run."""
-    comm = sys.modules.get("detectron2.utils.comm")
-    if comm is None or comm.is_main_process():
+    distributed = sys.modules.get("cdgcnet.engine.distributed")
+    if distributed is None:
         print(message, file=sys.stderr)
+    elif distributed.may_report_error():
+        print(message + distributed.process_name(), file=sys.stderr)

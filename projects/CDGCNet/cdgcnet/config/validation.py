@@ -327,8 +327,8 @@ def unused_keys(cfg: CfgNode, default: CfgNode) -> dict[str, str]:
 def adapt_cfg(cfg: CfgNode) -> None:
     """Fit a checked config to where it runs and log what is likely a mistake.
 
-    SyncBN becomes BN in a single process. Logged are a batch smaller than the one that the
-    recipe's learning rate was chosen for, keys without effect, and dynamic nodes in a short
+    SyncBN becomes BN in a single process and on CPUs. Logged are a batch smaller than the one that
+    the recipe's learning rate was chosen for, keys without effect, and dynamic nodes in a short
     schedule.
     """
     from cdgcnet.config.defaults import default_cfg
@@ -338,7 +338,8 @@ def adapt_cfg(cfg: CfgNode) -> None:
         switched = merge_sync_bn(cfg)
         if switched:
             logger.info(
-                f"One process on {cfg.MODEL.DEVICE}: SyncBN becomes BN in {', '.join(switched)}"
+                f"{comm.get_world_size()} process(es) on {cfg.MODEL.DEVICE}: SyncBN, which is for "
+                f"several GPUs, becomes BN in {', '.join(switched)}"
             )
     if unused := unused_keys(cfg, default_cfg()):
         listed = "; ".join(f"{key} ({reason})" for key, reason in unused.items())

@@ -26,7 +26,8 @@ from cdgcnet.config.defaults import load_cfg
 from cdgcnet.config.validation import adapt_cfg, check_starting_weights, weights_file
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.preflight import check_data, check_datasets
-from cdgcnet.engine.distributed import on_main_process
+from cdgcnet.engine.distributed import check_agreement, is_lost_connection, on_main_process
+from cdgcnet.engine.run_facts import run_facts
 from cdgcnet.engine.run_folder import ResultsFile, RunFolder
 from cdgcnet.engine.run_lock import check_free, hold_folder
 from cdgcnet.engine.trainer import Trainer
@@ -123,9 +124,9 @@ def copy_classes(cfg: CfgNode, train: bool) -> None:
 
 
 def _is_fault(record: logging.LogRecord) -> bool:
-    """False for a user's error, which ends the run with one line on stderr."""
+    """False for an error that ends the run with one line on stderr."""
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, (ValueError, OSError, MemoryError))
+    return not (isinstance(error, (ValueError, OSError, MemoryError)) or is_lost_connection(error))
 
 
 def _start_logging(folder: Path) -> None:
@@ -157,6 +158,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_weights_path(cfg.MODEL.WEIGHTS)
     if not args.eval_only:
         check_weights_path(cfg.MODEL.TIMM.PRETRAINED, "MODEL.TIMM.PRETRAINED")
+    if comm.get_world_size() > 1:
+        check_agreement(run_facts(cfg, args))
     folder = _open_folder(cfg)
     if args.eval_only:
         _prepare_evaluation(cfg, folder, args.resume)

@@ -1,17 +1,18 @@
-"""Processes that work together: those that torchrun has started, and what only one of them does."""
+"""Processes that work together: how they start, agree and end, and what only one of them does."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 T = TypeVar("T")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LONGEST_VALUE = 80  # characters of a value in a message
 
 
 def started_by_torchrun() -> bool:
@@ -19,16 +20,18 @@ def started_by_torchrun() -> bool:
     return all(name in os.environ for name in _TORCHRUN)
 
 
-@contextmanager
-def torchrun_process_group() -> Iterator[None]:
-    """Join the processes of torchrun while the block runs: by NCCL on GPUs, by Gloo on CPUs.
+def join_torchrun_processes(timeout: timedelta) -> None:
+    """Form a group of the processes that torchrun has started: by NCCL on GPUs, by Gloo on CPUs.
+
+    Args:
+        timeout: how long to wait for the other processes, now and in every later exchange.
 
     Raises:
         ValueError: if there are fewer GPUs than processes on this machine.
+        TimeoutError: naming the processes that are missing.
     """
     rank, world, local_rank, local_world = (int(os.environ[name]) for name in _TORCHRUN[:4])
     if world == 1:
-        yield
         return
     on_gpus = torch.cuda.is_available()
     if on_gpus:
@@ -38,18 +41,110 @@ def torchrun_process_group() -> Iterator[None]:
                 f"{torch.cuda.device_count()} GPUs; expected --nproc-per-node of at most that"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=DEFAULT_TIMEOUT)
+    store = _meet(rank, world, timeout)
+    backend = "nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    # Detectron2 v0.6 can only make this group of the processes of a machine in its launch().
+    for first in range(0, world, local_world):
+        ranks = list(range(first, first + local_world))
+        group = dist.new_group(ranks)
+        if rank in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def _meet(rank: int, world: int, timeout: timedelta) -> dist.Store:
+    """The store that all processes share, after all of them have reached it.
+
+    Raises:
+        TimeoutError: naming the processes that are missing.
+    """
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    waited = f"after {timeout.total_seconds():g} seconds (--dist-timeout)"
     try:
-        # Detectron2 v0.6 can only make this group of the processes of a machine in its launch().
-        for first in range(0, world, local_world):
-            ranks = list(range(first, first + local_world))
-            group = dist.new_group(ranks)
-            if rank in ranks:
-                comm._LOCAL_PROCESS_GROUP = group
-        yield
-    finally:
-        comm._LOCAL_PROCESS_GROUP = None
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    except RuntimeError as error:
+        raise TimeoutError(
+            f"process {rank} of {world} has not met the others at {address} {waited}; check that "
+            "all machines of the job have started and reach this address"
+        ) from error
+    keys = [f"started/{i}" for i in range(world)]
+    store.set(keys[rank], socket.gethostname())
+    try:
+        store.wait(keys, timeout)
+    except RuntimeError as error:
+        missing = [str(i) for i, key in enumerate(keys) if not store.check([key])]
+        raise TimeoutError(
+            f"{len(missing)} of {world} processes have not started {waited}: rank "
+            f"{', '.join(missing)}; check that all machines of the job have started"
+        ) from error
+    return store
+
+
+def leave_processes() -> None:
+    """End the group of this process, if it has one."""
+    comm._LOCAL_PROCESS_GROUP = None
+    if dist.is_initialized():
         dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------- errors
+
+
+def may_report_error() -> bool:
+    """Whether this is the first process of the run that reports an error.
+
+    An error that all processes make is reported once, and so is that of one process, which the
+    others notice as a lost connection.
+    """
+    if not dist.is_initialized():
+        return not started_by_torchrun() or os.environ["LOCAL_RANK"] == "0"
+    try:
+        return dist.distributed_c10d._get_default_store().add("reported_errors", 1) == 1
+    except RuntimeError:  # the store has ended with the process that kept it
+        return False
+
+
+def process_name() -> str:
+    """Which process this is, for the end of a message; "" for the main process."""
+    if comm.is_main_process():
+        return ""
+    return (
+        f" (reported by process {comm.get_rank()} of {comm.get_world_size()} on "
+        f"{socket.gethostname()})"
+    )
+
+
+def is_lost_connection(error: BaseException | None) -> bool:
+    """Whether an error says that another process of the run has ended or does not answer."""
+    return dist.is_initialized() and (
+        isinstance(error, dist.DistError)
+        or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    )
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def check_agreement(facts: Mapping[str, object]) -> None:
+    """Compare what every process knows of a run, such as its config and data.
+
+    Raises:
+        ValueError: on all processes, naming the first entry in which one differs from process 0.
+    """
+
+    def short(value: object) -> str:
+        text = repr(value)
+        return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+    (first_host, first), *others = comm.all_gather((socket.gethostname(), dict(facts)))
+    for rank, (host, other) in enumerate(others, start=1):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"the processes of this run differ in {name}: {short(first.get(name))} in "
+                    f"process 0 on {first_host}, {short(other.get(name))} in process {rank} on "
+                    f"{host}; start all of them with the same command, data and code"
+                )
 
 
 def on_main_process(function: Callable[[], T]) -> T:

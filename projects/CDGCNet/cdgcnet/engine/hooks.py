@@ -1,6 +1,7 @@
 """Training hooks that Detectron2 does not have."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import inference_context
 from torch import nn
 
@@ -59,6 +61,18 @@ class SmoothingHistory(HookBase):
                     storage.iter = iteration
                     storage.put_scalar(name, value)
         storage.iter = start
+
+
+class Evaluation(EvalHook):
+    """Evaluates during and after a training, but not after an error.
+
+    Detectron2's hook takes a training that fails in its last iteration for a finished one. With
+    several processes the one that failed would then wait for the others forever.
+    """
+
+    def after_train(self) -> None:
+        if sys.exc_info()[0] is None:
+            super().after_train()
 
 
 class BestModel(HookBase):

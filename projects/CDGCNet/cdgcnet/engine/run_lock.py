@@ -39,10 +39,24 @@ def _in_use(path: Path) -> BlockingIOError:
     )
 
 
+def _elastic_job() -> dict:
+    """The job and the number of its restarts, if torchrun has started this process."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's word for no name
+    if job == "none":
+        return {}
+    return {"job": job, "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))}
+
+
 def _beats_elsewhere(path: Path) -> bool:
-    """Whether a run on another host has given a sign of life lately."""
-    host = _holder(path).get("host")
+    """Whether a run on another host has given a sign of life lately.
+
+    The processes of a job that torchrun has restarted since are dead.
+    """
+    holder, job = _holder(path), _elastic_job()
+    host = holder.get("host")
     if not host or host == socket.gethostname():
+        return False
+    if job and holder.get("job") == job["job"] and holder.get("restarts", 0) < job["restarts"]:
         return False
     return time.time() - path.stat().st_mtime < DEAD_AFTER
 
@@ -94,7 +108,12 @@ def hold_folder(folder: Path) -> Iterator[None]:
     beat = threading.Thread(target=_keep_alive, args=(path, stop), daemon=True)
     try:
         start = time.strftime("%Y-%m-%d %H:%M:%S")
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "start": start}
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "start": start,
+            **_elastic_job(),
+        }
         os.truncate(descriptor, 0)
         os.write(descriptor, json.dumps(holder).encode())
         beat.start()

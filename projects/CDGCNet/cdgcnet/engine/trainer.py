@@ -34,7 +34,7 @@ from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.data.train_loader import TrainLoader, stream_seed
 from cdgcnet.engine.checkpointer import RunCheckpointer
-from cdgcnet.engine.hooks import BestModel, SamplePredictions, SmoothingHistory
+from cdgcnet.engine.hooks import BestModel, Evaluation, SamplePredictions, SmoothingHistory
 from cdgcnet.engine.wandb_writer import WandbWriter
 from cdgcnet.evaluation.testing import (
     TTA_SUFFIX,
@@ -96,7 +96,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list:
         built = [h for h in super().build_hooks() if h is not None]
         at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built[at] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        built[at] = Evaluation(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
         if comm.is_main_process():
             sets = self.cfg.DATASETS.TEST
             metric = f"{sets[0]}/sem_seg/mIoU" if len(sets) > 1 else "sem_seg/mIoU"
@@ -153,12 +153,22 @@ class Trainer(DefaultTrainer):
         state["_trainer"] = self._trainer.state_dict()
         state["run_seed"] = self.run_seed
         state["max_iter"] = self.max_iter
+        state["world_size"] = comm.get_world_size()
         return state
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._trainer.load_state_dict(state["_trainer"])
         self.run_seed = state["run_seed"]
+        before, now = state.get("world_size"), comm.get_world_size()
+        if before not in (None, now):
+            logging.getLogger(__name__).warning(
+                f"The checkpoint is of a run with {before} processes; now there are {now}. The "
+                f"batch of {self.cfg.SOLVER.IMS_PER_BATCH} images, their order and augmentation "
+                "and the schedule stay as they are, but dropout and whatever is computed per "
+                "process, such as BN and losses with MODEL.CDGC.LOSS.REDUCE process, are not "
+                f"those of {before} processes."
+            )
         if state.get("max_iter", self.max_iter) != self.max_iter:
             self._extend_schedule(state["max_iter"])
 

@@ -163,9 +163,9 @@ def test_usage_errors_of_train(options, message, command, run_yaml, capsys):
 
 
 def test_more_gpus_than_there_are(command, run_yaml, capsys, monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert command("train", "--config-file", run_yaml, "--num-gpus", 2) == 1
-    assert "--num-gpus 2, but 0 are available" in capsys.readouterr().err
+    assert "--num-gpus 2, but 1 are available" in capsys.readouterr().err
 
 
 def test_a_single_process_runs_here():

@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("CDGC_KILLS", "2"))
 
 # What train_net.py does, with trouble in process 1.
 DRIVER = """
-import os, random, signal, sys, threading
+import os, random, signal, sys, threading, time
 from cdgcnet import Trainer
 from cdgcnet.cli.main import run_tool
 
@@ -41,10 +41,13 @@ if os.environ["RANK"] == "1":
             raise OSError("scene.png is gone")
         if trouble == "KeyError":
             raise KeyError("a fault")
-        if trouble.isdigit() and restarts < int(trouble) and self.iter >= int(kill_at):
-            # Now, in the middle of this step, or while a checkpoint is written.
-            delay = 0.2 * (kill_at % 1)
-            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if trouble.isdigit() and restarts < int(trouble):
+            if self.iter >= int(kill_at):
+                # Now, in the middle of a step, or while a checkpoint is written.
+                delay = 0.2 * (kill_at % 1)
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            if self.iter + 1 == self.max_iter:
+                time.sleep(60)
         run_step(self)
 
     Trainer.run_step = step

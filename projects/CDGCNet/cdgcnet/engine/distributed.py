@@ -29,6 +29,7 @@ def join_torchrun_processes(timeout: timedelta) -> None:
     Raises:
         ValueError: if there are fewer GPUs than processes on this machine.
         TimeoutError: naming the processes that are missing.
+        ConnectionError: if the processes cannot reach each other.
     """
     rank, world, local_rank, local_world = (int(os.environ[name]) for name in _TORCHRUN[:4])
     if world == 1:
@@ -43,13 +44,18 @@ def join_torchrun_processes(timeout: timedelta) -> None:
         torch.cuda.set_device(local_rank)
     store = _meet(rank, world, timeout)
     backend = "nccl" if on_gpus else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-    # Detectron2 v0.6 can only make this group of the processes of a machine in its launch().
-    for first in range(0, world, local_world):
-        ranks = list(range(first, first + local_world))
-        group = dist.new_group(ranks)
-        if rank in ranks:
-            comm._LOCAL_PROCESS_GROUP = group
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+        # Detectron2 v0.6 can only make this group of the processes of a machine in its launch().
+        for first in range(0, world, local_world):
+            ranks = list(range(first, first + local_world))
+            group = dist.new_group(ranks)
+            if rank in ranks:
+                comm._LOCAL_PROCESS_GROUP = group
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"process {rank} of {world} cannot connect to the others: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _meet(rank: int, world: int, timeout: timedelta) -> dist.Store:
@@ -67,6 +73,10 @@ def _meet(rank: int, world: int, timeout: timedelta) -> dist.Store:
             f"process {rank} of {world} has not met the others at {address} {waited}; check that "
             "all machines of the job have started and reach this address"
         ) from error
+    # torchrun keeps one store for all restarts, and what ended processes have left there must not
+    # count. On several machines the restarts are counted differently; see docs/clusters.md.
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     keys = [f"started/{i}" for i in range(world)]
     store.set(keys[rank], socket.gethostname())
     try:

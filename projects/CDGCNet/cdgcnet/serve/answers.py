@@ -97,7 +97,7 @@ def summary(refined: np.ndarray, coarse: np.ndarray | None, metadata: "Metadata"
         for i, name in enumerate(names)
         if occurring[i]
     ]
-    classes.sort(key=lambda entry: -entry["share"])  # type: ignore[operator]
+    classes.sort(key=lambda entry: -entry["share"])
     return {
         "height": refined.shape[0],
         "width": refined.shape[1],

@@ -30,7 +30,7 @@ def requested_format(request: Request) -> str:
         if name not in FORMATS:
             raise HTTPException(400, f"format={name[:50]}: expected one of {', '.join(FORMATS)}")
         return name
-    wanted = []
+    wanted: list[tuple[str, float]] = []
     for part in request.headers.get("accept", "*/*").split(","):
         media_type, *parameters = (word.strip().lower() for word in part.split(";"))
         quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
@@ -39,8 +39,8 @@ def requested_format(request: Request) -> str:
         except ValueError:
             continue
     wanted.sort(key=lambda pair: -pair[1])  # stable: the order of the header decides between equals
-    for media_type, quality in wanted:
-        if media_type in _ACCEPTED and quality > 0:
+    for media_type, weight in wanted:
+        if media_type in _ACCEPTED and weight > 0:
             return _ACCEPTED[media_type]
     raise HTTPException(406, "Accept: expected image/png, image/jpeg or application/json")
 

@@ -131,9 +131,8 @@ class OnnxPredictor:
 
     def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size (h, w) at which an image (H, W) enters the network."""
-        height, width = size
         scale = self.export.min_size / min(size) if self.export.min_size else 1.0
-        height, width = height * scale, width * scale
+        height, width = size[0] * scale, size[1] * scale
         scale = min(1.0, self.export.max_size / max(height, width))
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 

@@ -105,7 +105,7 @@ class PredictionRecord:
                 "changed:\n  " + "\n  ".join(different[:10]) + "\nChoose another --output, or add "
                 "--overwrite to replace them."
             )
-        entries = [{"identity": identity}]
+        entries: list[dict[str, Any]] = [{"identity": identity}]
         entries += [{"name": name, "source": state} for name, state in self.sources.items()]
         with atomic_write(self.path) as tmp_path:
             tmp_path.write_text("".join(json.dumps(x) + "\n" for x in entries), encoding="utf-8")
@@ -137,11 +137,11 @@ class PredictionRecord:
 
 
 def unfinished(
-    sources: Iterable[T],
+    sources: Iterable[Source],
     record: PredictionRecord,
-    paths: Callable[[T], Sequence[Path]],
+    paths: Callable[[Source], Sequence[Path]],
     overwrite: bool,
-) -> list[T]:
+) -> list[Source]:
     """The sources whose predictions are not all there.
 
     Raises:
@@ -221,16 +221,19 @@ def _size(frame: Frame) -> tuple[int, ...] | None:
 def predict_batch(
     predictor: Predictor, batch: Sequence[Frame[T]], probabilities: bool
 ) -> list[Prediction[T]]:
+    images = [frame.image for frame in batch if not isinstance(frame.image, Exception)]
+    assert len(images) == len(batch)  # an image that could not be read is never in a batch
+    keys = [frame.key for frame in batch]
     if probabilities:
         found = []
-        for key, image in batch:
+        for key, image in zip(keys, images, strict=True):
             values = predictor.probabilities(image)
             found.append(Prediction(key, image, values.argmax(axis=0).astype(np.uint8), values))
         return found
-    maps = predictor.label_maps([frame.image for frame in batch])
+    maps = predictor.label_maps(images)
     return [
         Prediction(key, image, labels[PredictionKind.REFINED], None)
-        for (key, image), labels in zip(batch, maps, strict=True)
+        for key, image, labels in zip(keys, images, maps, strict=True)
     ]
 
 
@@ -268,13 +271,15 @@ def predict_stream(
 
     with ThreadPoolExecutor(1) as thread:
         for batch in same_size_batches(prefetch(frames, depth * batch_size), batch_size):
-            if isinstance(error := batch[0].image, Exception):
-                yield batch[0].key, error
+            first = batch[0].image
+            if isinstance(first, Exception):
+                yield batch[0].key, first
                 continue
             try:
                 predictions = predict_batch(predictor, batch, probabilities)
             except (ValueError, OSError, MemoryError) as error:
-                yield from ((frame.key, error) for frame in batch)
+                for frame in batch:
+                    yield frame.key, error
                 continue
             for prediction in predictions:
                 yield from finish(depth - 1)

@@ -216,11 +216,12 @@ class Predictor:
         inputs = [self._input(image) for image in original_images]
         model = self.tta or self.model
         with torch.no_grad():
-            if not coarse and hasattr(model, "predict_scores"):
+            predict_scores = getattr(model, "predict_scores", None)
+            if not coarse and callable(predict_scores):
                 refined = PredictionKind.REFINED
                 return [
                     {refined: label_map(p.scores[refined], p.geometry).cpu().numpy()}
-                    for p in model.predict_scores(inputs)
+                    for p in predict_scores(inputs)
                 ]
             return [
                 {kind: labels.cpu().numpy() for kind, labels in p.labels.items()}

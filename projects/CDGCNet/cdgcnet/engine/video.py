@@ -37,7 +37,7 @@ _ROUNDING = 1
 class Moment(NamedTuple):
     """When a frame was taken."""
 
-    index: int
+    number: int
     seconds: float  # since the first frame
 
 
@@ -203,7 +203,7 @@ def predict_video(
         def write(prediction: Prediction[Moment]) -> None:
             nonlocal done
             moment = prediction.key
-            write_labels(labels_folder / f"{moment.index:06}.png", prediction.labels, metadata)
+            write_labels(labels_folder / f"{moment.number:06}.png", prediction.labels, metadata)
             done += 1
             if video is None:
                 return

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -316,8 +317,8 @@ def load_pt2(path: str | Path) -> tuple[nn.Module, ExportMetadata]:
         raise ValueError(
             f"{path} is no pt2 archive that PyTorch {torch.__version__} can load: {reason}"
         ) from error
-    text = files[METADATA_KEY]
-    text = text.decode() if isinstance(text, bytes) else text
+    stored: Any = files[METADATA_KEY]  # torch gives bytes or text, by version
+    text = stored.decode() if isinstance(stored, bytes) else stored
     metadata = ExportMetadata.from_json(text or None, str(path))
     return program.module(), metadata
 

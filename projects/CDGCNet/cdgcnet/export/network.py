@@ -22,6 +22,9 @@ class ExportableNetwork(nn.Module):
     and test-time augmentation are left to the caller.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         model: nn.Module,

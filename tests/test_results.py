@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 PROFILES = ROOT / "configs" / "experiments" / "profiles"
 EXPERIMENTS = ROOT / "projects" / "CDGCNet" / "EXPERIMENTS.md"
-TABLES = sorted(RESULTS.glob("*/*.md"))
+TABLES = sorted(
+    path for profile in PROFILES.glob("*.yaml") for path in RESULTS.glob(f"{profile.stem}/*.md")
+)
 
 
 def way_of(table: Path) -> tuple[str, str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from detectron2.projects.deeplab import build_resnet_deeplab_backbone
 
 from cdgcnet import build_dilated_resnet_backbone
-from cdgcnet.checkpoint.strict_checkpointer import convert_torchvision_resnet
+from cdgcnet.checkpoint.formats import find_backbone
 
 RGB = ShapeSpec(channels=3)
 # output stride -> (RES4_DILATION, RES5_DILATION)
@@ -168,7 +168,7 @@ def test_equals_torchvision(backbone_cfg, randomize, depth, width):
     randomize(theirs)
     cfg = backbone_cfg(depth, 32, STEM_OUT_CHANNELS=64, RES2_OUT_CHANNELS=width, WIDTH_PER_GROUP=64)
     ours = build_dilated_resnet_backbone(cfg, RGB)
-    ours.load_state_dict(convert_torchvision_resnet(theirs.state_dict()))
+    ours.load_state_dict(find_backbone(theirs.state_dict()).state)
     theirs, ours = theirs.eval().double(), ours.eval().double()
     image = torch.rand(1, 3, 49, 65, dtype=torch.float64)
     with torch.no_grad():

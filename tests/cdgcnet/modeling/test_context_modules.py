@@ -283,5 +283,5 @@ def test_pixels_have_no_place(inputs, prepared, name):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"refiner.*non_local.*pixelwise.*'graph'"):
+    with pytest.raises(ValueError, match=r"context module.*non_local.*pixelwise.*'graph'"):
         build_context_module("graph", C, norm="BN", parameters=1)

@@ -43,7 +43,7 @@ def run_row(data, tmp_path, monkeypatch, clean_logging):
     """``run_row(job)``: the results of a row's training and evaluation."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
     # The registered street scenes would be drawn in their full number.
-    monkeypatch.setattr("cdgcnet.data.datasets.streets.write_street_scenes", lambda folder: folder)
+    monkeypatch.setattr("cdgcnet.data.synthetic.writer.write_street_scenes", lambda folder: folder)
 
     def make(job):
         opts = [*job.overrides, "SEED", "1", "OUTPUT_DIR", str(tmp_path / "run")]

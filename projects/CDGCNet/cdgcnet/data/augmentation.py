@@ -171,8 +171,14 @@ class ResizeForTest(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
-        scale = self.min_size / min(height, width) if self.min_size else 1.0
-        new_height, new_width = height * scale, width * scale
+        new_height, new_width = float(height), float(width)
+        if self.min_size:
+            # The shorter edge is exact: height * (size / height) may fall short of size.
+            scale = self.min_size / min(height, width)
+            shorter = float(self.min_size)
+            new_height, new_width = (
+                (shorter, width * scale) if height < width else (height * scale, shorter)
+            )
         scale = min(1.0, self.max_size / max(new_height, new_width))
         # Rounded as Detectron2 does; a very long image keeps at least one row.
         new_height = max(1, int(new_height * scale + 0.5))

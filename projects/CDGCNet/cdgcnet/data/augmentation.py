@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, Transform, TransformList
 
 from cdgcnet.data.transforms import ResizeCropTransform
+from cdgcnet.utils.image_size import shortest_edge_size
 
 # Ratios are multiples of 1/64. Steps this fine make no difference to training, and the resized
 # sides share a large divisor with the original ones, which makes cropping before resizing cheap.
@@ -171,18 +172,7 @@ class ResizeForTest(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
-        new_height, new_width = float(height), float(width)
-        if self.min_size:
-            # The shorter edge is exact: height * (size / height) may fall short of size.
-            scale = self.min_size / min(height, width)
-            shorter = float(self.min_size)
-            new_height, new_width = (
-                (shorter, width * scale) if height < width else (height * scale, shorter)
-            )
-        scale = min(1.0, self.max_size / max(new_height, new_width))
-        # Rounded as Detectron2 does; a very long image keeps at least one row.
-        new_height = max(1, int(new_height * scale + 0.5))
-        new_width = max(1, int(new_width * scale + 0.5))
+        new_height, new_width = shortest_edge_size((height, width), self.min_size, self.max_size)
         if (new_height, new_width) == (height, width):
             return T.NoOpTransform()
         return T.ResizeTransform(height, width, new_height, new_width)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from cdgcnet.engine.export_metadata import METADATA_KEY, ExportMetadata
+from cdgcnet.utils.image_size import shortest_edge_size
 from cdgcnet.utils.image_validation import check_bgr_image
 
 
@@ -131,10 +132,7 @@ class OnnxPredictor:
 
     def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size (h, w) at which an image (H, W) enters the network."""
-        scale = self.export.min_size / min(size) if self.export.min_size else 1.0
-        height, width = size[0] * scale, size[1] * scale
-        scale = min(1.0, self.export.max_size / max(height, width))
-        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        return shortest_edge_size(size, self.export.min_size, self.export.max_size)
 
     def _covers(self, size: tuple[int, int]) -> bool:
         """Whether the network sees an image of this size in one piece."""

@@ -58,7 +58,7 @@ def clean_logging():
     from detectron2.utils import logger as d2_logger
 
     yield
-    for name in ("detectron2", "fvcore", "cdgcnet"):
+    for name in ("detectron2", "fvcore", "cdgcnet", "cdgc"):
         log = logging.getLogger(name)
         for handler in list(log.handlers):
             log.removeHandler(handler)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cdgc.kernels import KernelChoice, segment_ends
 from cdgc.validation import check_choice
 
 TOPK_WEIGHTS = ("softmax", "equal")
@@ -50,15 +51,14 @@ def segment_attention(
             f"expected log_weight ({len(q)},) on {q.device}, got {tuple(log_weight.shape)} on "
             f"{log_weight.device}"
         )
-    present = [n for n in lengths if n]
-    if not present:
+    if not any(lengths):
         return _empty(q, k, v)
-    weights: Sequence[Tensor | None] = [None] * len(present)
     if log_weight is not None:
-        weights = log_weight.split(present)
-    # split instead of slicing: the backward of a slice allocates the full size once per segment.
-    blocks = zip(q.split(present), k.split(present), v.split(present), weights, strict=True)
-    return torch.cat([attend(qs, ks, vs, scale, w) for qs, ks, vs, w in blocks])
+        return _attention_loop(q, k, v, lengths, scale, log_weight)
+    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(q.device.type)  # not all kernels know autocast
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    return _segment_kernel(q, k, v)(q, k, v, lengths, scale)
 
 
 def segment_topk_attention(
@@ -123,6 +123,73 @@ def attend_topk(q: Tensor, k: Tensor, v: Tensor, scale: float, topk: int, weight
     similarity = torch.cat([values for values, _ in blocks])
     a = (similarity * scale).softmax(1).to(v.dtype)
     return F.embedding_bag(neighbors, v, per_sample_weights=a, mode="sum")
+
+
+def _attention_loop(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+    scale: float = 1.0,
+    log_weight: Tensor | None = None,
+) -> Tensor:
+    """:func:`segment_attention` segment by segment."""
+    present = [n for n in lengths if n]
+    weights: Sequence[Tensor | None] = [None] * len(present)
+    if log_weight is not None:
+        weights = log_weight.split(present)
+    # split instead of slicing: the backward of a slice allocates the full size once per segment.
+    blocks = zip(q.split(present), k.split(present), v.split(present), weights, strict=True)
+    return torch.cat([attend(qs, ks, vs, scale, w) for qs, ks, vs, w in blocks])
+
+
+def _varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float = 1.0
+) -> Tensor:
+    """:func:`segment_attention` in one launch of flash attention, in half precision only."""
+    from torch.nn.attention.varlen import varlen_attn  # since torch 2.10
+
+    present = [n for n in lengths if n]
+    ends, longest = segment_ends(present, q.device, start=True), max(present)
+    q, k, v = (t[:, None].contiguous() for t in (q, k, v))  # one head
+    out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale)
+    assert isinstance(out, Tensor)  # a tuple only where more is asked for
+    return out[:, 0]
+
+
+def _jagged_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float = 1.0
+) -> Tensor:
+    """:func:`segment_attention` as one call on nested tensors, in any precision."""
+    if torch.is_inference_mode_enabled():  # nested tensors cannot hold inference tensors
+        with torch.inference_mode(False), torch.no_grad():
+            return _jagged_attention(q.clone(), k.clone(), v.clone(), lengths, scale)
+    present = [n for n in lengths if n]
+    ends = segment_ends(present, q.device, start=True)
+    shortest, longest = min(present), max(present)
+
+    def nested(rows: Tensor) -> Tensor:  # with its bounds, or torch would ask the device for them
+        return torch.nested.nested_tensor_from_jagged(
+            rows[:, None].contiguous(), ends, min_seqlen=shortest, max_seqlen=longest
+        ).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(nested(q), nested(k), nested(v), scale=scale)
+    return out.transpose(1, 2).values()[:, 0]
+
+
+def _example_rows(lengths: Sequence[int], channels: Sequence[int]) -> list[Tensor]:
+    """Queries and keys whose similarities are O(1), and values."""
+    g = torch.Generator().manual_seed(0)
+    rows = [torch.randn(sum(lengths), c, generator=g, dtype=torch.float64) for c in channels]
+    return [rows[0] * channels[0] ** -0.25, rows[1] * channels[0] ** -0.25, rows[2]]
+
+
+_segment_kernel = KernelChoice(
+    "Segment attention",
+    _attention_loop,
+    {"varlen_attn": _varlen_attention, "nested tensors": _jagged_attention},
+    _example_rows,
+)
 
 
 def _check_rows(lengths: Sequence[int], q: Tensor, k: Tensor, v: Tensor) -> None:

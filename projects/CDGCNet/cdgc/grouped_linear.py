@@ -4,11 +4,14 @@ Shape shorthand: K rows sorted by class, M classes, C input and D output channel
 """
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from cdgc.kernels import KernelChoice, segment_ends
 
 
 def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -45,7 +48,57 @@ def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
             f"x is {x.dtype} on {x.device}, weight {weight.dtype} on {weight.device}; both must be "
             "of one dtype on one device"
         )
-    return _ClassLinear.apply(x.contiguous(), weight, _blocks(lengths))
+    x = x.contiguous()
+    if sum(n > 0 for n in lengths) < 2:  # one product already
+        return _loop(x, weight, lengths)
+    return _kernel(x, weight)(x, weight, lengths)
+
+
+def _loop(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
+    """:func:`class_linear` with one product per class."""
+    return _ClassLinear.apply(x, weight, lengths, _LOOP)
+
+
+def _grouped(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
+    """:func:`class_linear` with one grouped product."""
+    return _ClassLinear.apply(x, weight, lengths, _GROUPED)
+
+
+def _loop_rows(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
+    out = x.new_empty(x.shape[0], weight.shape[2])
+    for m, rows in _blocks(lengths):
+        torch.mm(x[rows], weight[m], out=out[rows])
+    return out
+
+
+def _loop_weights(x: Tensor, grad: Tensor, lengths: Sequence[int]) -> Tensor:
+    out = x.new_zeros(len(lengths), x.shape[1], grad.shape[1])
+    for m, rows in _blocks(lengths):
+        torch.mm(x[rows].t(), grad[rows], out=out[m])
+    return out
+
+
+def _grouped_rows(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
+    present = [m for m, n in enumerate(lengths) if n]
+    if len(present) < len(lengths):
+        weight = weight.index_select(0, _indices(present, x.device))
+    ends = segment_ends([lengths[m] for m in present], x.device)
+    return F.grouped_mm(x, weight, offs=ends)
+
+
+def _grouped_weights(x: Tensor, grad: Tensor, lengths: Sequence[int]) -> Tensor:
+    present = [m for m, n in enumerate(lengths) if n]
+    found = F.grouped_mm(x.t(), grad, offs=segment_ends([lengths[m] for m in present], x.device))
+    if len(present) == len(lengths):
+        return found
+    # Absent classes stay out of the product: kernels differ in what they leave in empty groups.
+    out = x.new_zeros(len(lengths), x.shape[1], grad.shape[1])
+    return out.index_copy_(0, _indices(present, x.device), found)
+
+
+def _indices(classes: Sequence[int], device: torch.device) -> Tensor:
+    index = torch.tensor(classes, dtype=torch.long, pin_memory=device.type == "cuda")
+    return index.to(device, non_blocking=True)
 
 
 def _blocks(lengths: Sequence[int]) -> list[tuple[int, slice]]:
@@ -56,6 +109,21 @@ def _blocks(lengths: Sequence[int]) -> list[tuple[int, slice]]:
     ]
 
 
+def _example(lengths: Sequence[int], channels: Sequence[int]) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    width, out = channels
+    x = torch.randn(sum(lengths), width, generator=g, dtype=torch.float64)
+    weight = torch.randn(len(lengths), width, out, generator=g, dtype=torch.float64)
+    return [x, weight * width**-0.5]
+
+
+class _Products(NamedTuple):
+    """Rows times the matrix of their class, and the gradient of these matrices."""
+
+    rows: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    weights: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+
+
 class _ClassLinear(torch.autograd.Function):
     """Multiplies the rows of class m by weight[m] and skips absent classes.
 
@@ -63,24 +131,26 @@ class _ClassLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, blocks: list[tuple[int, slice]]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, lengths: Sequence[int], products: _Products
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.blocks = blocks
-        out = x.new_empty(x.shape[0], weight.shape[2])
-        for m, rows in blocks:
-            torch.mm(x[rows], weight[m], out=out[rows])
-        return out
+        ctx.lengths, ctx.products = lengths, products
+        return products.rows(x, weight, lengths)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for m, rows in ctx.blocks:
-            if grad_x is not None:
-                torch.mm(grad[rows], weight[m].t(), out=grad_x[rows])
-            if grad_weight is not None:
-                torch.mm(x[rows].t(), grad[rows], out=grad_weight[m])
-        return grad_x, grad_weight, None
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = ctx.products.rows(grad, weight.transpose(1, 2), ctx.lengths)
+        if ctx.needs_input_grad[1]:
+            grad_weight = ctx.products.weights(x, grad, ctx.lengths)
+        return grad_x, grad_weight, None, None
+
+
+_LOOP = _Products(_loop_rows, _loop_weights)
+_GROUPED = _Products(_grouped_rows, _grouped_weights)
+_kernel = KernelChoice("Grouped linear", _loop, {"grouped_mm": _grouped}, _example)

@@ -28,8 +28,9 @@ from cdgc.messages import Segment
 
 SOFTMAX = ("class", "image")
 
-# Attention weights that are held at once (64 MiB in float32); they are recomputed in the backward.
-_HELD_WEIGHTS = 1 << 24
+# Attention weights that are held at once (64 MiB in float32; 256 MiB on a GPU, which prefers fewer,
+# larger launches). They are recomputed in the backward pass.
+_HELD_WEIGHTS = {"cpu": 1 << 24, "cuda": 1 << 26}
 
 
 def check_joint_options(
@@ -160,7 +161,7 @@ def joint_messages(
             position = _positions(size, x)
             q, k = distance.extend(q, k, position, position[index])
         weights = [graph[m] for m in classes], [merge[m] for m in classes]
-        block = max(1, _HELD_WEIGHTS // (heads * len(values)))
+        block = max(1, _HELD_WEIGHTS[x.device.type] // (heads * len(values)))
         parts = [
             checkpoint(_block, part, k, v, counts, *weights, use_reentrant=False)
             for part in q.split(block, dim=1)

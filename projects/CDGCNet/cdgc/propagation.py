@@ -20,6 +20,7 @@ from cdgc.attention import attend, attend_topk, segment_attention, segment_topk_
 from cdgc.gather import Segments, is_coarse_node, nodes_to_pixels, pixels_to_nodes
 from cdgc.grouped_linear import class_linear
 from cdgc.joint_attention import DistanceBias, joint_messages
+from cdgc.kernels import DEVICES
 from cdgc.messages import Segment, attention_messages, segment_messages, segments_of
 from cdgc.nodes import NodeSet
 from cdgc.validation import check_choice
@@ -56,7 +57,9 @@ def propagate_to_nodes(
         lengths = [n for per_image in counts for n in per_image if n]
         segments = Segments(nodes, lengths, coarse_only)
         return segments.to_pixels(_segment_rows(pixels, segments, counts, weights))
-    if not torch.is_grad_enabled() and len(nodes.pixel):
+    # On a GPU one launch for all segments saves more than the memory is worth.
+    streams = not torch.is_grad_enabled() and pixels.device.type not in DEVICES
+    if streams and len(nodes.pixel):
         return _stream_to_nodes(pixels, nodes, weights, edges, coarse_only)
     assert weights.phi is not None and weights.phi_prime is not None
     classes = [sum(per_image) for per_image in counts]

@@ -208,7 +208,7 @@ def earlier(start, folder):
     # Handlers of that run are closed by now in reality: it was another process.
     import logging
 
-    for name in ("detectron2", "fvcore", "cdgcnet"):
+    for name in ("detectron2", "fvcore", "cdgcnet", "cdgc"):
         for handler in list(logging.getLogger(name).handlers):
             logging.getLogger(name).removeHandler(handler)
     from detectron2.utils.logger import setup_logger

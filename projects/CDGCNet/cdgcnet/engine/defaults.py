@@ -132,7 +132,7 @@ def _is_fault(record: logging.LogRecord) -> bool:
 def _start_logging(folder: Path) -> None:
     """Log to ``log.txt`` and stdout; messages at level DEBUG, with tracebacks, to the file only."""
     on_main_process(partial(folder.mkdir, parents=True, exist_ok=True))
-    for name in ("fvcore", "detectron2", "cdgcnet"):
+    for name in ("fvcore", "detectron2", "cdgcnet", "cdgc"):
         logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
         for handler in logger.handlers:
             if getattr(handler, "stream", None) is sys.stdout:

@@ -78,7 +78,7 @@ class FirstImages:
 
 def log_to_file(folder: Path) -> None:
     """Log everything to ``folder``/log.txt; the terminal shows only warnings and the bars."""
-    for name in ("detectron2", "fvcore", "cdgcnet"):
+    for name in ("detectron2", "fvcore", "cdgcnet", "cdgc"):
         for handler in setup_logger(str(folder), name=name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.WARNING)

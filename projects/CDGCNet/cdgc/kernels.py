@@ -1,0 +1,162 @@
+"""Choosing between one launch per segment and one launch for all of them.
+
+On a CUDA device a loop over segments costs a launch or two per segment. torch has kernels that
+take all segments at once, but which of them work depends on its version, the GPU, the dtype and
+the number of channels. Each is therefore compared with the loop before its first use, forward and
+backward; the first that is as accurate as the loop is used from then on, and the choice is logged.
+The CPU always runs the loop, which is faster there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# A function of tensors, followed by the segment lengths: see the loop of each operation.
+Kernel = Callable[..., Tensor]
+
+# Devices on which a launch costs more than the loop's other work.
+DEVICES = ("cuda",)
+
+# Segments of the comparison: one row, no rows, and lengths that no block size divides.
+_LENGTHS = (70, 1, 0, 257, 16, 130)
+# How much larger than the loop's error, in the same dtype, that of a kernel may be.
+_TOLERANCE = 2.0
+
+_loop_only = False
+
+
+@contextmanager
+def loop_only() -> Iterator[None]:
+    """Run the segment loops on every device, for example to compare a kernel with them."""
+    global _loop_only
+    before, _loop_only = _loop_only, True
+    try:
+        yield
+    finally:
+        _loop_only = before
+
+
+def segment_ends(lengths: Sequence[int], device: torch.device, start: bool = False) -> Tensor:
+    """The cumulative lengths as int32 on the device, preceded by 0 if ``start``.
+
+    The copy leaves pinned memory without making the host wait.
+    """
+    sizes = torch.tensor([0, *lengths] if start else lengths, dtype=torch.int32)
+    ends = sizes.cumsum(0, dtype=torch.int32)
+    if device.type == "cuda":
+        ends = ends.pin_memory()
+    return ends.to(device, non_blocking=True)
+
+
+class KernelChoice:
+    """The kernel of one operation for each device, dtype and number of channels."""
+
+    def __init__(
+        self,
+        operation: str,
+        loop: Kernel,
+        candidates: Mapping[str, Kernel],
+        example: Callable[[Sequence[int], Sequence[int]], list[Tensor]],
+    ):
+        """
+        Args:
+            operation: what messages call the operation.
+            loop: the reference; called with float tensors and the segment lengths.
+            candidates: kernels by name, the preferred one first; called like the loop. They raise
+                any exception for what they do not support.
+            example: tensors for given segment lengths and numbers of channels (the last size of
+                each tensor), in float64 on the CPU.
+        """
+        self.operation = operation
+        self.loop = loop
+        self.candidates = candidates
+        self.example = example
+        self._chosen: dict[tuple, Kernel] = {}
+
+    def __call__(self, *tensors: Tensor) -> Kernel:
+        """The kernel for tensors like these; the first call for each kind compares them all."""
+        device = tensors[0].device
+        # torch's deterministic algorithms are known for the loop's operations only.
+        if device.type not in DEVICES or _loop_only or torch.are_deterministic_algorithms_enabled():
+            return self.loop
+        channels = tuple(t.shape[-1] for t in tensors)
+        key = (device, tensors[0].dtype, channels)
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(*key)
+        return self._chosen[key]
+
+    def _choose(self, device: torch.device, dtype: torch.dtype, channels: tuple) -> Kernel:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
+            exact = [t.to(device) for t in self.example(_LENGTHS, channels)]
+            inputs = [t.to(dtype) for t in exact]
+            expected = _outputs(self.loop, [t.double() for t in inputs])
+            limits = [
+                _TOLERANCE * error + torch.finfo(dtype).eps
+                for error in _errors(_outputs(self.loop, inputs), expected)
+            ]
+            reasons = []
+            for name, kernel in self.candidates.items():
+                try:
+                    with _refuse_waits(device):
+                        found = _outputs(kernel, inputs)
+                    errors = _errors(found, expected)
+                except Exception as error:  # whatever an unsupported kernel raises
+                    first_line = (str(error).splitlines() or [""])[0]
+                    reasons.append(f"{name}: {type(error).__name__}: {first_line}")
+                    continue
+                if all(e <= limit for e, limit in zip(errors, limits, strict=True)):
+                    return self._log(name, kernel, device, dtype, channels, reasons)
+                reasons.append(f"{name}: relative errors {', '.join(f'{e:.1e}' for e in errors)}")
+        return self._log("segment loop", self.loop, device, dtype, channels, reasons)
+
+    def _log(
+        self,
+        name: str,
+        kernel: Kernel,
+        device: torch.device,
+        dtype: torch.dtype,
+        channels: tuple,
+        reasons: list[str],
+    ) -> Kernel:
+        refused = f"; not used: {'; '.join(reasons)}" if reasons else ""
+        logging.getLogger(__name__).info(
+            f"{self.operation} on {device}, {dtype}, channels {channels}: {name}{refused}"
+        )
+        return kernel
+
+
+def _outputs(kernel: Kernel, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The result of a kernel and the gradients of its inputs, for a fixed gradient."""
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    out = kernel(*leaves, _LENGTHS)
+    grad = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def _errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """Relative errors; NaN or infinity, which no limit admits, where a value is not finite."""
+    pairs = zip(found, expected, strict=True)
+    return [float((a.double() - b).norm() / b.norm()) for a, b in pairs]
+
+
+@contextmanager
+def _refuse_waits(device: torch.device) -> Iterator[None]:
+    """Raise if the host waits for the device; a kernel that does would stall every step."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cdgcnet.comparison.records import load_records as load_compared
+from cdgcnet.comparison.report import make_lines, table
+from cdgcnet.comparison.report import render as render_comparison
 from cdgcnet.experiments import render
 from cdgcnet.experiments.jobs import split_overrides
 from cdgcnet.experiments.record import load_records
@@ -81,3 +84,33 @@ def test_numbers_told_are_those_of_the_records(told):
     controls = render.make_controls(find_rows(profile, "control"), [line], pairs, records)
     measured = dict(zip(HEADER, cells(line, matching(controls, line), None), strict=True))
     assert said and said == {column: measured[column] for column in said}
+
+
+# ---------------------------------------------------------------- tables of `cdgcnet compare`
+COMPARED = sorted(path for path in (RESULTS / "compare").iterdir() if path.is_dir())
+PAGES = [EXPERIMENTS, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("folder", COMPARED, ids=lambda path: path.name)
+def test_a_page_has_the_table_that_the_records_of_a_comparison_give(folder):
+    begin, end = f"<!-- compare {folder.name} -->", f"<!-- end of compare {folder.name} -->"
+    [page] = [text for p in PAGES if begin in (text := p.read_text("utf-8"))]
+    found = page.partition(begin)[2].partition(end)[0].strip()
+    expected = render_comparison(load_compared(folder)).strip()
+    assert found == expected, f"cdgcnet compare --render {folder} --into the page"
+
+
+def compared_cells() -> dict[str, list[str]]:
+    """Label -> cells of the final comparison, the one that pages quote."""
+    lines = make_lines(load_compared(RESULTS / "compare" / "voc_animals"))
+    return {line.label: cells for line, cells in zip(lines, table(lines), strict=True)}
+
+
+@pytest.mark.parametrize("page", [EXPERIMENTS, ROOT / "README.md"], ids=lambda path: path.name)
+def test_scores_of_a_comparison_are_quoted_as_they_are(page):
+    """Every "62.26 ± 0.32 (5)" outside of a generated table is a cell of the final comparison."""
+    text = re.sub(r"<!-- compare .*?<!-- end of compare", "", page.read_text("utf-8"), flags=re.S)
+    text = text.partition("## Appendix")[0]
+    quoted = set(re.findall(r"\d\d\.\d\d(?: ± \d\.\d\d)? \(\d+\)", text))
+    measured = {cells[1] for cells in compared_cells().values()}
+    assert quoted and quoted <= measured, quoted - measured

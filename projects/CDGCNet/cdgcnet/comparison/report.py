@@ -198,8 +198,13 @@ def _conditions(records: Sequence[Record]) -> list[str]:
     data = about["evaluated_on"]
     metadata = [record.metadata for record in records]
 
+    def different(key: str) -> list[str]:
+        return list(dict.fromkeys(m[key] for m in metadata))
+
     def all_of(key: str) -> str:
-        return "; ".join(dict.fromkeys(m[key] for m in metadata))
+        return "; ".join(different(key))
+
+    commands = [f"`{shlex.join(shlex.split(command))}`" for command in different("command")]
 
     return [
         f"{about['train_images']} images of {about['trained_on']}, scored on "
@@ -210,7 +215,11 @@ def _conditions(records: Sequence[Record]) -> list[str]:
         f"nodes, AdamW {about['learning_rate']:g}, {about['precision']}.",
         "",
         f"Commit {all_of('commit')}; {all_of('date')}; {all_of('versions')}; "
-        f"{all_of('hardware')}. Command: `{shlex.join(shlex.split(all_of('command')))}`",
+        f"{all_of('hardware')}.",
+        "",
+        f"Command{'s' if len(commands) > 1 else ''}:",
+        "",
+        *(f"- {command}" for command in commands),
     ]
 
 

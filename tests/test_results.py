@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cdgcnet.comparison.records import load_records as load_compared
-from cdgcnet.comparison.report import make_lines, table
+from cdgcnet.comparison.report import make_lines
 from cdgcnet.comparison.report import render as render_comparison
+from cdgcnet.comparison.report import table as table_of
 from cdgcnet.experiments import render
 from cdgcnet.experiments.jobs import split_overrides
 from cdgcnet.experiments.record import load_records
@@ -103,7 +104,7 @@ def test_a_page_has_the_table_that_the_records_of_a_comparison_give(folder):
 def compared_cells() -> dict[str, list[str]]:
     """Label -> cells of the final comparison, the one that pages quote."""
     lines = make_lines(load_compared(RESULTS / "compare" / "voc_animals"))
-    return {line.label: cells for line, cells in zip(lines, table(lines), strict=True)}
+    return {line.label: cells for line, cells in zip(lines, table_of(lines), strict=True)}
 
 
 @pytest.mark.parametrize("page", [EXPERIMENTS, ROOT / "README.md"], ids=lambda path: path.name)

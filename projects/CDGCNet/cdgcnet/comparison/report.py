@@ -214,8 +214,7 @@ def _conditions(records: Sequence[Record]) -> list[str]:
         f"{about['steps']} steps of {about['batch']} crops of {about['crop']} × {about['crop']} "
         f"nodes, AdamW {about['learning_rate']:g}, {about['precision']}.",
         "",
-        f"Commit {all_of('commit')}; {all_of('date')}; {all_of('versions')}; "
-        f"{all_of('hardware')}.",
+        f"Commit {all_of('commit')}; {all_of('date')}; {all_of('versions')}; {all_of('hardware')}.",
         "",
         f"Command{'s' if len(commands) > 1 else ''}:",
         "",

@@ -21,6 +21,7 @@ PAGES = {
     "projects/CDGCNet/README.md": "method.md",
     "projects/CDGCNet/MODEL_ZOO.md": "model_zoo.md",
     "projects/CDGCNet/EXPERIMENTS.md": "experiments.md",
+    "results/camvid_cpu/README.md": "camvid.md",
     "projects/CDGCNet/assets/figures/README.md": "figures.md",
 }
 IMAGES = (".png", ".jpg", ".svg", ".gif")

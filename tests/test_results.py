@@ -22,7 +22,10 @@ PROFILES = ROOT / "configs" / "experiments" / "profiles"
 EXPERIMENTS = ROOT / "projects" / "CDGCNet" / "EXPERIMENTS.md"
 CAMVID = RESULTS / "camvid_cpu" / "README.md"
 TABLES = sorted(
-    path for profile in PROFILES.glob("*.yaml") for path in RESULTS.glob(f"{profile.stem}/*.md")
+    path
+    for profile in PROFILES.glob("*.yaml")
+    for path in RESULTS.glob(f"{profile.stem}/*.md")
+    if path.name != "README.md"
 )
 
 

@@ -1,5 +1,9 @@
 """Crops that stay aligned with their labels, and heads that learn from them."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -124,3 +128,16 @@ def test_peak_memory_sees_an_allocation(megabytes):
     block = torch.ones(megabytes << 18)
     assert memory.bytes() >= before
     assert memory.bytes() + memory.before >= block.numel() * 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
+def test_peak_memory_leaves_out_that_of_the_parent_process():
+    # On Linux, ru_maxrss of a new process starts with the parent's size.
+    code = (
+        "import torch\n"
+        "from cdgcnet.comparison.training import PeakMemory\n"
+        "print(PeakMemory(torch.device('cpu')).bytes())"
+    )
+    block = bytearray(b"x") * (600 << 20)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(block) and int(found.stdout) < 200 << 20

@@ -80,7 +80,7 @@ class CropSampler:
 
 
 def _resident(kind: str) -> int:
-    """Bytes of this process now, "RssAnon" or "RssFile"; 0 where the system does not say."""
+    """Bytes of this process: "RssAnon" and "RssFile" now, "VmHWM" at most; 0 where unknown."""
     path = Path("/proc/self/status")
     lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
     found = [line.split()[1] for line in lines if line.startswith(f"{kind}:")]
@@ -99,8 +99,11 @@ class PeakMemory:
     def bytes(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak <<= 0 if sys.platform == "darwin" else 10  # bytes there, kibibytes elsewhere
+        # On Linux, ru_maxrss starts with what the parent process had when it started this one.
+        peak = _resident("VmHWM")
+        if not peak:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak <<= 0 if sys.platform == "darwin" else 10  # bytes there, kibibytes elsewhere
         return max(0, peak - _resident("RssFile") - self.before)
 
 

@@ -7,7 +7,8 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from cases import RIGHT, WRONG, Outcome, in_child, refusal
+from cases import in_child, refusal
+from outcomes import RIGHT, WRONG, Outcome
 from PIL import Image
 
 from cdgcnet.data.prepare.archives import find

@@ -8,26 +8,15 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 
-TRIED, RIGHT, REFUSED, WRONG = "tried", "right", "refused", "wrong"
+from outcomes import REFUSED, WRONG, Outcome
+from tqdm import tqdm
+
 SECONDS = 120  # a case that takes longer hangs
-MEMORY = 6 << 30  # bytes of resident memory; a case that takes more is wrong
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one case ended.
-
-    Attributes:
-        verdict: "right", "refused" (with a clear message) or "wrong".
-        detail: the message, or what was wrong.
-    """
-
-    verdict: str
-    detail: str = ""
-
+MEMORY = 2 << 30  # bytes that a case may allocate; one that asks for more is wrong
+OUT_OF_MEMORY = ("MemoryError", "Unable to allocate", "can't allocate memory", "bad_alloc")
 
 Case = Callable[[random.Random, Path], Outcome]
 
@@ -44,6 +33,8 @@ def refusal(error: Exception, names: list[str]) -> Outcome:
         return Outcome(WRONG, f"the message names none of {names}: {message[:300]}")
     if len(message) > 3000:
         return Outcome(WRONG, f"a message of {len(message)} characters: {message[:300]}")
+    if any(words in message for words in OUT_OF_MEMORY):
+        return Outcome(WRONG, f"asks for more than {MEMORY >> 20} MiB: {message[:300]}")
     return Outcome(REFUSED, message[:200])
 
 
@@ -63,14 +54,13 @@ def in_child(work: Callable[[], Outcome], log: Path) -> Outcome:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
         try:
             outcome = work()
         except BaseException as error:  # whatever it is, the parent must hear of it
             where = traceback.format_exc().strip().splitlines()[-3:]
             outcome = Outcome(WRONG, f"{type(error).__name__}: {error} | {' | '.join(where)}"[:600])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        if peak > MEMORY:
-            outcome = Outcome(WRONG, f"took {peak >> 20} MiB of memory")
         os.write(writer, json.dumps([outcome.verdict, outcome.detail]).encode()[:60000])
         os._exit(0)
     os.close(writer)
@@ -103,6 +93,8 @@ def start(work: Callable[[], int], log: Path) -> int:
     if pid:
         return pid
     os.setsid()
+    # tqdm's own lock is shared between forked processes: one that is killed would keep it forever.
+    tqdm.set_lock(RLock())
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,17 +1,23 @@
 """Damaged and malicious weight files: read as finite arrays, or refused; never executed."""
 
+import ctypes
 import io
 import os
 import pickle
 import random
+import runpy
+import shutil
+import socket
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cases import RIGHT, WRONG, Outcome, in_child, refusal
+from cases import in_child, refusal
+from outcomes import REFUSED, RIGHT, WRONG, Outcome
 
 from cdgcnet.checkpoint import reading
 
@@ -48,6 +54,15 @@ def payloads(marker: Path) -> list[Any]:
         _Call(torch.load, str(marker)),
         _Call(np.load, str(marker)),
         _Call(sys.exit, 0),
+        _Call(socket.create_connection, ("127.0.0.1", 9)),
+        _Call(runpy.run_path, str(marker)),
+        _Call(ctypes.CDLL, "libc.so.6"),
+        _Call(shutil.rmtree, str(marker.parent)),
+        _Call(Path.unlink, marker.parent / "log.txt"),
+        _Call(np.fromfile, "/etc/passwd", np.uint8),
+        _Call(np.ndarray, (1 << 33,), np.dtype("f4")),  # 32 GiB
+        _Call(torch.empty, 1 << 33),
+        _Call(bytearray, 1 << 35),
     ]
 
 
@@ -101,26 +116,39 @@ def damaged(rng: random.Random, path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def odd(rng: random.Random, path: Path) -> None:
-    """Files that are whole but do not hold usable arrays."""
+def whole(rng: random.Random, path: Path) -> str:
+    """A file that torch or NumPy wrote, and whether it holds usable arrays."""
     state = sound_state(rng)
-    choices: tuple[Any, ...] = (
-        {**state, "a": torch.tensor([float("nan")])},
-        {**state, "a": torch.tensor([float("inf"), 1])},
-        {**state, "a": "text"},
-        {**state, 3: torch.zeros(1)},
-        {"state_dict": {"model": {"state_dict": state}}},
-        {"model": {f"module.{k}": v for k, v in state.items()}},
-        {},
-        [],
-        None,
-        {"model": {}},
-        {**state, "a": np.array(["x"])},
-        {**state, "a": np.array([object()], dtype=object)},
-        {**state, "a": torch.zeros(2, 0)},
-        state,
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    choices: tuple[tuple[Any, str], ...] = (
+        (state, RIGHT),
+        ({"state_dict": {"model": {"state_dict": state}}}, RIGHT),
+        ({"model": {f"module.{k}": v for k, v in state.items()}}, RIGHT),
+        ({**state, "a": torch.zeros(2, 0)}, RIGHT),
+        ({**state, "a": state["layer0.weight"]}, RIGHT),
+        ({**state, "a": torch.tensor([float("nan")])}, REFUSED),
+        ({**state, "a": torch.tensor([float("inf"), 1])}, REFUSED),
+        ({**state, "a": torch.zeros(1).expand(1 << 30)}, REFUSED),
+        ({**state, "a": torch.zeros(2, device="meta")}, REFUSED),
+        ({**state, "a": torch.eye(2).to_sparse()}, REFUSED),
+        ({**state, "a": "text"}, REFUSED),
+        ({**state, 3: torch.zeros(1)}, REFUSED),
+        ({}, REFUSED),
+        ([], REFUSED),
+        (None, REFUSED),
+        ({"model": {}}, REFUSED),
+        (arrays, RIGHT),
+        ({"model": arrays, "epoch": 3}, RIGHT),
+        ({**arrays, "a": np.array([float("nan")])}, REFUSED),
+        ({**arrays, "a": np.array(["x"])}, REFUSED),
+        ({**arrays, "a": np.array([object()], dtype=object)}, REFUSED),
     )
-    save(rng.choice(choices), path, rng)
+    content, expected = rng.choice(choices)
+    if "array" in repr(content):
+        path.write_bytes(pickle.dumps(content, protocol=rng.randrange(2, 6)))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=rng.random() < 0.7)
+    return expected
 
 
 def zipped(rng: random.Random, path: Path) -> None:
@@ -152,27 +180,41 @@ def safetensors(rng: random.Random, path: Path) -> None:
     path.write_bytes(length.to_bytes(8, "little") + header + bytes(rng.choice((0, 8, 3))))
 
 
+def watch(allowed: Path, broken: list[str]) -> None:
+    """Note, from here on, every forbidden event and every file but one that is opened."""
+    libraries = tuple({os.path.realpath(p) for p in (*sys.path, *sysconfig.get_paths().values())})
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+    def note(event: str, arguments: tuple) -> None:
+        if event.startswith(FORBIDDEN):
+            broken.append(f"{event} {arguments!r}"[:200])
+        elif event == "open" and not isinstance(arguments[0], int):
+            path, _, flags = arguments
+            place = os.path.realpath(os.fsdecode(path))
+            foreign = place != os.path.realpath(allowed) and not place.startswith(libraries)
+            if foreign or (flags or 0) & writing:
+                broken.append(f"open {arguments!r}"[:200])
+
+    sys.addaudithook(note)
+
+
 def case(rng: random.Random, folder: Path) -> Outcome:
     suffix = rng.choice((".pth", ".pkl", ".pt", ".bin"))
     marker = folder / "harm"
-    kind = rng.choice((malicious, malicious, damaged, damaged, odd, zipped, safetensors))
+    kind = rng.choice((malicious, malicious, damaged, damaged, whole, zipped, safetensors))
     path = folder / f"weights{'.safetensors' if kind is safetensors else suffix}"
+    expected = None
     if kind is malicious:
         malicious(rng, path, marker)
+        expected = REFUSED
+    elif kind is whole:
+        expected = whole(rng, path)
     else:
         kind(rng, path)
 
     def work() -> Outcome:
         broken: list[str] = []
-
-        def watch(event: str, arguments: tuple) -> None:
-            writes = (
-                event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & {*"wax+"}
-            )
-            if event.startswith(FORBIDDEN) or writes:
-                broken.append(f"{event} {arguments!r}"[:200])
-
-        sys.addaudithook(watch)
+        watch(path, broken)
         try:
             found = reading.read_weights(path)
         except (ValueError, FileNotFoundError) as error:
@@ -183,6 +225,8 @@ def case(rng: random.Random, folder: Path) -> Outcome:
             outcome = Outcome(RIGHT) if finite else Outcome(WRONG, "a tensor is not finite")
         if broken or marker.exists():
             return Outcome(WRONG, f"executed: {broken[:2]}")
+        if expected not in (None, outcome.verdict) and outcome.verdict != WRONG:
+            return Outcome(WRONG, f"expected {expected}, was {outcome.verdict}: {outcome.detail}")
         return outcome
 
     return in_child(work, folder / "log.txt")

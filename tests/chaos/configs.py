@@ -4,7 +4,8 @@ import importlib.util
 import random
 from pathlib import Path
 
-from cases import REFUSED, RIGHT, WRONG, Outcome, in_child
+from cases import in_child
+from outcomes import REFUSED, RIGHT, WRONG, Outcome
 
 _DRAWN = Path(__file__).resolve().parents[1] / "cdgcnet" / "config" / "test_hostile_configs.py"
 _spec = importlib.util.spec_from_file_location("hostile_configs", _DRAWN)

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cases import RIGHT, SECONDS, WRONG, Case, Outcome, start, wait
+from cases import SECONDS, Case, start, wait
 from jobs import Job
+from kills import Reference, finish
+from outcomes import WRONG, Outcome
 
 WORDS = ("disk is full", "No space left", "File too large", "cannot write", "cannot keep", "quota")
 
@@ -33,20 +35,13 @@ def _limited(job: Job, folder: Path, size: int) -> int:
     return job.run(folder)
 
 
-def make_case(name: str, job: Job, expected: object, needed: int) -> Case:
-    """Let the disk fill up at a random point of a job, then give it space and start it again.
-
-    Args:
-        name: for messages.
-        job: the job.
-        expected: its result.
-        needed: bytes that an undisturbed run leaves behind.
-    """
+def fill_disk(name: str, job: Job, reference: Reference) -> Case:
+    """Let the disk fill up at a random point of a job, then give it space and start it again."""
 
     def case(rng: random.Random, folder: Path) -> Outcome:
         place, log = folder / "disk", folder / "log.txt"
         place.mkdir()
-        size = max(4096, int(needed * rng.uniform(0, 1.2)))
+        size = max(4096, int(reference.size * rng.uniform(0, 1.2)))
         with small_disk(place, size) as mounted:
             if mounted:
                 status = wait(start(lambda: job.run(place), log), SECONDS)
@@ -59,14 +54,9 @@ def make_case(name: str, job: Job, expected: object, needed: int) -> Case:
             if status == 1 and not any(word in said for word in WORDS):
                 return Outcome(WRONG, f"{name}: no word of the disk: {said[-300:]}")
             if mounted:
-                more = ["mount", "-o", f"remount,size={20 * needed + (64 << 20)}", str(place)]
+                size = 20 * reference.size + (64 << 20)
+                more = ["mount", "-o", f"remount,size={size}", str(place)]
                 subprocess.run(more, check=True)
-            status = wait(start(lambda: job.run(place), log), SECONDS)
-            if status != 0:
-                last = log.read_text(errors="replace").strip().splitlines()[-2:]
-                return Outcome(WRONG, f"{name}: the second start ended with {status}: {last}"[:500])
-            if job.result(place) != expected:
-                return Outcome(WRONG, f"{name}: another result than that of an undisturbed run")
-        return Outcome(RIGHT)
+            return finish(name, job, place, log, reference.result)
 
     return case

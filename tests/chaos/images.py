@@ -6,7 +6,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from cases import RIGHT, WRONG, Outcome, in_child, refusal
+from cases import in_child, refusal
+from outcomes import RIGHT, WRONG, Outcome
 from PIL import Image
 
 from cdgcnet.data.image_io import read_image

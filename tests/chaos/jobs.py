@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import cdgcnet.engine.defaults  # noqa: F401  once here, not in every forked process
 from cdgcnet.cli.main import main
 from cdgcnet.data.prepare.archives import File
 from cdgcnet.data.prepare.conversion import Job as Conversion
@@ -45,12 +46,13 @@ class Job:
     """A command of a user.
 
     Attributes:
-        run: does the work in a folder and returns the exit code; may be called again.
+        run: does the work in a folder and returns the exit code; may be called again. Training
+            and evaluation take a number of ``workers`` besides.
         result: what an undisturbed run leaves, in a comparable form.
         pattern: files that the job writes; half of the kills come just after one has appeared.
     """
 
-    run: Callable[[Path], int]
+    run: Callable[..., int]
     result: Callable[[Path], object]
     pattern: str
 
@@ -60,10 +62,9 @@ def _digest(path: Path) -> str:
 
 
 # ---------------------------------------------------------------- training and evaluation
-def train(config: Path, folder: Path) -> int:
-    return main(
-        ["train", "--config-file", str(config), "--resume", "OUTPUT_DIR", str(folder / "run")]
-    )
+def train(config: Path, folder: Path, workers: int = 0) -> int:
+    words = ["train", "--config-file", str(config), "--resume", "OUTPUT_DIR", str(folder / "run")]
+    return main([*words, "DATALOADER.NUM_WORKERS", str(workers)])
 
 
 def training_result(folder: Path) -> object:
@@ -77,8 +78,9 @@ def training_result(folder: Path) -> object:
     return weights.hexdigest(), json.loads((run / "results.json").read_text())
 
 
-def evaluate(config: Path, weights: Path, folder: Path) -> int:
+def evaluate(config: Path, weights: Path, folder: Path, workers: int = 0) -> int:
     words = ["eval", "--config-file", str(config), "OUTPUT_DIR", str(folder / "run")]
+    words += ["DATALOADER.NUM_WORKERS", str(workers)]
     return main([*words, "MODEL.WEIGHTS", str(weights), "TEST.RESUME", "True"])
 
 

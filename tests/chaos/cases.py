@@ -14,7 +14,7 @@ from threading import RLock
 from outcomes import REFUSED, WRONG, Outcome
 from tqdm import tqdm
 
-SECONDS = 120  # a case that takes longer hangs
+SECONDS = 600  # a case that takes longer hangs, even on a busy machine
 MEMORY = 2 << 30  # bytes that a case may allocate; one that asks for more is wrong
 OUT_OF_MEMORY = ("MemoryError", "Unable to allocate", "can't allocate memory", "bad_alloc")
 

@@ -185,3 +185,68 @@ def test_codecs_other_than_numpys_are_refused(tmp_path):
     (tmp_path / "a.pkl").write_bytes(content)
     with pytest.raises(ValueError, match="it asks for the codec zip"):
         read_weights(tmp_path / "a.pkl")
+
+
+def test_arrays_of_every_pickle_protocol_and_byte_order(tmp_path):
+    values = np.arange(6.0).reshape(2, 3)
+    content = {"c": values, "fortran": values.T, "big": values.astype(">f4"), "one": values[:1, 0]}
+    for protocol in range(2, 6):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+        state = read_weights(tmp_path / "a.pkl").state
+        for name, array in content.items():
+            np.testing.assert_array_equal(state[name].numpy(), array)
+
+
+class Call:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def views(name):
+    """A thousand arrays over the same megabyte."""
+    data = bytes(1 << 20)
+    return pickle.dumps(
+        {f"a{i}": Call(name, data, np.dtype("f4"), (1 << 18,), "C") for i in range(1000)}
+    )
+
+
+def self_containing():
+    content = {"a": 1}
+    content["model"] = content
+    return saved(content)
+
+
+# 1 TiB, in files of a few bytes; the last one takes 1 GiB from a megabyte.
+BOMBS = {
+    "array": pickle.dumps({"a": Call(np.ndarray, (1 << 38,), np.dtype("f4"))}, protocol=2),
+    "scalar": pickle.dumps(
+        {"a": Call(np.float32(0).__reduce__()[0], np.dtype("V1000000000"))}, protocol=2
+    ),
+    "bytearray": saved({"a": Call(bytearray, 1 << 40)}),
+    "bytearray, earlier format": saved(
+        {"a": Call(bytearray, 1 << 40)}, _use_new_zipfile_serialization=False
+    ),
+    "bytearray in a pickle": pickle.dumps({"a": Call(bytearray, 1 << 40)}, protocol=2),
+    "tensor": saved({"a": Call(torch.FloatTensor, 1 << 24)}),
+    "views": views(pickle.loads(pickle.dumps(np.ones(1), protocol=5)).__reduce_ex__(5)[0]),
+    "itself": self_containing(),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_small_files_cannot_ask_for_much_memory_or_time(tmp_path, kind):
+    (tmp_path / "a.pth").write_bytes(BOMBS[kind])
+    reason = "not a file of tensors|than are stored|its arrays take|contains itself"
+    with pytest.raises(ValueError, match=reason) as raised:
+        read_weights(tmp_path / "a.pth")
+    assert "MemoryError" not in str(raised.value)
+
+
+def test_names_in_a_file_cannot_write_to_the_terminal(tmp_path):
+    (tmp_path / "a.pth").write_bytes(saved({"\x1b[2J\n" + "x" * 9999: "text"}))
+    with pytest.raises(ValueError, match=r"a\.pth: ") as raised:
+        read_weights(tmp_path / "a.pth")
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 999

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -15,7 +16,7 @@ from detectron2.utils import comm
 from cdgcnet.cli import launch
 from cdgcnet.cli.errors import UsageError
 from cdgcnet.engine import distributed, run_lock
-from cdgcnet.engine.distributed import check_agreement, join_torchrun_processes
+from cdgcnet.engine.distributed import check_agreement, is_dead_worker, join_torchrun_processes
 from cdgcnet.engine.run_facts import run_facts
 from cdgcnet.engine.run_lock import check_free, hold_folder
 
@@ -216,6 +217,34 @@ def test_before_the_start_one_process_of_a_machine_reports(environment):
     assert distributed.may_report_error()
     environment.setenv("LOCAL_RANK", "1")
     assert not distributed.may_report_error()
+
+
+# ---------------------------------------------------------------- workers of a data loader
+
+
+class EndsItsProcess(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_recognized():
+    with pytest.raises(RuntimeError) as caught:
+        next(iter(torch.utils.data.DataLoader(EndsItsProcess(), num_workers=1)))
+    assert is_dead_worker(caught.value)
+    assert not is_dead_worker(RuntimeError("Caught RuntimeError in DataLoader worker process 0."))
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_recognized():
+    def _try_get_data():  # the name of the function of torch's data loader
+        raise ConnectionResetError("Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError) as caught:
+        _try_get_data()
+    assert is_dead_worker(caught.value)
+    assert not is_dead_worker(ConnectionResetError("of something else"))
 
 
 # ---------------------------------------------------------------- agreement

@@ -27,12 +27,16 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("run_data", "clean_logging")
 
 
-def train_net(*argv) -> dict:
-    """What ``train_net.py ARGV`` does, in this process."""
+def parsed(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     train.add_run_arguments(parser)
     parser.add_argument("--eval-only", action="store_true")
-    args = parser.parse_args([str(a) for a in argv])
+    return parser.parse_args([str(a) for a in argv])
+
+
+def train_net(*argv) -> dict:
+    """What ``train_net.py ARGV`` does, in this process."""
+    args = parsed(argv)
     return run(setup(args), eval_only=args.eval_only, resume=args.resume)
 
 
@@ -238,7 +242,72 @@ def test_half_a_line_of_metrics_is_removed(start, interrupted):
     lines = path.read_text().splitlines()
     assert path.read_text().startswith(before)
     assert all(json.loads(line) for line in lines)
-    assert "removed the last line, which was not complete" in said(interrupted)
+    assert (
+        "lines removed: 1, of iterations that are repeated (2 and later) or not complete"
+        in said(interrupted)
+    )
+
+
+def test_each_iteration_stands_once_in_the_metrics_of_a_resumed_run(start, folder):
+    # Everything after the first checkpoint is repeated; the finished run is the reference.
+    path = folder / "metrics.json"
+    finished = path.read_bytes().splitlines()
+    path.write_bytes(b'{"iteration": 1, "lr": 0.5}\n' + path.read_bytes())
+    for name in ("model_final.pth", "model_0000003.pth", "model_best.pth", "results.json"):
+        (folder / name).unlink()
+    train_net("--resume", *start)
+
+    def without_times(lines) -> list[dict]:
+        values = [json.loads(line) for line in lines]
+        return [{k: v for k, v in x.items() if not k.endswith(("time", "seconds"))} for x in values]
+
+    first, *others = path.read_bytes().splitlines()
+    assert first == b'{"iteration": 1, "lr": 0.5}'
+    assert without_times(others) == without_times(finished)
+    assert not (folder / "metrics.1.json").exists()
+
+
+def test_metrics_that_may_not_be_repeated_are_kept(start, folder):
+    before = (folder / "metrics.json").read_bytes()
+    assert b'"iteration": 4' in before  # the evaluation at the end, which comes later now
+    train_net("--resume", *start, "SOLVER.MAX_ITER", "6", "SOLVER.EXTEND_SCHEDULE", "True")
+    assert (folder / "metrics.1.json").read_bytes() == before
+    iterations = [json.loads(line)["iteration"] for line in (folder / "metrics.json").open()]
+    assert iterations == sorted(set(iterations)) and iterations[-1] == 6
+
+
+def test_damaged_best_weights_are_named(start, interrupted):
+    (interrupted / "model_best.pth").write_bytes(b"PK\x03\x04")
+    message = refused("--resume", *start)
+    assert f"{interrupted / 'model_best.pth'}: not the best weights of this run" in message
+    (interrupted / "model_best.pth").unlink()
+    train_net("--resume", *start)
+    assert (interrupted / "model_best.pth").is_file()
+
+
+def test_an_evaluation_stores_its_config_beside_its_results(start, folder, tmp_path):
+    weights = folder / "model_final.pth"
+    elsewhere = [*start[:2], "--eval-only", "OUTPUT_DIR", tmp_path / "b", "MODEL.WEIGHTS", weights]
+    training = (folder / "config.yaml").read_bytes()
+    train_net(*start[:2], "--eval-only", "OUTPUT_DIR", folder, "MODEL.WEIGHTS", weights)
+    assert (folder / "config.yaml").read_bytes() == training
+    assert (folder / "evaluation-1" / "config.yaml").is_file()
+    train_net(*elsewhere)
+    first = (tmp_path / "b" / "config.yaml").read_bytes()
+    assert f"WEIGHTS: {weights}".encode() in first
+    train_net(*elsewhere)
+    assert not (tmp_path / "b" / "config.1.yaml").exists()  # the same evaluation
+    train_net(*elsewhere, "TEST.WORST_IMAGES", "1")
+    assert (tmp_path / "b" / "config.1.yaml").read_bytes() == first
+    train_net(*start[:2], "OUTPUT_DIR", tmp_path / "b")  # a training may use the folder
+    assert (tmp_path / "b" / "config.2.yaml").is_file()
+
+
+def test_warnings_before_the_start_are_in_the_log_once(start, tmp_path, capsys):
+    setup(parsed(start))
+    line = "7 of 19 classes never occur (it cannot be learned)"
+    assert said(tmp_path / "run").count(line) == 1
+    assert capsys.readouterr().out.count(line) == 1
 
 
 def test_metrics_of_a_resumed_run_are_smoothed_over_what_was_before(run_cfg, tmp_path):

@@ -8,30 +8,27 @@ safetensors, and pickles of NumPy arrays such as Detectron2's model zoo.
 import collections
 import hashlib
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_ZIP = b"PK\x03\x04"
 # The first bytes of torch's format before 1.6: the pickle of a magic number.
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # Keys under which training programs store a state dict beside other things.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "network", "net")
 # What wrappers around a whole network put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
-# What a pickle of NumPy arrays needs.
-_NUMPY_GLOBALS = {
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
+# Arrays that share their data in the file, as tied weights do, are copied apart.
+_MAX_EXPANSION = 4
 
 
 @dataclass(frozen=True)
@@ -57,29 +54,88 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _start_array(*_: Any) -> np.ndarray:
+    """The array that NumPy's pickles begin with, whatever shape they ask for; BUILD fills it."""
+    return np.empty(0, np.int8)
+
+
+def _array(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+    """An array as large as its data, as pickle protocol 5 builds it."""
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> Any:
+    return _array(data, dtype, (1,))[0]
+
+
+# What pickles of NumPy arrays ask for, and what they get: nothing that takes more memory than the
+# file holds. The class of arrays is an argument only; calling it could ask for any size.
+_ARRAY_GLOBALS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("_codecs", "encode"): _latin1,
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): np.dtype,
+}
+for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
+    _ARRAY_GLOBALS[f"{_core}.multiarray", "_reconstruct"] = _start_array
+    _ARRAY_GLOBALS[f"{_core}.multiarray", "scalar"] = _scalar
+    _ARRAY_GLOBALS[f"{_core}.numeric", "_frombuffer"] = _array
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles NumPy arrays in containers and runs nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        if (module, name) not in _NUMPY_GLOBALS:
+        if (module, name) not in _ARRAY_GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return _ARRAY_GLOBALS[module, name]
 
 
-def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        # torch stores its entries uncompressed and does not verify their checksums itself.
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("a compressed zip archive, which torch does not write")
-        if damaged := archive.testzip():
-            raise ValueError(
-                f"the entry {damaged} is damaged (wrong checksum); copy the file again"
-            )
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _refuse_bytearrays(pickles: IO[bytes], count: int) -> None:
+    """Refuse what torch's restricted unpickler would call: ``bytearray(n)`` takes n bytes.
+
+    Args:
+        pickles: a file that starts with pickles.
+        count: of them.
+
+    Raises:
+        UnpicklingError: if one asks for bytearray.
+    """
+    for _ in range(count):
+        for opcode, argument, _ in pickletools.genops(pickles):
+            if opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):
+                raise pickle.UnpicklingError("it asks for bytearray")
+
+
+def load_torch(path: Path, *, mmap: bool = False) -> Any:
+    """Load what ``torch.save`` has written, if it is intact and holds tensors and plain values.
+
+    Args:
+        path: of the file.
+        mmap: map the tensors into memory instead of reading them.
+
+    Raises:
+        Exception: of many types, for anything else; nothing of the file was run.
+    """
+    with path.open("rb") as file:
+        is_zip = file.read(len(_ZIP)) == _ZIP
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            # torch stores its entries uncompressed and does not verify their checksums itself.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("a compressed zip archive, which torch does not write")
+            if damaged := archive.testzip():
+                raise ValueError(
+                    f"the entry {damaged} is damaged (wrong checksum); copy the file again"
+                )
+            for entry in archive.infolist():
+                if entry.filename.endswith(".pkl"):
+                    with archive.open(entry) as file:
+                        _refuse_bytearrays(file, 1)
+    else:
+        with path.open("rb") as file:
+            _refuse_bytearrays(file, 5)  # magic number, version, system, content, storages
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -108,10 +164,8 @@ def _describe(start: bytes) -> str:
 def _read(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(512)
-    if start.startswith(b"PK\x03\x04"):
-        return _read_zip(path)
-    if start.startswith(_TORCH_LEGACY):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    if start.startswith((_ZIP, _TORCH_LEGACY)):
+        return load_torch(path)
     header = int.from_bytes(start[:8], "little")
     if (start[8:9] == b"{" and header < 100_000_000) or path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -119,6 +173,12 @@ def _read(path: Path) -> Any:
         with path.open("rb") as file:
             return _ArraysOnly(file, encoding="latin1").load()
     raise ValueError(_describe(start))
+
+
+def _printable(text: str) -> str:
+    """Text with names from a file as one short line that cannot control a terminal."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if len(text) <= 500 else f"{text[:500]} …"
 
 
 def _in_short(error: Exception) -> str:
@@ -137,10 +197,14 @@ def _in_short(error: Exception) -> str:
 def _unwrap(loaded: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """State dict without wrappers and common prefixes, and what was beside it."""
     extra: dict[str, Any] = {}
+    unwrapped: list[Mapping] = []
     while True:
         name = next((n for n in _WRAPPERS if isinstance(loaded.get(n), Mapping)), None)
         if name is None:
             break
+        unwrapped.append(loaded)
+        if any(loaded[name] is outer for outer in unwrapped):
+            raise ValueError(f"the entry {name!r} contains itself")
         extra |= {key: value for key, value in loaded.items() if key != name}
         loaded = loaded[name]
     for key in loaded:
@@ -154,23 +218,34 @@ def _unwrap(loaded: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, extra
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def _from_numpy(name: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise ValueError(f"{name}: expected numbers, found an array of {array.dtype}")
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
+def _tensor(name: str, value: Any, size: int) -> Tensor:
     """A value as a dense, finite tensor.
+
+    Args:
+        name: of the tensor.
+        value: of any type.
+        size: in bytes, of the file that it was read from.
 
     Raises:
         ValueError: naming the tensor.
     """
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiub":
-            raise ValueError(f"{name}: expected numbers, found an array of {value.dtype}")
-        value = torch.from_numpy(np.array(value))
+        value = _from_numpy(name, value)
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a tensor, found {type(value).__name__}")
     if value.layout != torch.strided or value.is_quantized or value.is_complex():
         raise ValueError(f"{name}: expected a plain tensor of numbers, found {value.dtype}")
     if value.device.type != "cpu":  # "meta": a name without numbers
         raise ValueError(f"{name}: the file holds no values for it ({value.device})")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    stored = min(value.untyped_storage().nbytes(), size)
+    if value.numel() * value.element_size() > stored:
         raise ValueError(f"{name}: shape {tuple(value.shape)} needs more values than are stored")
     if value.is_floating_point():
         broken = int((~value.float().isfinite()).sum())
@@ -202,7 +277,7 @@ def read_weights(path: str | Path) -> WeightFile:
         reason = _in_short(error)
         if reason.startswith("it asks for"):
             reason += "; store the state dict alone, torch.save(model.state_dict(), FILE)"
-        raise ValueError(f"{path}: not a file of tensors: {reason}") from error
+        raise ValueError(f"{path}: not a file of tensors: {_printable(reason)}") from error
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path}: expected a state dict, found {type(loaded).__name__}")
     if "blobs" in loaded or any(str(key).startswith("res2_0_branch2a") for key in loaded):
@@ -214,9 +289,13 @@ def read_weights(path: str | Path) -> WeightFile:
         state, extra = _unwrap(loaded)
         if not state:
             raise ValueError("the state dict is empty; expected tensors by name")
-        return WeightFile(path, {k: _tensor(k, v) for k, v in state.items()}, extra)
+        size = path.stat().st_size
+        copied = sum(v.nbytes for v in state.values() if isinstance(v, np.ndarray))
+        if copied > _MAX_EXPANSION * size:
+            raise ValueError(f"its arrays take {copied} bytes, the file itself {size}")
+        return WeightFile(path, {k: _tensor(k, v, size) for k, v in state.items()}, extra)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {_printable(str(error))}") from error
 
 
 def name_of(path: Path) -> str:

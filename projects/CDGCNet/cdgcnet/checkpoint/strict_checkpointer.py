@@ -9,14 +9,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
 from cdgcnet.checkpoint.class_metadata import check_same_classes, stored_classes
 from cdgcnet.checkpoint.formats import describe_foreign, find_backbone
 from cdgcnet.checkpoint.provenance import Provenance
-from cdgcnet.checkpoint.reading import read_weights
+from cdgcnet.checkpoint.reading import load_torch, read_weights
 from cdgcnet.config.validation import FROM_SCRATCH
 
 _CLASSIFIER = re.compile(r"(^|\.)(fc\d*|linear|classifier|head)\.")
@@ -31,7 +30,7 @@ def read_provenance(path: str) -> Provenance | None:
     if not path or "://" in path or Path(path).suffix == ".pkl":
         return None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        loaded = load_torch(Path(path), mmap=True)
     except Exception:  # not a file of tensors, or torch's old format, which cannot be mapped
         return None
     stored = loaded.get("provenance") if isinstance(loaded, dict) else None

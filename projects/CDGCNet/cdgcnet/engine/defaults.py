@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import torch
@@ -26,12 +27,19 @@ from cdgcnet.config.defaults import load_cfg
 from cdgcnet.config.validation import adapt_cfg, check_starting_weights, weights_file
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.preflight import check_data, check_datasets
-from cdgcnet.engine.distributed import check_agreement, is_lost_connection, on_main_process
+from cdgcnet.engine.distributed import (
+    check_agreement,
+    is_dead_worker,
+    is_lost_connection,
+    on_main_process,
+)
 from cdgcnet.engine.run_facts import run_facts
 from cdgcnet.engine.run_folder import ResultsFile, RunFolder
 from cdgcnet.engine.run_lock import check_free, hold_folder
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.testing import TTA_SUFFIX, check_test_set, evaluation_folder
+
+_LOGGERS = ("fvcore", "detectron2", "cdgcnet", "cdgc")
 
 
 def _check_device(cfg: CfgNode) -> None:
@@ -126,18 +134,39 @@ def copy_classes(cfg: CfgNode, train: bool) -> None:
 def _is_fault(record: logging.LogRecord) -> bool:
     """False for an error that ends the run with one line on stderr."""
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, (ValueError, OSError, MemoryError)) or is_lost_connection(error))
+    known = isinstance(error, (ValueError, OSError, MemoryError))
+    return not (known or is_lost_connection(error) or is_dead_worker(error))
 
 
 def _start_logging(folder: Path) -> None:
     """Log to ``log.txt`` and stdout; messages at level DEBUG, with tracebacks, to the file only."""
     on_main_process(partial(folder.mkdir, parents=True, exist_ok=True))
-    for name in ("fvcore", "detectron2", "cdgcnet", "cdgc"):
+    for name in _LOGGERS:
         logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
         for handler in logger.handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_fault)
+
+
+@contextmanager
+def _held_back_messages() -> Iterator[None]:
+    """Hold back what is logged until the end of the block, by which the log file is open."""
+    held = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    propagated = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(held)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, propagate in zip(loggers, propagated, strict=True):
+            logger.removeHandler(held)
+            if not logger.handlers:  # logging was not started
+                logger.propagate = propagate
+        for record in held.buffer:
+            logging.getLogger(record.name).handle(record)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -149,24 +178,25 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError, OSError: on any mistake that can be known beforehand.
     """
-    cfg = load_cfg(args.config_file, args.opts)
-    _check_device(cfg)
-    register_all()
-    register_folders(cfg)
-    check_datasets(cfg, train=not args.eval_only)
-    copy_classes(cfg, train=not args.eval_only)
-    check_weights_path(cfg.MODEL.WEIGHTS)
-    if not args.eval_only:
-        check_weights_path(cfg.MODEL.TIMM.PRETRAINED, "MODEL.TIMM.PRETRAINED")
-    if comm.get_world_size() > 1:
-        check_agreement(run_facts(cfg, args))
-    folder = _open_folder(cfg)
-    if args.eval_only:
-        _prepare_evaluation(cfg, folder, args.resume)
-    _check_data(cfg, args.eval_only)
-    if not args.eval_only:
-        _check_start(cfg, folder, args.resume)
-    _start_logging(Path(cfg.OUTPUT_DIR))
+    with _held_back_messages():
+        cfg = load_cfg(args.config_file, args.opts)
+        _check_device(cfg)
+        register_all()
+        register_folders(cfg)
+        check_datasets(cfg, train=not args.eval_only)
+        copy_classes(cfg, train=not args.eval_only)
+        check_weights_path(cfg.MODEL.WEIGHTS)
+        if not args.eval_only:
+            check_weights_path(cfg.MODEL.TIMM.PRETRAINED, "MODEL.TIMM.PRETRAINED")
+        if comm.get_world_size() > 1:
+            check_agreement(run_facts(cfg, args))
+        folder = _open_folder(cfg)
+        if args.eval_only:
+            _prepare_evaluation(cfg, folder, args.resume)
+        _check_data(cfg, args.eval_only)
+        if not args.eval_only:
+            _check_start(cfg, folder, args.resume)
+        _start_logging(Path(cfg.OUTPUT_DIR))
     logger = logging.getLogger("cdgcnet")
     adapt_cfg(cfg)
     cfg.freeze()
@@ -202,23 +232,29 @@ def _working_in(folder: RunFolder, advice: str) -> Iterator[None]:
 
     Args:
         folder: of the run.
-        advice: what to do after a full disk was cleared.
+        advice: what to do when the cause of an error is removed.
 
     Raises:
         BlockingIOError, ValueError: if another run holds it.
         OSError: of the block; a full disk is explained.
+        ChildProcessError: if a worker of a data loader was killed.
     """
     with ExitStack() as stack:
         on_main_process(lambda: stack.enter_context(hold_folder(folder.path)))
         try:
             yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            name = error.filename or folder.path
-            raise OSError(
-                error.errno, f"the disk is full: free some space and {advice}", str(name)
-            ) from error
+        except (OSError, EOFError, RuntimeError) as error:
+            if is_dead_worker(error):
+                raise ChildProcessError(
+                    "a worker process of the data loader was killed, perhaps because memory ran "
+                    f"out: {advice}, with a smaller DATALOADER.NUM_WORKERS if it happens again"
+                ) from error
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                name = error.filename or folder.path
+                raise OSError(
+                    error.errno, f"the disk is full: free some space and {advice}", str(name)
+                ) from error
+            raise
 
 
 def predict_test_set(cfg: CfgNode) -> Path:
@@ -270,6 +306,8 @@ def run(
     with _working_in(folder, again):
         if eval_only:
             model = load_for_evaluation(cfg)
+            if comm.is_main_process():
+                folder.write_config(cfg)
             trainer_class.test(cfg, model, evaluators, on_results=results.add)
         else:
             finished = on_main_process(partial(_prepare_training, cfg, folder, resume))
@@ -314,5 +352,5 @@ def _prepare_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> dict | N
             )
             return results
         logger.warning(f"The training in {folder.path} is finished; only its evaluation is left")
-    folder.prepare_training(newest, cfg.SOLVER.MAX_ITER)
+    folder.prepare_training(newest, cfg)
     return None

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import traceback
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TypeVar
@@ -130,6 +131,17 @@ def is_lost_connection(error: BaseException | None) -> bool:
         isinstance(error, dist.DistError)
         or (isinstance(error, RuntimeError) and "gloo" in str(error))
     )
+
+
+def is_dead_worker(error: BaseException | None) -> bool:
+    """Whether an error comes from the death of one of a data loader's worker processes.
+
+    torch says so, unless the worker dies while it hands over a batch.
+    """
+    if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        frames = traceback.extract_tb(error.__traceback__)
+        return any(frame.name == "_try_get_data" for frame in frames)  # of torch's data loader
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 # ---------------------------------------------------------------- agreement

@@ -1,6 +1,7 @@
 """Training hooks that Detectron2 does not have."""
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import inference_context
 from torch import nn
 
+from cdgcnet.checkpoint.reading import load_torch
 from cdgcnet.data.decoding import NO_LIMIT
 from cdgcnet.data.evaluation_mapper import read_ground_truth
 from cdgcnet.data.image_io import read_image
@@ -96,7 +98,24 @@ class BestModel(HookBase):
 
     def before_train(self) -> None:
         if self.trainer.start_iter and self.path.is_file():
-            self.best = torch.load(self.path, map_location="cpu", weights_only=True)["mIoU"]
+            self.best = self._stored_score()
+
+    def _stored_score(self) -> float:
+        """
+        Raises:
+            ValueError: if the file is not what this hook writes.
+        """
+        try:
+            score = load_torch(self.path, mmap=True)["mIoU"]
+            if not isinstance(score, float) or not math.isfinite(score):
+                raise ValueError(f"mIoU is {score!r}")
+        except Exception as error:  # torch and zipfile raise many types
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{self.path}: not the best weights of this run ({reason}). Move the file away and "
+                "resume again: the best weights from here on are then saved anew."
+            ) from error
+        return score
 
     def _save_if_best(self) -> None:
         value, iteration = self.trainer.storage.latest().get(self.metric, (None, None))

@@ -2,7 +2,8 @@
 
 Files::
 
-    config.yaml, metrics.json, log.txt   of the training
+    config.yaml, log.txt                 of the training, or of the evaluation if there is none
+    metrics.json                         of the training, one line per iteration
     model_0000999.pth, model_final.pth   checkpoints, which a training can be resumed from
     last_checkpoint                      the name of the newest one
     model_best.pth                       the weights with the best score
@@ -24,14 +25,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from detectron2.config import CfgNode
 
+from cdgcnet.checkpoint.reading import load_torch
 from cdgcnet.config.identity import complete_config, identifies
 from cdgcnet.evaluation.report import COLUMNS, format_table, write_results
 from cdgcnet.evaluation.testing import TTA_SUFFIX
-from cdgcnet.utils.io import atomic_write, backup_existing
+from cdgcnet.utils.io import atomic_write, backup_existing, free_name
 
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
 
@@ -54,14 +55,9 @@ def _read_iterations(path: Path, size: int, mtime: int) -> int | str:
     if size == 0:
         return "empty"
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        state = load_torch(path, mmap=True)
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         return f"not written completely ({error})"
-    if damaged:
-        return f"damaged (checksum of {damaged})"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many types
         return f"not readable ({str(error).splitlines()[0]})"
     if not isinstance(state, dict) or not {"model", "trainer", "iteration"} <= state.keys():
@@ -221,6 +217,10 @@ class RunFolder:
             if stored.get(key) != now.get(key) and identifies(key, "run")
         }
 
+    def _holds_config(self, cfg: CfgNode) -> bool:
+        """Whether ``config.yaml`` is what :meth:`write_config` would write."""
+        return self.config.is_file() and self.config.read_bytes() == cfg.dump().encode()
+
     def stored_results(self, cfg: CfgNode) -> dict | None:
         """The scores in ``results.json``; None if those of DATASETS.TEST are not complete."""
         try:
@@ -237,43 +237,66 @@ class RunFolder:
         return _null_to_nan(results)
 
     # ------------------------------------------------------------ writing
-    def prepare_training(self, newest: Checkpoint | None, max_iter: int) -> None:
+    def prepare_training(self, newest: Checkpoint | None, cfg: CfgNode) -> None:
         """Make the folder ready for a training that :meth:`check_start` has allowed.
 
         Args:
             newest: the checkpoint that the training continues from.
-            max_iter: SOLVER.MAX_ITER.
+            cfg: of the training.
         """
         for unfinished in self.path.glob("*.part.pth"):  # a killed run was writing these
             unfinished.unlink()
         # The scores of a training that is not finished yet must not pass for its own.
+        if newest is None and self.results.is_file():
+            backup_existing(self.config)
         backup_existing(self.results)
         if newest is None:
             if self.metrics.is_file() and self.metrics.stat().st_size:
                 backup_existing(self.metrics)
             return
-        self._repair_metrics()
+        # With another length or evaluation period, not all lines are written again.
+        self._rewind_metrics(newest.iterations, keep=not self._holds_config(cfg))
         kept = self.path / f"model_{newest.iterations - 1:07d}.pth"
-        replaced = newest.path.name == "model_final.pth" and newest.iterations < max_iter
+        replaced = newest.path.name == "model_final.pth" and newest.iterations < cfg.SOLVER.MAX_ITER
         if replaced and not kept.exists():
             with atomic_write(kept) as tmp_path:
                 shutil.copyfile(newest.path, tmp_path)
 
-    def _repair_metrics(self) -> None:
-        """Remove the end of ``metrics.json`` that a killed run has not written completely."""
+    def _rewind_metrics(self, iterations: int, keep: bool) -> None:
+        """Remove from ``metrics.json`` what a resumed training writes again, and half lines.
+
+        Args:
+            iterations: how many the training does not repeat.
+            keep: copy the file first, because the new lines may be others.
+        """
         if not self.metrics.is_file():
             return
-        with self.metrics.open("rb+") as file:
-            content = file.read()
-            end = content.rfind(b"\n") + 1
-            if end < len(content):
-                file.truncate(end)
-                logging.getLogger(__name__).warning(
-                    f"{self.metrics}: removed the last line, which was not complete"
-                )
+        lines = self.metrics.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _is_metric_before(line, iterations)]
+        if kept == lines:
+            return
+        message = (
+            f"{self.metrics}: lines removed: {len(lines) - len(kept)}, of iterations that are "
+            f"repeated ({iterations} and later) or not complete"
+        )
+        if keep:
+            backup = free_name(self.metrics)
+            with atomic_write(backup) as tmp_path:
+                shutil.copyfile(self.metrics, tmp_path)
+            message += f"; all lines are kept in {backup.name}"
+        with atomic_write(self.metrics) as tmp_path:
+            tmp_path.write_bytes(b"".join(kept))
+        logging.getLogger(__name__).warning(message)
 
     def write_config(self, cfg: CfgNode) -> None:
-        """Write ``config.yaml``, which makes the folder that of a run with this config."""
+        """Write ``config.yaml``, which makes the folder that of a run with this config.
+
+        The config of an evaluation whose results are still there is kept under another name.
+        """
+        if self._holds_config(cfg):
+            return
+        if self.results.is_file() and not self.holds_training():
+            backup_existing(self.config)
         with atomic_write(self.config) as tmp_path:
             tmp_path.write_text(cfg.dump(), encoding="utf-8")
         logging.getLogger(__name__).info(f"Full config: {self.config}")
@@ -290,6 +313,14 @@ class RunFolder:
                 break
             number += 1
         return place
+
+
+def _is_metric_before(line: bytes, iterations: int) -> bool:
+    """Whether a line of ``metrics.json`` is whole and of one of the first iterations."""
+    try:
+        return line.endswith(b"\n") and json.loads(line)["iteration"] < iterations
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _null_to_nan(value: Any) -> Any:

@@ -8,6 +8,7 @@ Formats: https://www.cityscapes-dataset.com/submit (one zip of label-id PNGs, fo
 import io
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from cdgcnet.data.datasets import cityscapes_classes, voc
+from cdgcnet.data.decoding import UnusableImageError, image_size, open_image
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.visualization.colors import palette_of
+
+_MAX_MEMBER = 1 << 28  # bytes in a package that one label map may take
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,6 @@ def _png(server: Server, path: Path, size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def _size(path: str | Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.height, image.width
-
-
 def pack(server: Server, images: Sequence[str], label_maps: Sequence[Path], package: Path) -> None:
     """Write a package under a temporary name, verify it, and only then rename it.
 
@@ -134,7 +133,7 @@ def pack(server: Server, images: Sequence[str], label_maps: Sequence[Path], pack
     pairs = list(zip(images, label_maps, strict=True))
     with atomic_write(package) as tmp_path:
         entries = (
-            (server.entry(Path(image)), _png(server, labels, _size(image)))
+            (server.entry(Path(image)), _png(server, labels, image_size(image)))
             for image, labels in tqdm(pairs, desc="packing", unit="image")
         )
         if server.suffixes == (".zip",):
@@ -165,39 +164,44 @@ def check_package_name(server: Server, package: Path) -> None:
 
 
 def _members(package: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files in a zip or tar."""
+    """Names and contents of the files in a zip or tar; b"" for what cannot be a label map."""
     try:
         if zipfile.is_zipfile(package):
             with zipfile.ZipFile(package) as archive:
                 for info in archive.infolist():
                     if not info.is_dir():
-                        yield info.filename, archive.read(info)
+                        small = info.file_size <= _MAX_MEMBER
+                        yield info.filename, archive.read(info) if small else b""
             return
         with tarfile.open(package) as tar:
             for member in tar:
-                file = tar.extractfile(member) if member.isfile() else None
+                small = member.isfile() and member.size <= _MAX_MEMBER
+                file = tar.extractfile(member) if small else None
                 if file is not None:
                     yield member.name, file.read()
                 elif not member.isdir():
                     yield member.name, b""  # a link: no image
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    # RuntimeError: of zipfile, for encrypted members and unknown kinds of compression
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
         raise ValueError(f"{package}: not a readable package ({error})") from error
 
 
-def _wrong(server: Server, data: bytes, size: tuple[int, int]) -> str | None:
+def _wrong(server: Server, name: str, data: bytes, size: tuple[int, int]) -> str | None:
     """Why a server would refuse one file of a package; None if it would accept it."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind, mode, found = image.format, image.mode, (image.height, image.width)
+        with open_image(io.BytesIO(data), name) as image:
+            if image.format != "PNG":
+                return f"a {image.format} file; expected PNG"
+            if image.mode != server.mode:
+                return f"pixel format {image.mode}; expected {server.mode}"
+            if (image.height, image.width) != size:
+                return (
+                    f"{image.height} x {image.width}; the image is {size[0]} x {size[1]} "
+                    "(height x width)"
+                )
             palette, values = image.getpalette(), set(np.unique(np.asarray(image)).tolist())
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"not a readable image ({error})"
-    if kind != "PNG":
-        return f"a {kind} file; expected PNG"
-    if mode != server.mode:
-        return f"pixel format {mode}; expected {server.mode}"
-    if found != size:
-        return f"{found[0]} x {found[1]}; the image is {size[0]} x {size[1]} (height x width)"
+    except UnusableImageError as error:
+        return str(error).removeprefix(f"{name}: ")
     unknown = sorted(values - set(server.values))
     if unknown:
         return f"holds the values {unknown[:8]}; expected {list(server.values)}"
@@ -235,7 +239,7 @@ def verify(server: Server, images: Sequence[str], package: Path, limit: int = 20
             reasons.append(f"{name}: belongs to no image of the test set")
             continue
         seen[key] += 1
-        problem = _wrong(server, data, _size(expected[key]))
+        problem = _wrong(server, name, data, image_size(expected[key]))
         if problem:
             reasons.append(f"{name}: {problem}")
     reasons += [f"{name}: {count} files for one image" for name, count in seen.items() if count > 1]

@@ -22,6 +22,7 @@ from detectron2.modeling import build_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cdgcnet.checkpoint.reading import load_torch
 from cdgcnet.config.defaults import load_cfg
 from cdgcnet.config.identity import merge_sync_bn
 from cdgcnet.data.datasets import register_all, register_folders
@@ -107,7 +108,7 @@ def run_cost(folder: Path) -> dict[str, Any]:
     image = read_image(first["file_name"], cfg.INPUT.FORMAT, cfg.INPUT.MAX_PIXELS)
     weights = None
     if (folder / "model_final.pth").is_file():
-        file = torch.load(folder / "model_final.pth", map_location="cpu", weights_only=True)
+        file = load_torch(folder / "model_final.pth")
         weights = file["model"]
     return network_cost(cfg, image, weights)
 

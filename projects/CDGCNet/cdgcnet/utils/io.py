@@ -48,11 +48,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
         tmp_path.unlink(missing_ok=True)
 
 
+def free_name(path: Path) -> Path:
+    """The first of ``NAME.1.SUFFIX``, ``NAME.2.SUFFIX``, … that does not exist yet."""
+    number = 1
+    while (free := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return free
+
+
 def backup_existing(path: Path) -> None:
     """Move an existing file or folder aside: a result is never overwritten."""
     if path.exists():
-        number = 1
-        while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(kept)
+        kept = path.rename(free_name(path))
         logging.getLogger(__name__).info(f"Earlier results kept as {kept}")

@@ -233,6 +233,10 @@ BOMBS = {
     "tensor": saved({"a": Call(torch.FloatTensor, 1 << 24)}),
     "views": views(pickle.loads(pickle.dumps(np.ones(1), protocol=5)).__reduce_ex__(5)[0]),
     "itself": self_containing(),
+    "memo": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "string": b"\x80\x04\x8d" + (1 << 40).to_bytes(8, "little") + b"a.",
+    "string, earlier format": saved(STATE, _use_new_zipfile_serialization=False)[:20]
+    + b"\x80\x02X\xff\xff\xff\xffa.",
 }
 
 

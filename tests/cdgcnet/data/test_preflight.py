@@ -51,7 +51,7 @@ def relabel(pair, value):
 def test_sound_pairs_pass(pair, check):
     check(pair, pair)
     check(pair, level="all")
-    check({"file_name": pair["file_name"]})  # a test set has no labels
+    check({"file_name": pair["file_name"]}, key="TEST")  # a test set has no labels
 
 
 def test_wrong_value_names_file_value_and_way_out(pair, check):
@@ -93,8 +93,19 @@ def test_truncated_image_is_found_when_all_is_decoded(pair, check):
         check(pair, level="all")
 
 
-def test_none_looks_at_nothing(check):
-    check({"file_name": "gone.png"}, level="none")
+def test_none_opens_no_file(check):
+    check({"file_name": "gone.png", "sem_seg_file_name": "gone.png"}, level="none")
+
+
+@pytest.mark.parametrize("level", ["none", "labels"])
+def test_training_images_without_labels_are_refused(pair, check, level):
+    bare = {"file_name": pair["file_name"]}
+    with pytest.raises(
+        ValueError, match=r"mine: 2 of 3 images have no labels, the first is .*i.png"
+    ):
+        check(bare, pair, bare, level=level)
+    with pytest.raises(ValueError, match="mine: 1 of 1 images have no labels"):
+        check(bare, level=level)
 
 
 def test_missing_image(pair, check):

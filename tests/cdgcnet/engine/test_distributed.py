@@ -235,6 +235,10 @@ def test_a_killed_worker_is_recognized():
         next(iter(torch.utils.data.DataLoader(EndsItsProcess(), num_workers=1)))
     assert is_dead_worker(caught.value)
     assert not is_dead_worker(RuntimeError("Caught RuntimeError in DataLoader worker process 0."))
+    while_saving = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")
+    assert not is_dead_worker(while_saving)
+    while_saving.__context__ = caught.value
+    assert is_dead_worker(while_saving)
 
 
 def test_a_worker_that_dies_while_it_hands_over_a_batch_is_recognized():

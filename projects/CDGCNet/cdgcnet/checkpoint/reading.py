@@ -7,14 +7,17 @@ safetensors, and pickles of NumPy arrays such as Detectron2's model zoo.
 
 import collections
 import hashlib
+import io
+import mmap
 import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from torch import Tensor
 _ZIP = b"PK\x03\x04"
 # The first bytes of torch's format before 1.6: the pickle of a magic number.
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_PICKLES = 5  # the magic number, the version, the system, the content, the storages' names
 # Keys under which training programs store a state dict beside other things.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "network", "net")
 # What wrappers around a whole network put before every name.
@@ -91,28 +95,40 @@ class _ArraysOnly(pickle.Unpickler):
         return _ARRAY_GLOBALS[module, name]
 
 
-def _refuse_bytearrays(pickles: IO[bytes], count: int) -> None:
-    """Refuse what torch's restricted unpickler would call: ``bytearray(n)`` takes n bytes.
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The contents of a file, of which no read can ask for more than there is."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
+
+
+def _check_pickles(file: Any, size: int, count: int) -> None:
+    """Refuse pickles that ask for more memory than their file takes.
 
     Args:
-        pickles: a file that starts with pickles.
-        count: of them.
+        file: begins with pickles; its ``read`` gives no more than there is.
+        size: of the file in bytes.
+        count: of the pickles.
 
     Raises:
-        UnpicklingError: if one asks for bytearray.
+        UnpicklingError: for ``bytearray(n)``, which torch's restricted unpickler would call, and
+            for memo numbers that no pickler writes: Python's list of the memo has no gaps.
+        ValueError: for other bytes, and for strings longer than the file.
     """
     for _ in range(count):
-        for opcode, argument, _ in pickletools.genops(pickles):
+        for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):
                 raise pickle.UnpicklingError("it asks for bytearray")
+            if opcode.name.endswith("PUT") and int(argument) > size:
+                raise pickle.UnpicklingError(f"it numbers a value {argument}")
 
 
-def load_torch(path: Path, *, mmap: bool = False) -> Any:
+def load_torch(path: Path, *, in_place: bool = False) -> Any:
     """Load what ``torch.save`` has written, if it is intact and holds tensors and plain values.
 
     Args:
         path: of the file.
-        mmap: map the tensors into memory instead of reading them.
+        in_place: map the tensors into memory instead of reading them.
 
     Raises:
         Exception: of many types, for anything else; nothing of the file was run.
@@ -130,12 +146,12 @@ def load_torch(path: Path, *, mmap: bool = False) -> Any:
                 )
             for entry in archive.infolist():
                 if entry.filename.endswith(".pkl"):
-                    with archive.open(entry) as file:
-                        _refuse_bytearrays(file, 1)
+                    content = archive.read(entry)
+                    _check_pickles(io.BytesIO(content), len(content), 1)
     else:
-        with path.open("rb") as file:
-            _refuse_bytearrays(file, 5)  # magic number, version, system, content, storages
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with _mapped(path) as mapped:
+            _check_pickles(mapped, len(mapped), _LEGACY_PICKLES)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=in_place)
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -170,8 +186,10 @@ def _read(path: Path) -> Any:
     if (start[8:9] == b"{" and header < 100_000_000) or path.suffix == ".safetensors":
         return _read_safetensors(path)
     if start.startswith(b"\x80"):
-        with path.open("rb") as file:
-            return _ArraysOnly(file, encoding="latin1").load()
+        with _mapped(path) as mapped:
+            _check_pickles(mapped, len(mapped), 1)
+            mapped.seek(0)
+            return _ArraysOnly(mapped, encoding="latin1").load()
     raise ValueError(_describe(start))
 
 

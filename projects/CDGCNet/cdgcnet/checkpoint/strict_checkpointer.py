@@ -30,7 +30,7 @@ def read_provenance(path: str) -> Provenance | None:
     if not path or "://" in path or Path(path).suffix == ".pkl":
         return None
     try:
-        loaded = load_torch(Path(path), mmap=True)
+        loaded = load_torch(Path(path), in_place=True)
     except Exception:  # not a file of tensors, or torch's old format, which cannot be mapped
         return None
     stored = loaded.get("provenance") if isinstance(loaded, dict) else None

@@ -183,18 +183,33 @@ def _check_coverage(where: str, occurs: np.ndarray, classes: Sequence[str], trai
         )
 
 
+def _check_labeled(name: str, dicts: Sequence[dict]) -> None:
+    """
+    Raises:
+        ValueError: if an image of a training set has no label image.
+    """
+    unlabeled = [d["file_name"] for d in dicts if not d.get("sem_seg_file_name")]
+    if unlabeled:
+        raise ValueError(
+            f"DATASETS.TRAIN {name}: {len(unlabeled)} of {len(dicts)} images have no labels, the "
+            f"first is {unlabeled[0]}; a training needs a label image for every image"
+        )
+
+
 def check_data(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]]) -> None:
     """Read every label image, and the header of every image, of the datasets of a run.
 
     Args:
         cfg: DATASETS.{TRAIN, TEST, CHECK}, INPUT.MAX_PIXELS, MODEL.SEM_SEG_HEAD. CHECK "labels" is
-            as above, "all" decodes the images too, "none" does nothing.
+            as above, "all" decodes the images too, "none" opens no file.
         datasets: Detectron2 dicts by name.
 
     Raises:
         ValueError: for files that cannot be used, and for labels without a class or, in training,
-            with only one.
+            with only one; with any CHECK, for training images without labels.
     """
+    for name in cfg.DATASETS.TRAIN:
+        _check_labeled(name, datasets.get(name, ()))
     if cfg.DATASETS.CHECK == "none":
         return
     occurs = {name: _classes_in(name, dicts, cfg) for name, dicts in datasets.items()}

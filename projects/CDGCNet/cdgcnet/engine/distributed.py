@@ -136,12 +136,17 @@ def is_lost_connection(error: BaseException | None) -> bool:
 def is_dead_worker(error: BaseException | None) -> bool:
     """Whether an error comes from the death of one of a data loader's worker processes.
 
-    torch says so, unless the worker dies while it hands over a batch.
+    torch says so, unless the worker dies while it hands over a batch. It says so wherever the
+    program is, so that a file which is being written may fail, too.
     """
     if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
         frames = traceback.extract_tb(error.__traceback__)
         return any(frame.name == "_try_get_data" for frame in frames)  # of torch's data loader
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    while isinstance(error, RuntimeError):
+        if str(error).startswith("DataLoader worker (pid"):
+            return True
+        error = error.__context__
+    return False
 
 
 # ---------------------------------------------------------------- agreement

@@ -106,7 +106,7 @@ class BestModel(HookBase):
             ValueError: if the file is not what this hook writes.
         """
         try:
-            score = load_torch(self.path, mmap=True)["mIoU"]
+            score = load_torch(self.path, in_place=True)["mIoU"]
             if not isinstance(score, float) or not math.isfinite(score):
                 raise ValueError(f"mIoU is {score!r}")
         except Exception as error:  # torch and zipfile raise many types

@@ -55,7 +55,7 @@ def _read_iterations(path: Path, size: int, mtime: int) -> int | str:
     if size == 0:
         return "empty"
     try:
-        state = load_torch(path, mmap=True)
+        state = load_torch(path, in_place=True)
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         return f"not written completely ({error})"
     except Exception as error:  # torch raises many types
@@ -173,7 +173,11 @@ class RunFolder:
         self._check_config(cfg)
 
     def _check_config(self, cfg: CfgNode) -> None:
-        different = self.config_differences(cfg)
+        different = {
+            key: values
+            for key, values in self.config_differences(cfg).items()
+            if identifies(key, "run")
+        }
         longer = different.pop("SOLVER.MAX_ITER", None)
         if longer is not None:
             before, now = longer
@@ -195,7 +199,7 @@ class RunFolder:
             )
 
     def config_differences(self, cfg: CfgNode) -> dict[str, tuple[Any, Any]]:
-        """Key -> values of the stored run and of a config, where they make another run.
+        """Key -> values of the stored run and of a config, where they differ.
 
         Raises:
             ValueError: naming a stored config that cannot be read.
@@ -214,7 +218,7 @@ class RunFolder:
         return {
             key: (stored.get(key), now.get(key))
             for key in sorted(stored.keys() | now.keys())
-            if stored.get(key) != now.get(key) and identifies(key, "run")
+            if stored.get(key) != now.get(key)
         }
 
     def _holds_config(self, cfg: CfgNode) -> bool:
@@ -255,7 +259,8 @@ class RunFolder:
                 backup_existing(self.metrics)
             return
         # With another length or evaluation period, not all lines are written again.
-        self._rewind_metrics(newest.iterations, keep=not self._holds_config(cfg))
+        different = self.config_differences(cfg).keys() - {"OUTPUT_DIR"}
+        self._rewind_metrics(newest.iterations, keep=bool(different))
         kept = self.path / f"model_{newest.iterations - 1:07d}.pth"
         replaced = newest.path.name == "model_final.pth" and newest.iterations < cfg.SOLVER.MAX_ITER
         if replaced and not kept.exists():

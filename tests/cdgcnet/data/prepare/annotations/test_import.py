@@ -277,8 +277,12 @@ def test_cvat(tmp_path, run):
     ("old", "new", "words"),
     [
         ("<annotations>", "<annotations", "not a readable CVAT file"),
-        ("<annotations>", '<!DOCTYPE a [<!ENTITY b "c">]><annotations>', "defines entities"),
-        ('rle="1, 2"', 'rle="1, 9"', "do not add up to 1 x 3"),
+        (
+            "<annotations>",
+            '<!DOCTYPE a [<!ENTITY b "c">]><annotations>',
+            "defines entities or is not UTF-8",
+        ),
+        ('rle="1, 2"', 'rle="1, 9"', "do not add up to the 3 pixels"),
         ("<tag", "<cuboid", "a shape is a cuboid"),
         ('label="road" ', "", "a shape lacks 'label'"),
         ("x/a.jpg", "z.jpg", "not in --images"),

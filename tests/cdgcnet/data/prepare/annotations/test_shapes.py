@@ -18,6 +18,7 @@ from cdgcnet.data.prepare.annotations.shapes import (
     box,
     draw_labels,
     ellipse,
+    mask_of_runs,
 )
 
 HEIGHT, WIDTH = 11, 17
@@ -57,12 +58,16 @@ def test_coco_run_lengths_equal_ann_to_mask(seed):
 @pytest.mark.parametrize(
     ("segmentation", "words"),
     [
-        ({"counts": [5], "size": [HEIGHT, WIDTH]}, "do not add up to 11 x 17"),
+        ({"counts": [5], "size": [HEIGHT, WIDTH]}, "do not add up to the 187 pixels"),
         ({"counts": [-1, HEIGHT * WIDTH + 1], "size": [HEIGHT, WIDTH]}, "do not add up"),
+        ({"counts": "", "size": [HEIGHT, WIDTH]}, "do not add up"),
+        ({"counts": "o" * 20, "size": [HEIGHT, WIDTH]}, "not readable"),
+        ({"counts": "é", "size": [HEIGHT, WIDTH]}, "not readable"),
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], "not within 1000000 pixels"),  # pycocotools would crash
         ({"counts": [9], "size": [3, 3]}, r"are for the size \[3, 3\], not \[11, 17\]"),
         ({"size": [HEIGHT, WIDTH]}, 'no "counts"'),
         ([[0, 0, 5, 5]], "3 or more points"),  # pycocotools would take it for a box
-        ([[0, 0, 5, 5, float("nan"), 1]], "not finite"),
+        ([[0, 0, 5, 5, float("nan"), 1]], "not within 1000000 pixels"),
     ],
 )
 def test_bad_coco_segmentations(segmentation, words):
@@ -77,6 +82,11 @@ def test_polygons_are_filled_as_labelme_and_cityscapesscripts_do(points):
         ImageDraw.Draw(image).polygon(points, fill=1, outline=1 if outline else None)
         found = Polygon(points, outline).mask(HEIGHT, WIDTH)
         np.testing.assert_array_equal(found, np.asarray(image) == 1)
+
+
+def test_run_lengths_of_more_pixels_than_an_image_has():
+    with pytest.raises(ValueError, match="100000 x 100000 pixels; expected up to"):
+        mask_of_runs([10**10], 100_000, 100_000)
 
 
 def test_a_polygon_that_covers_everything_and_one_outside():

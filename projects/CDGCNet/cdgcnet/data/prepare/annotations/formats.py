@@ -27,6 +27,7 @@ from cdgcnet.data.prepare.annotations.shapes import (
     Shape,
     box,
     ellipse,
+    mask_of_runs,
 )
 
 CROWD_LAYER = -1  # a crowd is a rough outline: single objects cover it
@@ -229,10 +230,7 @@ def _cvat_region(element: ElementTree.Element) -> Region:
     if element.tag == "mask":
         left, top, width, height = (int(n) for n in numbers("left", "top", "width", "height"))
         runs = [int(n) for n in element.attrib["rle"].split(",")]
-        if any(n < 0 for n in runs) or sum(runs) != width * height:
-            raise ValueError(f"run lengths of a mask do not add up to {height} x {width} pixels")
-        pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
-        return Bitmap(pixels, left, top)
+        return Bitmap(mask_of_runs(runs, height, width), left, top)
     raise ValueError(f"a shape is a {element.tag}; polygon, box, ellipse and mask can be imported")
 
 
@@ -244,8 +242,8 @@ def read_cvat(annotations: Path, images: Path) -> tuple[list[AnnotatedImage], li
     """
     try:
         data = annotations.read_bytes()
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-            raise ValueError("it defines entities, which CVAT does not do")
+        if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data:  # as UTF-16
+            raise ValueError("it defines entities or is not UTF-8; CVAT writes neither")
         root = ElementTree.fromstring(data)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{annotations}: there is no such file") from error

@@ -13,7 +13,10 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cdgcnet.data.decoding import MAX_PIXELS
+
 Point = tuple[float, float]
+_FARTHEST = 1_000_000  # pixels from the corner of an image
 OVERLAPS = ("later", "earlier", "smaller", "larger")
 Overlaps = Literal["later", "earlier", "smaller", "larger"]
 
@@ -29,6 +32,54 @@ class Region(Protocol):
         """
 
 
+def _check_points(points: Sequence) -> None:
+    """
+    Raises:
+        ValueError: for coordinates with which the libraries that fill polygons would crash.
+    """
+    if not (np.abs(np.asarray(points, np.float64)) <= _FARTHEST).all():
+        raise ValueError(f"a polygon has a point that is not within {_FARTHEST} pixels")
+
+
+def mask_of_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:
+    """A mask (height, width) bool of run lengths, row by row; the first run is outside.
+
+    Raises:
+        ValueError: if the runs are not of so many pixels, or of too many.
+    """
+    whole = all(type(n) is int and n >= 0 for n in runs)
+    if not whole or min(height, width) < 0 or sum(runs) != height * width:
+        raise ValueError(f"run lengths do not add up to the {height * width} pixels of the mask")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"a mask of {height} x {width} pixels; expected up to {MAX_PIXELS}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+
+
+def _uncompressed(text: str) -> list[int]:
+    """COCO's compressed run lengths: six bits a character, from the fourth on as differences.
+
+    pycocotools leaves pixels undefined where they do not cover an image.
+
+    Raises:
+        ValueError: if it is not such a text.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("its run lengths are not readable")
+        if bits & 0x20:  # more of this number follows
+            continue
+        if bits & 0x10:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs
+
+
 @dataclass(frozen=True)
 class Polygon:
     """A filled polygon; ``outline`` also draws its edges, as labelme does."""
@@ -39,8 +90,7 @@ class Polygon:
     def __post_init__(self) -> None:
         if len(self.points) < 3:
             raise ValueError(f"a polygon has {len(self.points)} points; expected 3 or more")
-        if not np.isfinite(np.asarray(self.points, np.float64)).all():
-            raise ValueError("a polygon has a point that is not finite")
+        _check_points(self.points)
 
     def mask(self, height: int, width: int) -> np.ndarray:
         image = Image.new("L", (width, height))
@@ -84,28 +134,22 @@ class CocoSegmentation:
     value: list | dict
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        from pycocotools import mask as coco
-
         value = self.value
         if isinstance(value, dict):
             counts, size = value.get("counts"), value.get("size")
             if size != [height, width]:
                 raise ValueError(f"run lengths are for the size {size}, not {[height, width]}")
-            if isinstance(counts, list):
-                if (
-                    any(type(n) is not int or n < 0 for n in counts)
-                    or sum(counts) != height * width
-                ):
-                    raise ValueError(f"run lengths do not add up to {height} x {width} pixels")
-                value = coco.frPyObjects(value, height, width)
-            elif not isinstance(counts, (str, bytes)):
+            if isinstance(counts, str):
+                counts = _uncompressed(counts)
+            if not isinstance(counts, list):
                 raise ValueError('run lengths have no "counts"')
-            return coco.decode(value).astype(bool)
+            return mask_of_runs(counts, width, height).T  # column by column
+        from pycocotools import mask as coco
+
         for ring in value:
             if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
                 raise ValueError("a polygon needs 3 or more points [x, y, x, y, x, y, …]")
-            if not np.isfinite(np.asarray(ring, np.float64)).all():
-                raise ValueError("a polygon has a point that is not finite")
+            _check_points(ring)
         parts = coco.frPyObjects(value, height, width)
         return coco.decode(coco.merge(parts)).astype(bool)
 

@@ -44,22 +44,22 @@ import configs  # noqa: E402
 from cdgcnet.engine.run_metadata import commit, run_metadata  # noqa: E402
 from cdgcnet.utils.io import atomic_write  # noqa: E402
 
-# Cases of a full run. The slow kinds come last.
+# Cases of a full run.
 COUNTS = {
+    "kill training": 60,
+    "kill evaluation": 40,
+    "kill preparation": 60,
+    "kill packaging": 60,
+    "worker training": 10,
+    "worker evaluation": 10,
+    "disk training": 15,
+    "disk evaluation": 15,
+    "disk preparation": 15,
+    "disk packaging": 15,
     "configs": 1000,
     "images": 1000,
     "checkpoints": 500,
     "archives": 100,
-    "disk preparation": 15,
-    "disk packaging": 15,
-    "disk evaluation": 15,
-    "disk training": 15,
-    "kill preparation": 60,
-    "kill packaging": 60,
-    "worker evaluation": 20,
-    "worker training": 20,
-    "kill evaluation": 40,
-    "kill training": 80,
 }
 INPUTS: dict[str, Case] = {
     "configs": configs.case,

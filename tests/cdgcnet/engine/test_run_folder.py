@@ -205,6 +205,19 @@ def test_resume_after_damage_repeats_the_undisturbed_run(start, folder, interrup
     assert "Starting training from iteration 2" in said(folder)
 
 
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_run_killed_before_its_final_weights_gets_them(start, folder, evaluated):
+    final = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    (folder / "model_final.pth").unlink()
+    (folder / "last_checkpoint").write_text("model_0000003.pth")
+    if not evaluated:
+        (folder / "results.json").unlink()
+    train_net("--resume", *start)
+    found = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+    assert found.keys() == final.keys() and all(found[k].equal(final[k]) for k in final)
+    assert (folder / "results.json").is_file()
+
+
 def test_a_folder_of_damaged_checkpoints_is_refused_and_left_alone(start, folder):
     for path in folder.glob("*.pth"):
         cut(path)

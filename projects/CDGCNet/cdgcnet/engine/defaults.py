@@ -343,6 +343,7 @@ def _prepare_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> dict | N
             "the beginning"
         )
     if newest is not None and newest.iterations >= cfg.SOLVER.MAX_ITER:
+        folder.complete_training(newest)
         results = folder.stored_results(cfg)
         if results is not None:
             logger.warning(

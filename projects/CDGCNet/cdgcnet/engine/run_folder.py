@@ -267,6 +267,16 @@ class RunFolder:
             with atomic_write(kept) as tmp_path:
                 shutil.copyfile(newest.path, tmp_path)
 
+    def complete_training(self, newest: Checkpoint) -> None:
+        """Write ``model_final.pth`` from the last checkpoint of a finished training.
+
+        The two hold the same; a training that was killed between them has only the first.
+        """
+        final = self.path / "model_final.pth"
+        if _iterations(final) != newest.iterations:
+            with atomic_write(final) as tmp_path:
+                shutil.copyfile(newest.path, tmp_path)
+
     def _rewind_metrics(self, iterations: int, keep: bool) -> None:
         """Remove from ``metrics.json`` what a resumed training writes again, and half lines.
 

@@ -23,13 +23,8 @@ from PIL import Image
 from protocol import Unsteady, arguments, claim, measure, one_thread, report
 
 from cdgcnet import Predictor, Trainer, load_cfg
-from cdgcnet.engine.prediction import (
-    OutputFiles,
-    PredictionRecord,
-    Source,
-    network_identity,
-    predict_images,
-)
+from cdgcnet.engine.prediction import OutputFiles, predict_images
+from cdgcnet.engine.prediction_record import PredictionRecord, Source, network_identity
 
 LIMIT = 0.15
 SMALL, LARGE = (360, 480), (3648, 5472)

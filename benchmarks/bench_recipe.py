@@ -24,7 +24,7 @@ from PIL import Image
 from protocol import ROOT, arguments, mebibytes, report
 
 from cdgcnet import Trainer, load_cfg
-from cdgcnet.config.validation import adapt_cfg
+from cdgcnet.config.adaptation import adapt_cfg
 
 # Config, images per GPU in the paper's setting, size of the dataset's images.
 RECIPES = {

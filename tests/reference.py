@@ -2,7 +2,7 @@
 
 Written from the paper and its specification, never from our code: sets in Python, A as a dense
 M x N x N tensor, one loop per class, the 1x1 convolution over M*C channels. Slow, and meant to be
-read beside Sec. 3.3. The second half draws random scenes and measures how far `cdgc` is off.
+read next to Sec. 3.3. The second half draws random scenes and measures how far `cdgc` deviates.
 
 B images, C channels, H, W image, h, w feature map, N = h*w pixels, M classes.
 """

@@ -1,4 +1,4 @@
-"""The benchmarks are scripts beside each other, not a package."""
+"""The benchmarks are scripts in one folder, not a package."""
 
 import sys
 from pathlib import Path

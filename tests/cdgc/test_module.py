@@ -594,7 +594,7 @@ def test_a_wrong_pixel_must_not_learn_its_label(edges, hard_positives, told):
         module(scene.x, logits, torch.tensor([[[label, 0, 1, 2]]]))[0, :, 0] for label in (1, 2)
     ]
     assert torch.equal(found[0][:, 0], found[1][:, 0]) is not told
-    # It takes part in its class's graph either way: pixel 2 (class 1) has it beside or not.
+    # It takes part in its class's graph either way: pixel 2 (class 1) has it as a neighbor or not.
     assert not torch.equal(found[0][:, 2], found[1][:, 2])
 
 
@@ -627,7 +627,7 @@ X, LOGITS = torch.zeros(2, 4, 3, 5), torch.zeros(2, 3, 3, 5)
 TARGETS, VALID = torch.zeros(2, 17, 33, dtype=torch.int64), torch.ones(2, 3, 5, dtype=torch.bool)
 
 
-# (change, shape found, what must be named beside it)
+# (change, shape found, what the message must name along with it)
 WRONG_INPUTS = [
     ({"x": X[0]}, "4, 3, 5", "B"),
     ({"x": torch.zeros(2, 6, 3, 5)}, "2, 6, 3, 5", "4"),

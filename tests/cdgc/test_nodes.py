@@ -27,7 +27,7 @@ SUBSETS = [c for r in (1, 2, 3) for c in itertools.combinations(PARTS, r)]
 
 def test_dynamic_by_hand():
     # Class 0: easy {0,5}, hard negative {1}, hard positive {3}; class 1: easy {2}, hard negative
-    # {3}, hard positive {1}. Pixels 1 and 3 therefore stand in both sets.
+    # {3}, hard positive {1}. Pixels 1 and 3 therefore belong to both sets.
     nodes = select_nodes(COARSE, TARGET, num_classes=3, nodes="dynamic")
     assert nodes.pixel.tolist() == [0, 1, 3, 5, 1, 2, 3]
     assert nodes.counts.tolist() == [[4], [3], [0]]

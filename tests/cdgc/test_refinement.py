@@ -144,7 +144,7 @@ def test_a_net_in_training_can_be_copied_pickled_and_saved(images, labels):
         pickle.loads(pickle.dumps(net)),
         torch.load(file, weights_only=False),
     ]
-    net.get_submodule("head.1").auxiliary_loss(labels)  # the step itself goes on
+    net.get_submodule("head.1").auxiliary_loss(labels)  # the step itself continues
     expected = net.eval()(images)
     for copied in copies:
         with pytest.raises(ValueError, match="no training step"):

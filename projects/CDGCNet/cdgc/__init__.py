@@ -13,24 +13,10 @@ Example:
 from cdgc.attention import TOPK_WEIGHTS, segment_attention, segment_topk_attention
 from cdgc.grouped_linear import class_linear
 from cdgc.interpolation import resize_matrix, resize_taps
-from cdgc.joint_attention import SOFTMAX
 from cdgc.losses import REDUCTIONS, OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
-from cdgc.module import (
-    EDGES,
-    HARD_POSITIVES,
-    MESSAGE_WEIGHTS,
-    RECEIVERS,
-    SCOPES,
-    CDGCModule,
-)
-from cdgc.nodes import (
-    NODE_MODES,
-    SAMPLES,
-    NodeSet,
-    class_map,
-    select_nodes,
-    soft_nodes,
-)
+from cdgc.module import CDGCModule
+from cdgc.nodes import NODE_MODES, SAMPLES, NodeSet, class_map, select_nodes, soft_nodes
+from cdgc.options import EDGES, HARD_POSITIVES, MESSAGE_WEIGHTS, RECEIVERS, SCOPES, SOFTMAX
 from cdgc.propagation import SCALES
 from cdgc.refinement import RefinedClassifier, refine
 from cdgc.sampling_grid import resize_targets, valid_nodes

@@ -26,43 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 from cdgc.messages import Segment
 
-SOFTMAX = ("class", "image")
-
 # Attention weights that are held at once (64 MiB in float32; 256 MiB on a GPU, which prefers fewer,
 # larger launches). They are recomputed in the backward pass.
 _HELD_WEIGHTS = {"cpu": 1 << 24, "cuda": 1 << 26}
-
-
-def check_joint_options(
-    softmax: str,
-    heads: int,
-    distance_bias: bool,
-    channels: int,
-    receivers: str,
-    edges: str,
-    nodes: str,
-    shared_phi: bool,
-    message_weights: str,
-) -> None:
-    """Check the options of softmax="image" against the others."""
-    if heads < 1 or channels % heads:
-        raise ValueError(f"heads must divide in_channels {channels}, got {heads}")
-    if softmax == "class":
-        if heads > 1 or distance_bias:
-            raise ValueError(
-                f"heads={heads} and distance_bias={distance_bias} need softmax='image'"
-            )
-        return
-    for name, value, expected in (
-        ("receivers", receivers, "all"),
-        ("edges", edges, "similarity"),
-        ("shared_phi", shared_phi, True),
-        ("message_weights", message_weights, "one"),
-    ):
-        if value != expected:
-            raise ValueError(f"softmax='image' needs {name}={expected!r}, got {value!r}")
-    if nodes == "soft":
-        raise ValueError("softmax='image' needs nodes='coarse' or 'dynamic', got 'soft'")
 
 
 class DistanceBias(nn.Module):

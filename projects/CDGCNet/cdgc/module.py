@@ -15,18 +15,11 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from cdgc.attention import TOPK_WEIGHTS
 from cdgc.compilation import graph_break
 from cdgc.gather import in_layout_of, map_to_rows, rows_to_map
-from cdgc.joint_attention import SOFTMAX, DistanceBias, check_joint_options
-from cdgc.nodes import (
-    SAMPLES,
-    NodeSet,
-    check_options,
-    class_map,
-    select_nodes,
-    soft_nodes,
-)
+from cdgc.joint_attention import DistanceBias
+from cdgc.nodes import SAMPLES, NodeSet, class_map, select_nodes, soft_nodes
+from cdgc.options import check_graph_options
 from cdgc.propagation import (
     Edges,
     GraphWeights,
@@ -36,19 +29,7 @@ from cdgc.propagation import (
     scale_factor,
 )
 from cdgc.sampling_grid import resize_targets
-from cdgc.validation import (
-    check_choice,
-    check_device,
-    check_finite,
-    check_maps,
-    check_not_tracing,
-)
-
-EDGES = ("similarity", "uniform", "topk")
-SCOPES = ("class", "image")
-HARD_POSITIVES = ("nodes", "keys_only")
-RECEIVERS = ("nodes", "all")
-MESSAGE_WEIGHTS = ("one", "mean", "probability")
+from cdgc.validation import check_device, check_finite, check_maps, check_not_tracing
 
 
 class CDGCModule(nn.Module):
@@ -145,35 +126,24 @@ class CDGCModule(nn.Module):
             ValueError: if a value is not one of those named above.
         """
         super().__init__()
-        check_options(nodes, samples, easy_ratio)
-        check_choice("edges", edges, EDGES)
-        check_choice("scope", scope, SCOPES)
-        check_choice("topk_weights", topk_weights, TOPK_WEIGHTS)
-        check_choice("hard_positives", hard_positives, HARD_POSITIVES)
-        check_choice("receivers", receivers, RECEIVERS)
-        check_choice("message_weights", message_weights, MESSAGE_WEIGHTS)
-        check_choice("softmax", softmax, SOFTMAX)
-        check_joint_options(
-            softmax,
-            heads,
-            distance_bias,
-            in_channels,
-            receivers,
-            edges,
-            nodes,
-            shared_phi,
-            message_weights,
+        check_graph_options(
+            in_channels=in_channels,
+            num_classes=num_classes,
+            nodes=nodes,
+            edges=edges,
+            scope=scope,
+            easy_ratio=easy_ratio,
+            samples=samples,
+            hard_positives=hard_positives,
+            receivers=receivers,
+            message_weights=message_weights,
+            softmax=softmax,
+            heads=heads,
+            distance_bias=distance_bias,
+            topk=topk,
+            topk_weights=topk_weights,
+            shared_phi=shared_phi,
         )
-        if receivers == "nodes" and message_weights != "one":
-            raise ValueError(
-                f"message_weights={message_weights!r} needs receivers='all', got 'nodes'"
-            )
-        if nodes == "soft" and edges != "similarity":
-            raise ValueError(f"nodes='soft' needs edges='similarity', got {edges!r}")
-        sizes = {"in_channels": in_channels, "num_classes": num_classes, "topk": topk}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.nodes = nodes
@@ -194,22 +164,25 @@ class CDGCModule(nn.Module):
         self.align_corners = align_corners
         self.check_finite = check_finite
 
-        graphs = num_classes if scope == "class" else 1
-        square = (in_channels, in_channels)
-        if edges == "uniform":
-            self.phi = self.phi_prime = None
-        else:
-            shape = (1 if shared_phi else graphs, *square)
-            # Equal weights give φ no gradient, and distributed training would wait for one.
-            trained = edges != "topk" or topk_weights != "equal"
-            self.phi = nn.Parameter(torch.empty(shape), requires_grad=trained)
-            self.phi_prime = nn.Parameter(torch.empty(shape), requires_grad=trained)
-        self.graph_weight = nn.Parameter(torch.empty(graphs, *square))
-        self.merge_weight = nn.Parameter(torch.empty(graphs, *square))
-        self.merge_bias = nn.Parameter(torch.zeros(in_channels))
+        self._create_weights(shared_phi)
         self.norm = nn.Identity() if norm is None else norm(in_channels)
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
         self.reset_parameters()
+
+    def _create_weights(self, shared_phi: bool) -> None:
+        c = self.in_channels
+        graphs = self.num_classes if self.scope == "class" else 1
+        if self.edges == "uniform":
+            self.phi = self.phi_prime = None
+        else:
+            shape = (1 if shared_phi else graphs, c, c)
+            # Equal weights give φ no gradient, and distributed training would wait for one.
+            trained = self.edges != "topk" or self.topk_weights != "equal"
+            self.phi = nn.Parameter(torch.empty(shape), requires_grad=trained)
+            self.phi_prime = nn.Parameter(torch.empty(shape), requires_grad=trained)
+        self.graph_weight = nn.Parameter(torch.empty(graphs, c, c))
+        self.merge_weight = nn.Parameter(torch.empty(graphs, c, c))
+        self.merge_bias = nn.Parameter(torch.zeros(c))
 
     def reset_parameters(self) -> None:
         """Initialize so that similarities and activations are O(1) for features after BN-ReLU."""

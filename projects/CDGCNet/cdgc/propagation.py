@@ -29,7 +29,7 @@ SCALES = ("none", "sqrt")
 
 
 def scale_factor(scale: float | str, channels: int) -> float:
-    """The number that the ``scale`` option of :class:`CDGCModule` stands for."""
+    """The factor that the ``scale`` option of :class:`CDGCModule` means."""
     if isinstance(scale, str):
         check_choice("scale", scale, SCALES)
         return channels**-0.5 if scale == "sqrt" else 1.0

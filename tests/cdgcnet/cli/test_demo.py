@@ -44,7 +44,7 @@ def test_quick_demo_twice(tmp_path):
     assert len(mean.split()) == 2 + 4
 
     # Every path that is printed exists.
-    for word in ("scenes", "pictures", "results", "weights", "logs"):
+    for word in ("scenes", "pictures", "changes", "results", "weights", "logs"):
         [line] = [line for line in lines if line.startswith(f"{word} ")]
         assert Path(line.split(maxsplit=1)[1]).exists(), line
 
@@ -59,8 +59,9 @@ def test_quick_demo_twice(tmp_path):
         "sem_seg_TTA",
     }
     assert [f"{results['sem_seg']['mIoU']:.2f}"] == mean.split()[4:5]
-    sheet = np.asarray(Image.open(out / "predictions.png").convert("RGB"))
-    assert min(sheet.shape[:2]) > 100 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
+    for name in ("predictions.png", "changes.png"):
+        sheet = np.asarray(Image.open(out / name).convert("RGB"))
+        assert min(sheet.shape[:2]) > 100 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
 
     # Progress is shown on every long step.
     for step in ("drawing", "training", "evaluating"):

@@ -70,7 +70,7 @@ def test_cityscapes_package_holds_label_ids(cities, tmp_path):
     expected = np.array([*LABEL_IDS, *LABEL_IDS[:5]]).reshape(4, 6)
     np.testing.assert_array_equal(np.asarray(image), expected)
     assert verify(CITYSCAPES, images, package) == []
-    assert [p.name for p in package.parent.iterdir()] == ["package.zip"]  # nothing left beside
+    assert [p.name for p in package.parent.iterdir()] == ["package.zip"]  # nothing else is left
 
 
 @pytest.mark.parametrize("competition", ["comp5", "comp6"])

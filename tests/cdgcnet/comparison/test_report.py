@@ -1,4 +1,4 @@
-"""What is said of given scores, worked out by hand."""
+"""The verdict on given scores, worked out by hand."""
 
 import re
 from pathlib import Path

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from cdgcnet import load_cfg, register_all
-from cdgcnet.config.validation import adapt_cfg
+from cdgcnet.config.adaptation import adapt_cfg
 from cdgcnet.data.preflight import check_datasets
 from cdgcnet.experiments.rows import find_rows
 

@@ -8,7 +8,8 @@ import yaml
 from detectron2.modeling import build_model
 
 from cdgcnet import load_cfg
-from cdgcnet.config.rules import RULES, Choice, Integer, Items, Number
+from cdgcnet.config.rule_types import Choice, Integer, Items, Number
+from cdgcnet.config.rules import RULES
 
 HOSTILE = (
     *(None, True, False, "", " ", "x", "None", "[]", "é" * 200, "a\0b", "../..", "!!python/name:x"),

@@ -8,14 +8,12 @@ from detectron2.config import CfgNode
 from cdgcnet.config import rules
 from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.reading import flatten
-from cdgcnet.data.preflight import LEVELS
 from cdgcnet.engine.defaults import run, setup
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 
 
 def test_choices_are_those_of_the_modules_that_implement_them():
     assert ("graph", *CONTEXT_MODULES) == rules.CONTEXT_MODULES
-    assert set(LEVELS) == set(rules.DATASET_CHECKS)
 
 
 def test_rules_are_of_keys_that_exist():

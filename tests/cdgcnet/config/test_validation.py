@@ -6,9 +6,9 @@ import re
 import pytest
 
 from cdgcnet import check_cfg
+from cdgcnet.config.adaptation import adapt_cfg, unused_keys
 from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.rules import RULES
-from cdgcnet.config.validation import adapt_cfg, unused_keys
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ NORMS = ("MODEL.RESNETS.NORM", "MODEL.SEM_SEG_HEAD.NORM", "MODEL.CDGC.NORM")
 @pytest.fixture
 def log(caplog):
     # Detectron2's setup_logger, which other tests may have called, stops propagation.
-    logger = logging.getLogger("cdgcnet.config.validation")
+    logger = logging.getLogger("cdgcnet.config.adaptation")
     logger.addHandler(caplog.handler)
     level = logger.level
     logger.setLevel(logging.INFO)

@@ -46,7 +46,7 @@ def refused(*argv) -> str:
     return str(caught.value)
 
 
-def said(folder: Path) -> str:
+def log_of(folder: Path) -> str:
     return (folder / "log.txt").read_text()
 
 
@@ -183,11 +183,11 @@ def test_the_newest_whole_checkpoint_is_found(folder, damage, caplog):
         newest = RunFolder(folder).newest_checkpoint(say=True)
     assert newest.path.name == expected
     assert newest.iterations == {"0000001": 2}.get(expected[6:13], 4)
-    said = [r.getMessage() for r in caplog.records]
+    messages = [r.getMessage() for r in caplog.records]
     if damage in (damage_nothing, tag_outside, older_tag):
-        assert said == []
+        assert messages == []
     else:
-        [line] = said
+        [line] = messages
         assert "\n" not in line and f"Using {expected}, the newest whole checkpoint" in line
 
 
@@ -202,7 +202,7 @@ def test_resume_after_damage_repeats_the_undisturbed_run(start, folder, interrup
     first = (folder / "model_0000001.pth").read_bytes()
     train_net("--resume", *start)
     assert (folder / "model_0000001.pth").read_bytes() == first
-    assert "Starting training from iteration 2" in said(folder)
+    assert "Starting training from iteration 2" in log_of(folder)
 
 
 @pytest.mark.parametrize("evaluated", [False, True])
@@ -255,7 +255,7 @@ def test_half_a_line_of_metrics_is_removed(start, interrupted):
     assert lines[2]["iteration"] == 3
     assert (
         "lines removed: 1, of iterations that are repeated (2 and later) or not complete"
-        in said(interrupted)
+        in log_of(interrupted)
     )
 
 
@@ -317,7 +317,7 @@ def test_an_evaluation_stores_its_config_beside_its_results(start, folder, tmp_p
 def test_warnings_before_the_start_are_in_the_log_once(start, tmp_path, capsys):
     setup(parsed(start))
     line = "7 of 19 classes never occur (it cannot be learned)"
-    assert said(tmp_path / "run").count(line) == 1
+    assert log_of(tmp_path / "run").count(line) == 1
     assert capsys.readouterr().out.count(line) == 1
 
 
@@ -424,8 +424,8 @@ def test_resume_of_a_finished_run_says_so_and_changes_nothing(start, folder):
     results = train_net("--resume", *start)
     assert results["sem_seg"]["mIoU"] == json.loads(before["results.json"])["sem_seg"]["mIoU"]
     assert math.isnan(results["sem_seg"]["ACC-wall"])  # null in the file
-    assert "nothing is left to do" in said(folder)
-    assert "SOLVER.EXTEND_SCHEDULE True with a larger SOLVER.MAX_ITER" in said(folder)
+    assert "nothing is left to do" in log_of(folder)
+    assert "SOLVER.EXTEND_SCHEDULE True with a larger SOLVER.MAX_ITER" in log_of(folder)
     assert contents(folder) == before
 
 
@@ -443,7 +443,7 @@ def test_resume_makes_up_for_an_evaluation_that_was_interrupted(start, folder, l
     assert {k: v for k, v in now.items() if not k.endswith("_TTA")} == expected
     assert ("sem_seg_TTA" in now) == (loss == "no TTA")
     assert (folder / "model_final.pth").read_bytes() == weights
-    assert "only its evaluation is left" in said(folder)
+    assert "only its evaluation is left" in log_of(folder)
 
 
 def test_a_longer_schedule_needs_a_word(start, folder):
@@ -472,7 +472,7 @@ def test_a_schedule_can_be_extended(start, tmp_path, scheduler):
     # The shorter run's weights and scores are kept.
     assert (folder / "model_0000003.pth").read_bytes() == before["model_0000003.pth"]
     assert (folder / "results.1.json").read_bytes() == before["results.json"]
-    [line] = [line for line in said(folder).splitlines() if "planned for 4" in line]
+    [line] = [line for line in log_of(folder).splitlines() if "planned for 4" in line]
     assert "the rate jumps from" in line and "not that of a run planned for 6" in line
 
     # Every iteration has the rate of a run of six iterations: 4, saved with the rate of the next,
@@ -487,7 +487,7 @@ def test_a_schedule_can_be_extended(start, tmp_path, scheduler):
 
     # From now on it is a run of six iterations.
     train_net("--resume", *start, "SOLVER.MAX_ITER", "6")
-    assert "nothing is left to do" in said(folder)
+    assert "nothing is left to do" in log_of(folder)
 
 
 def test_the_first_iteration_of_an_extended_schedule_has_its_rate(start, folder):
@@ -691,4 +691,4 @@ def test_processes_of_torchrun_are_one_run(start, tmp_path):
         [*command, *map(str, start)], capture_output=True, text=True, timeout=300, check=False
     )
     assert again.returncode != 0
-    assert again.stderr.count("holds another run") == 1  # said once
+    assert again.stderr.count("holds another run") == 1  # reported once

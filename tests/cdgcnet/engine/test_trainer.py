@@ -367,7 +367,7 @@ def test_train_and_evaluate_with_and_without_tta(run_cfg, tmp_path):
     run(augmented, eval_only=True)
     with_tta = read_results(tmp_path / "tta")
     assert set(with_tta) == {*TASKS, "sem_seg_TTA"}
-    # The plain numbers beside are those of the training run itself.
+    # The numbers without TTA are those of the training run itself.
     assert with_tta["sem_seg"] == results["sem_seg"]
     assert with_tta["sem_seg_coarse"] == results["sem_seg_coarse"]
     assert with_tta["sem_seg_TTA"].keys() == results["sem_seg"].keys()
@@ -429,7 +429,7 @@ def test_label_out_of_range_stops_training_with_the_file(run_cfg, run_root, tmp_
 
 
 def test_small_batch_warns_and_prints_the_scaled_rate(run_cfg, caplog):
-    from cdgcnet.config.validation import adapt_cfg
+    from cdgcnet.config.adaptation import adapt_cfg
 
     run_cfg.merge_from_list(["SOLVER.RECIPE_IMS_PER_BATCH", "8"])
     with caplog.at_level(logging.WARNING, logger="cdgcnet"):

@@ -7,7 +7,8 @@ from PIL import Image
 
 from cdgcnet.data.datasets.catalog import color_map
 from cdgcnet.engine import video
-from cdgcnet.engine.prediction import OutputFiles, Source
+from cdgcnet.engine.prediction import OutputFiles
+from cdgcnet.engine.prediction_record import Source
 from cdgcnet.engine.video import VideoFile, VideoReader, ended_early, predict_video
 from cdgcnet.modeling.predictions import PredictionKind
 

@@ -1,4 +1,4 @@
-"""Cityscapes' scores, beside the benchmark's own script on files in its format."""
+"""Cityscapes' scores, compared with the benchmark's own script on files in its format."""
 
 import json
 

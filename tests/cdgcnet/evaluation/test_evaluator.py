@@ -327,7 +327,7 @@ def test_results_json_has_null_for_nan_and_is_valid_json(tmp_path):
     read = json.loads(path.read_text(), parse_constant=refuse)["sem_seg"]
     assert read["IoU-d"] is None and read["ACC-c"] is None
     assert read["IoU-a"] == pytest.approx(60)
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]  # nothing left beside
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]  # nothing else is left
 
 
 def test_table_leaves_out_classes_that_do_not_count():

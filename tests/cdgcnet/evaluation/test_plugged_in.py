@@ -1,4 +1,4 @@
-"""Evaluators of a user beside or instead of CDGCNet's, as in any Detectron2 project."""
+"""A user's own evaluators along with or instead of CDGCNet's, as in any Detectron2 project."""
 
 import json
 from pathlib import Path

@@ -522,7 +522,7 @@ def test_default_predictor_takes_any_size(tiny_cfg, weights, meta, edge):
 
 
 def test_default_predictor_swaps_channels(tiny_cfg, weights, pair, tmp_path):
-    # OpenCV reads BGR; the model was told RGB.
+    # OpenCV reads BGR; the config says RGB.
     rgb = np.random.default_rng(1).integers(0, 256, (33, 41, 3), dtype=np.uint8)
     file = tmp_path / "a.png"
     cv2.imwrite(str(file), rgb[:, :, ::-1])

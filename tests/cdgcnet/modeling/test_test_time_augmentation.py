@@ -213,7 +213,7 @@ def test_native_and_stock_agree(aug_cfg, build):
 
 
 def test_model_in_training_mode(aug_cfg, build, make_batch):
-    # It returns losses there; the error must say so rather than fail on them.
+    # The model returns losses there; the error must explain that rather than fail on them.
     cfg = aug_cfg()
     with pytest.raises((ValueError, RuntimeError), match="training"):
         SemanticSegmentorWithTTA(cfg, build(cfg).train())(make_batch((33, 33)))

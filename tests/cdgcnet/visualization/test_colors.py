@@ -1,5 +1,7 @@
 """Label maps and overlays in the colors of their classes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from detectron2.data import Metadata
@@ -52,6 +54,21 @@ def test_overlay_of_a_tiny_image(size):
     assert (found == (100, 0, 0)).all()
 
 
+def test_a_name_is_one_white_text_with_a_black_outline_in_any_latin_letters():
+    image, labels = np.full((80, 160, 3), 100, np.uint8), np.zeros((80, 160), np.uint8)
+
+    def drawn(name):
+        metadata = SimpleNamespace(stuff_classes=[name], stuff_colors=[(100, 100, 100)])
+        return overlay(image, labels, metadata)
+
+    white, black = (drawn("II") > 200).all(axis=2), (drawn("II") < 50).all(axis=2)
+    columns = np.flatnonzero(white.any(axis=0))
+    assert len(columns) < 8  # two thin strokes, not four
+    outline = np.flatnonzero(black.any(axis=0))
+    assert outline.min() < columns.min() and columns.max() < outline.max()
+    assert not np.array_equal(drawn("Straße"), drawn("Stra?e"))
+
+
 def test_overlay_of_a_large_image_is_scaled_down():
     labels = np.zeros((3000, 4000), np.uint8)
     found = overlay(np.zeros((3000, 4000, 3), np.uint8), labels, METADATA)
@@ -68,5 +85,7 @@ def test_change_map_by_hand():
     found = change_map(image, truth, coarse, refined, 255)[0]
     assert [tuple(c) for c in found[1:4].tolist()] == [FIXED, BROKEN, WRONG]
     assert (found[[0, 4]] == 110).all()  # right all along, and ignored: gray
+    unlabeled = change_map(image, None, coarse, refined, 255)[0]
+    assert [tuple(c) == FIXED for c in unlabeled.tolist()] == (coarse != refined)[0].tolist()
     without = change_map(image, truth, None, refined, 255)[0]
     assert [tuple(c) for c in without[2:4].tolist()] == [WRONG, WRONG]

@@ -3,20 +3,25 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from cdgcnet import Predictor, Trainer
 from cdgcnet.cli.main import main
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
-from cdgcnet.visualization.paper_figures import FeatureExtractor
+from cdgcnet.engine.feature_extractor import FeatureExtractor
 from cdgcnet.visualization.paper_figures.activations import (
     Activations,
     hardest_class,
     sampled_nodes,
 )
 from cdgcnet.visualization.paper_figures.boxes import densest_boxes, group_boxes
+from cdgcnet.visualization.paper_figures.comparison import (
+    ComparedImage,
+    draw_comparison,
+    most_changed_crops,
+)
 from cdgcnet.visualization.paper_figures.features import class_affinity
 
 pytestmark = pytest.mark.usefixtures("run_data")
@@ -142,6 +147,34 @@ def test_boxes():
     assert group_boxes(marked, 3) == [(67, 37, 20, 12), (17, 7, 10, 10)]
 
 
+def test_crops_show_where_most_changed(tmp_path):
+    rng = np.random.default_rng(0)
+    image, same = rng.integers(0, 256, (30, 60, 3), np.uint8), np.zeros((30, 60), np.uint8)
+    few, many, ignored = same.copy(), same.copy(), same.copy()
+    few[12:14, 22:26] = 1  # 8 pixels
+    many[20:25, 40:45] = 1  # 25 pixels
+    ignored[3:9, 3:9] = 255
+    compared = [
+        ComparedImage("same", image, same, same, same),
+        ComparedImage("few", image, same, same, few),
+        ComparedImage("ignored", image, ignored, same, np.minimum(ignored, 1)),
+        ComparedImage("many", image, same, many, same),
+    ]
+    # A third of the shorter side; an image in which nothing changed that counts has no crop.
+    crops = most_changed_crops(compared, 4, 255)
+    assert [(c.name, c.refined.shape) for c in crops] == [("many", (10, 10)), ("few", (10, 10))]
+    assert [int(c.changed(255).sum()) for c in crops] == [25, 8]
+    assert [c.name for c in most_changed_crops(compared, 1, 255)] == ["many"]
+    with pytest.raises(ValueError, match="are the same in all"):
+        draw_comparison(
+            tmp_path / "x.png",
+            compared[:1],
+            MetadataCatalog.get("cdgc_cityscapes_val"),
+            255,
+            crops=2,
+        )
+
+
 # ---------------------------------------------------------------- the command
 def call(checkpoint, figure, output, *argv, weights="m.pth"):
     words = [figure, "--config-file", checkpoint / "config.yaml", "--output", output]
@@ -158,6 +191,16 @@ def test_png(checkpoint, tmp_path, capsys, figure):
     assert picture.shape[1] == 1540  # 7 inches of 220 dots
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
     assert [p.name for p in tmp_path.iterdir()] == ["fig.png"]
+
+
+def test_crops(checkpoint, tmp_path, capsys):
+    assert call(checkpoint, "comparison", tmp_path / "a.png", "--num", 2, "--crops", 1) == 0
+    assert "1 rows" in capsys.readouterr().out
+    with_one = np.asarray(Image.open(tmp_path / "a.png"))
+    file = DatasetCatalog.get("cdgc_cityscapes_val")[0]["file_name"]  # without ground truth
+    own = ("--images", file, "--crops", 3)
+    assert call(checkpoint, "comparison", tmp_path / "b.png", *own) == 0
+    assert with_one.shape[1] == Image.open(tmp_path / "b.png").width == 1540
 
 
 @pytest.mark.parametrize(("suffix", "begins"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
@@ -179,8 +222,6 @@ def test_images_by_id_number_and_file(checkpoint, tmp_path, capsys):
 
 def most_common_class(checkpoint, file):
     """The name of the class that the coarse prediction gives most nodes to."""
-    from detectron2.data import MetadataCatalog
-
     from cdgcnet import load_cfg
 
     o = FeatureExtractor(load_cfg(str(checkpoint / "config.yaml")))({"file_name": file})

@@ -27,7 +27,7 @@ _ZIP = b"PK\x03\x04"
 # The first bytes of torch's format before 1.6: the pickle of a magic number.
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PICKLES = 5  # the magic number, the version, the system, the content, the storages' names
-# Keys under which training programs store a state dict beside other things.
+# Keys under which training programs store a state dict along with other things.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "network", "net")
 # What wrappers around a whole network put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
@@ -43,7 +43,7 @@ class WeightFile:
         path: where it was read.
         state: parameters and buffers by name, without wrappers such as "state_dict" and without
             prefixes that all names share, such as DataParallel's "module.".
-        extra: what the file holds beside them, such as an optimizer's state.
+        extra: what else the file holds, such as an optimizer's state.
     """
 
     path: Path
@@ -213,7 +213,7 @@ def _in_short(error: Exception) -> str:
 
 
 def _unwrap(loaded: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State dict without wrappers and common prefixes, and what was beside it."""
+    """State dict without wrappers and common prefixes, and what else the file holds."""
     extra: dict[str, Any] = {}
     unwrapped: list[Mapping] = []
     while True:

@@ -7,8 +7,8 @@
         --images street.jpg --classes car pedestrian
 
 sampling: the easy and hard nodes of a class, on the image. comparison: image, ground truth, coarse
-and refined prediction, with the differences marked. features: the features of a class before and
-after the graph.
+and refined prediction, and what changed; --crops 4 enlarges the four regions that changed most.
+features: the features of a class before and after the graph.
 
 An image is named by its id in DATASETS.TEST, by its number there, or as a file, which has no ground
 truth. The suffix of --output, .png, .pdf or .svg, chooses the format. An existing file is not
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
     from detectron2.data import Metadata
 
-    from cdgcnet.visualization.paper_figures import Activations, FeatureExtractor
+    from cdgcnet.engine.feature_extractor import FeatureExtractor
+    from cdgcnet.visualization.paper_figures import Activations
 
 FORMATS = (".png", ".pdf", ".svg")
 FIGURES = ("sampling", "comparison", "features")
@@ -112,6 +113,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num", type=integer_from(1), default=3, help="number of images, if none is named"
     )
+    parser.add_argument(
+        "--crops",
+        type=integer_from(0),
+        default=0,
+        help="comparison: enlarge this many regions with the most changes, at most one per image",
+    )
     parser.add_argument("--classes", nargs="+", default=[], help="by name; default: the hardest")
 
 
@@ -126,12 +133,8 @@ def make_figure(args: argparse.Namespace, cfg: "CfgNode") -> int:
     """Draw the figure; returns its number of rows."""
     from detectron2.data import MetadataCatalog
 
-    from cdgcnet.visualization.paper_figures import (
-        FeatureExtractor,
-        draw_comparison,
-        draw_features,
-        draw_sampling,
-    )
+    from cdgcnet.engine.feature_extractor import FeatureExtractor
+    from cdgcnet.visualization.paper_figures import draw_comparison, draw_features, draw_sampling
 
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     labels = choose_classes(args.classes, metadata)
@@ -146,8 +149,8 @@ def make_figure(args: argparse.Namespace, cfg: "CfgNode") -> int:
     extractor = FeatureExtractor(cfg)
     seen = [extractor(d) for d in dicts]
     if args.figure == "comparison":
-        draw_comparison(args.output, seen, metadata, extractor.ignore_label)
-        return len(seen)
+        compared = [o.compared for o in seen]
+        return draw_comparison(args.output, compared, metadata, extractor.ignore_label, args.crops)
     pairs = pair_up(seen, labels, extractor)
     if args.figure == "features":
         draw_features(args.output, pairs, metadata, extractor.ignore_label)

@@ -20,7 +20,7 @@ from cdgcnet.cli.errors import UsageError
 from cdgcnet.cli.options import add_config_arguments, integer_from, load_predictor
 
 if TYPE_CHECKING:
-    from cdgcnet.engine.prediction import Source
+    from cdgcnet.engine.prediction_record import Source
 
 
 def is_camera(path: Path) -> bool:
@@ -47,7 +47,7 @@ def find_sources(inputs: Sequence[Path], output: Path) -> tuple[list["Source"], 
     """
     from cdgcnet.data.decoding import IMAGE_SUFFIXES
     from cdgcnet.data.image_folder import images_in
-    from cdgcnet.engine.prediction import Source
+    from cdgcnet.engine.prediction_record import Source
     from cdgcnet.engine.video import VIDEO_SUFFIXES
 
     images: list[Source] = []
@@ -125,14 +125,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from cdgcnet.engine.prediction import (
-        OutputFiles,
-        PredictionRecord,
-        Source,
-        network_identity,
-        predict_images,
-        unfinished,
-    )
+    from cdgcnet.engine.prediction import OutputFiles, predict_images
+    from cdgcnet.engine.prediction_record import PredictionRecord, network_identity, unfinished
     from cdgcnet.engine.video import VideoReader, ended_early, predict_video, video_paths
 
     images, videos = find_sources(args.input, args.output)

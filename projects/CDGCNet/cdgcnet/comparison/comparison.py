@@ -30,7 +30,7 @@ from cdgcnet.comparison.workers import (
     run_jobs,
     usable_cpus,
 )
-from cdgcnet.config.validation import adapt_cfg
+from cdgcnet.config.adaptation import adapt_cfg
 from cdgcnet.engine.run_metadata import run_metadata
 from cdgcnet.utils.io import atomic_write
 

@@ -12,7 +12,8 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 from cdgc import SAMPLES
 from cdgcnet.config.reading import flatten, read_config_file
-from cdgcnet.config.rules import RULES, Items, Number, Text, show
+from cdgcnet.config.rule_types import Items, Number, Text, show
+from cdgcnet.config.rules import RULES
 from cdgcnet.config.validation import ConfigError, check_cfg, suggest, value_of
 
 
@@ -184,7 +185,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.TEST.PICTURES = True  # of these images, and of the matrices
     cfg.TEST.SAVE_LABELS = False  # predicted label maps as PNG
     cfg.TEST.SAVE_RLE = False  # Detectron2's sem_seg_predictions.json
-    cfg.TEST.RESUME = False  # keep per-image results; go on with those there are
+    cfg.TEST.RESUME = False  # keep per-image results, and resume from them
 
 
 def default_cfg() -> CfgNode:

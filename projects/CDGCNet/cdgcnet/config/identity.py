@@ -119,13 +119,6 @@ def complete_config(cfg: CfgNode | str) -> dict[str, Any]:
     return {**_defaults(), **_without_sync_bn(flat_config(cfg))}
 
 
-def run_differences(before: CfgNode | str, now: CfgNode | str) -> list[str]:
-    """One line for each key that makes a config another run than the stored one."""
-    stored, current = complete_config(before), complete_config(now)
-    kept = {key for key in stored.keys() | current.keys() if identifies(key, "run")}
-    return differences(*({k: v for k, v in c.items() if k in kept} for c in (stored, current)))
-
-
 def row_hash(
     config: CfgNode | str | dict[str, Any], *, training: bool = False, tta: bool | None = None
 ) -> str:

@@ -1,4 +1,4 @@
-"""Reads the ground truth beside the image, in the processes of the data loader."""
+"""Reads the ground truth next to the image, in the processes of the data loader."""
 
 from collections.abc import Callable
 

@@ -11,7 +11,7 @@ def files_in(folder: Path, recursive: bool = False) -> Iterator[Path]:
     """Visible files of a folder, sorted by their path below it.
 
     Names that begin with a dot are left out, files and folders alike; so are the ``._NAME`` files
-    that macOS writes beside each file. Links to folders are followed; each folder is visited once.
+    that macOS writes next to each file. Links to folders are followed; each folder is visited once.
 
     Raises:
         OSError: naming a folder that cannot be read.

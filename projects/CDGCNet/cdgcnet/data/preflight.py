@@ -17,7 +17,6 @@ from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_sample_labels
 from cdgcnet.data.label_spec import LabelSpec
 
-LEVELS = ("none", "labels", "all")
 _SHOWN = 5
 
 

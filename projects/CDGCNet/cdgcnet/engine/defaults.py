@@ -23,8 +23,9 @@ from torch import nn
 
 from cdgcnet.checkpoint.class_metadata import class_metadata
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
+from cdgcnet.config.adaptation import adapt_cfg
 from cdgcnet.config.defaults import load_cfg
-from cdgcnet.config.validation import adapt_cfg, check_starting_weights, weights_file
+from cdgcnet.config.validation import check_starting_weights, weights_file
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.preflight import check_data, check_datasets
 from cdgcnet.engine.distributed import (

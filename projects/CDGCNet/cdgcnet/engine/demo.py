@@ -2,35 +2,32 @@
 
 import logging
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
-from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
 from cdgcnet.config.defaults import load_cfg
 from cdgcnet.config.files import config_path
-from cdgcnet.data.datasets import register_all
-from cdgcnet.data.image_io import read_image
-from cdgcnet.data.label_io import read_labels
+from cdgcnet.data.datasets import register_all, streets
+from cdgcnet.data.synthetic.writer import write_street_scenes
+from cdgcnet.engine.feature_extractor import FeatureExtractor
+from cdgcnet.engine.predictor import Predictor
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.report import format_table, write_results
 from cdgcnet.evaluation.testing import evaluate
-from cdgcnet.modeling.meta_arch import CDGCSegmentor
-from cdgcnet.modeling.predictions import PredictionKind
-from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
-from cdgcnet.visualization.colors import class_colors, color_map
-from cdgcnet.visualization.grid import PanelGrid, class_legend
+from cdgcnet.visualization.paper_figures import draw_comparison
 
 VAL = "cdgc_streets_val"
 COLUMNS = {
@@ -39,6 +36,8 @@ COLUMNS = {
     "sem_seg": "refined",
     "sem_seg_TTA": "refined+TTA",
 }
+
+WHOLE_IMAGES, CROPS = 3, 5  # rows of the pictures
 
 
 class ProgressBar(HookBase):
@@ -76,12 +75,22 @@ class FirstImages:
         yield from (batch for _, batch in zip(range(self.count), self.loader, strict=False))
 
 
-def log_to_file(folder: Path) -> None:
+@contextmanager
+def logging_to(folder: Path) -> Iterator[None]:
     """Log everything to ``folder``/log.txt; the terminal shows only warnings and the bars."""
-    for name in ("detectron2", "fvcore", "cdgcnet", "cdgc"):
-        for handler in setup_logger(str(folder), name=name).handlers:
+    names = ("detectron2", "fvcore", "cdgcnet", "cdgc")
+    loggers = [setup_logger(str(folder), name=name) for name in names]
+    for logger in loggers:
+        for handler in logger.handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        # The next task of this process logs to another file.
+        for logger in loggers:
+            logger.handlers.clear()
+        setup_logger.cache_clear()
 
 
 def config_of(name: str, folder: Path, quick: bool) -> CfgNode:
@@ -92,83 +101,103 @@ def config_of(name: str, folder: Path, quick: bool) -> CfgNode:
     return load_cfg(config_path(f"Streets-SemanticSegmentation/{name}.yaml"), overrides)
 
 
-def train(cfg: CfgNode, data: Path, title: str, position: int) -> None:
-    """Train one network, in a process of its own."""
+def start_worker(data: Path) -> None:
+    """Prepare one of two processes that share the cores of the machine."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it; the main process reports that
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    register_all(data)
+
+
+def train(cfg: CfgNode, title: str, position: int) -> None:
+    """Train one network."""
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True)
-    log_to_file(folder)
-    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
-    register_all(data)
-    seed_all_rng(cfg.SEED)
-    cfg.DATASETS.TEST = ()  # the demo evaluates by itself, with a bar
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.register_hooks([ProgressBar(title, position)])
-    trainer.train()
+    with logging_to(folder):
+        (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        seed_all_rng(cfg.SEED)
+        cfg.DATASETS.TEST = ()  # evaluated below, with a bar
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.register_hooks([ProgressBar(f"training {title}", position)])
+        trainer.train()
 
 
-def train_all(cfgs: dict[str, CfgNode], data: Path) -> None:
-    """Train the networks side by side: two processes of one thread use two cores best.
+def trained(cfg: CfgNode) -> CfgNode:
+    """The config with the weights that :func:`train` wrote."""
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    return cfg
 
+
+def score(cfg: CfgNode, title: str, position: int, images: int, tta: bool = False) -> dict:
+    """Evaluate a trained network on the first validation scenes."""
+    with logging_to(Path(cfg.OUTPUT_DIR)):
+        cfg = trained(cfg)
+        cfg.TEST.AUG.ENABLED = tta  # the loader then provides the images before any resize
+        predictor = Predictor(cfg, tta=tta)
+        model = predictor.tta if tta else predictor.model
+        loader = FirstImages(Trainer.build_test_loader(cfg, VAL), images)
+        bar = tqdm(loader, desc=f"evaluating {title}", unit="image", position=position)
+        results = evaluate(cfg, model, bar, VAL)
+        bar.close()
+        return results
+
+
+def draw(cfg: CfgNode, sheet: Path, changes: Path, images: int) -> None:
+    """Draw whole predictions, and enlarged crops of what the graph changed."""
+    with logging_to(Path(cfg.OUTPUT_DIR)):
+        extractor = FeatureExtractor(trained(cfg))
+        compared = [extractor(sample).compared for sample in DatasetCatalog.get(VAL)[:images]]
+    style = MetadataCatalog.get(VAL), extractor.ignore_label
+    draw_comparison(sheet, compared[:WHOLE_IMAGES], *style)
+    draw_comparison(changes, compared, *style, crops=CROPS)
+
+
+@contextmanager
+def naming_log(title: str, folder: Path) -> Iterator[None]:
+    """
     Raises:
-        ChildProcessError: naming the log of a training that failed.
+        ChildProcessError: naming the log of a task that failed in its process.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ChildProcessError(
+            f"{title} failed: {str(error) or type(error).__name__}; see {folder / 'log.txt'}"
+        ) from error
+
+
+def train_and_score(cfgs: dict[str, CfgNode], data: Path, output: Path, images: int) -> dict:
+    """Train and evaluate the networks in two processes, which use two cores best.
+
+    Returns:
+        Metrics by task.
     """
     context = multiprocessing.get_context("spawn")
-    workers = {
-        title: context.Process(target=train, args=(cfg, data, f"training {title}", position))
-        for position, (title, cfg) in enumerate(cfgs.items())
-    }
-    for worker in workers.values():
-        worker.start()
-    for worker in workers.values():
-        worker.join()
-    print("\n" * len(workers), end="", file=sys.stderr)  # keep the finished bars visible
-    for title, worker in workers.items():
-        if worker.exitcode:
-            log = Path(cfgs[title].OUTPUT_DIR) / "log.txt"
-            raise ChildProcessError(
-                f"training {title} failed (exit code {worker.exitcode}); see {log}"
-            )
-
-
-def load_trained(cfg: CfgNode) -> CDGCSegmentor:
-    model = build_model(cfg)
-    StrictCheckpointer(model).load(str(Path(cfg.OUTPUT_DIR) / "model_final.pth"))
-    return model
-
-
-def score(cfg: CfgNode, model: torch.nn.Module, title: str, images: int) -> dict:
-    loader = FirstImages(Trainer.build_test_loader(cfg, VAL), images)
-    return evaluate(cfg, model, tqdm(loader, desc=title, unit="image"), VAL)
-
-
-@torch.no_grad()
-def draw(segmentor: CDGCSegmentor, cfg: CfgNode, path: Path, images: int) -> None:
-    """A sheet of image, ground truth, coarse and refined prediction."""
-    segmentor.eval()
-    metadata = MetadataCatalog.get(VAL)
-    rows = []
-    for sample in DatasetCatalog.get(VAL)[:images]:
-        image = read_image(sample["file_name"], cfg.INPUT.FORMAT)
-        chw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        labels = segmentor.predict_labels([{"image": chw}])[0].labels
-        truth = read_labels(sample["sem_seg_file_name"])
-        predictions = [
-            labels[kind].cpu().numpy() for kind in (PredictionKind.COARSE, PredictionKind.REFINED)
-        ]
-        # Pixels without ground truth are not drawn in the predictions either.
-        rows.append((image, truth, *(np.where(truth == 255, 255, p) for p in predictions)))
-    occurring = sorted({int(label) for _, *maps in rows for x in maps for label in np.unique(x)})
-    height, width = rows[0][0].shape[:2]
-    titles = ("image", "ground truth", "coarse", "refined by the graph")
-    legend = class_legend(occurring, metadata, 255)
-    grid = PanelGrid(len(rows), len(titles), height / width, legend=legend)
-    for i, (image, *maps) in enumerate(rows):
-        pictures = [image, *(color_map(x, class_colors(metadata)) for x in maps)]
-        for j, picture in enumerate(pictures):
-            grid.show(i, j, picture, titles[j] if i == 0 else "")
-    grid.save(path)
+    plain, graph = cfgs["no graph"], cfgs["CDGCNet"]
+    with ProcessPoolExecutor(
+        2, mp_context=context, initializer=start_worker, initargs=(data,)
+    ) as pool:
+        plain_training = pool.submit(train, plain, "no graph", 0)
+        graph_training = pool.submit(train, graph, "CDGCNet", 1)
+        with naming_log("training no graph", Path(plain.OUTPUT_DIR)):
+            plain_training.result()  # it is the faster one
+        plain_scores = pool.submit(score, plain, "no graph", 0, images)
+        with naming_log("training CDGCNet", Path(graph.OUTPUT_DIR)):
+            graph_training.result()
+        tta_scores = pool.submit(score, graph, "CDGCNet with TTA", 0, images, tta=True)
+        graph_scores = pool.submit(score, graph, "CDGCNet", 1, images)
+        drawn = pool.submit(
+            draw, graph, output / "predictions.png", output / "changes.png", min(images, 12)
+        )
+        with naming_log("evaluating no graph", Path(plain.OUTPUT_DIR)):
+            results = {"no_graph": plain_scores.result()["sem_seg"]}
+        with naming_log("evaluating CDGCNet", Path(graph.OUTPUT_DIR)):
+            results.update(graph_scores.result())
+            results["sem_seg_TTA"] = tta_scores.result()["sem_seg"]
+            drawn.result()
+    print("\n" * 2, end="", file=sys.stderr)  # keep the finished bars visible
+    return results
 
 
 def run_demo(output: Path, data: Path, quick: bool = False) -> None:
@@ -180,33 +209,25 @@ def run_demo(output: Path, data: Path, quick: bool = False) -> None:
         quick: a few iterations on a few images.
     """
     start = time.time()
-    images = 2 if quick else None
     output.mkdir(parents=True, exist_ok=True)
-    log_to_file(output)
+    scenes = write_street_scenes(data / streets.FOLDER, workers=2)
     register_all(data)
-    count = images or len(DatasetCatalog.get(VAL))  # draws the scenes on the first run
+    count = 2 if quick else len(DatasetCatalog.get(VAL))
     cfgs = {
         "no graph": config_of("plain_r18_cpu", output / "no_graph", quick),
         "CDGCNet": config_of("cdgcnet_r18_cpu", output / "cdgcnet", quick),
     }
-    train_all(cfgs, data)
-    plain = load_trained(cfgs["no graph"])
-    model = load_trained(cfgs["CDGCNet"])
-    cfg = cfgs["CDGCNet"]
-    results = {"no_graph": score(cfg, plain, "evaluating no graph", count)["sem_seg"]}
-    results.update(score(cfg, model, "evaluating CDGCNet", count))
-    with_tta = SemanticSegmentorWithTTA(cfg, model)
-    results["sem_seg_TTA"] = score(cfg, with_tta, "evaluating with TTA", count)["sem_seg"]
+    results = train_and_score(cfgs, data, output, count)
     write_results(output / "results.json", results)
-    sheet = output / "predictions.png"
-    draw(model, cfg, sheet, min(count, 6))
 
+    cfg = cfgs["CDGCNet"]
     scales = ", ".join(str(s) for s in cfg.TEST.AUG.SCALES)
     print(f"\nIoU in percent on {count} validation scenes (TTA: scales {scales}, and flip)")
     print(format_table(results, COLUMNS))
     print(f"\ntook {(time.time() - start) / 60:.1f} minutes")
-    print(f"scenes    {data / 'cdgc_streets'}")
-    print(f"pictures  {sheet}")
+    print(f"scenes    {scenes}")
+    print(f"pictures  {output / 'predictions.png'}")
+    print(f"changes   {output / 'changes.png'}")
     print(f"results   {output / 'results.json'}")
     print(f"weights   {output / 'cdgcnet' / 'model_final.pth'}")
-    print(f"logs      {output / 'log.txt'}")
+    print(f"logs      {output / 'cdgcnet' / 'log.txt'}")

@@ -143,7 +143,7 @@ class SamplePredictions(HookBase):
     """Puts pictures of predictions into the event storage: image, truth, coarse and refined.
 
     TensorBoard shows them as Detectron2's own pictures. Predicting draws no random numbers, so the
-    training goes on as without this hook.
+    training continues as it would without this hook.
     """
 
     def __init__(

@@ -210,7 +210,7 @@ class RunFolder:
             problem = str(error).splitlines()[0]
             raise ValueError(
                 f"{self.config}: not a readable config ({problem}), so nobody can tell whether "
-                "this run may be resumed. Write the config again (log.txt beside it holds the "
+                "this run may be resumed. Write the config again (log.txt next to it holds the "
                 "command line), or choose another OUTPUT_DIR with MODEL.WEIGHTS set to a "
                 "checkpoint of this run."
             ) from error

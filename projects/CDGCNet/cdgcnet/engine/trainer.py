@@ -28,7 +28,7 @@ from torch import nn
 from cdgcnet.checkpoint.class_metadata import class_dependent_tensors, class_metadata
 from cdgcnet.checkpoint.strict_checkpointer import local_file
 from cdgcnet.checkpoint.timm_weights import load_timm_weights
-from cdgcnet.config.validation import TIMM
+from cdgcnet.config.rules import TIMM
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.label_spec import LabelSpec

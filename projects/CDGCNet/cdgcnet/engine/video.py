@@ -16,10 +16,10 @@ from cdgcnet.engine.prediction import (
     Frame,
     OutputFiles,
     Prediction,
-    Source,
     predict_stream,
     write_labels,
 )
+from cdgcnet.engine.prediction_record import Source
 from cdgcnet.engine.predictor import Predictor
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.visualization.colors import overlay
@@ -141,7 +141,7 @@ class VideoFile:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path``; it takes the name ``path`` when the block succeeds."""
+    """A folder next to ``path``; it takes the name ``path`` when the block succeeds."""
     tmp_path = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         tmp_path.mkdir(parents=True)

@@ -94,7 +94,7 @@ class PartialResults:
 class ResumableEvaluator(DatasetEvaluator):
     """Wraps an evaluation so that it can be interrupted and continued with the missing images.
 
-    Only :class:`CDGCEvaluator` can be restored from its records; evaluators beside it must not
+    Only :class:`CDGCEvaluator` can be restored from its records; other evaluators must not
     keep results of their own.
 
     Attributes:

@@ -136,8 +136,8 @@ def cells(line: Line, controls: Sequence[Line], aspp: Line | None) -> list[str]:
         sign = "+" if found[1].mean > 0 else ""
         measured = len(comparable(line, controls))
         complete = measured == len(controls)
-        said = verdict(found[1]) if complete else f"{measured} of {len(controls)} controls"
-        against = f"{sign}{found[1]}, {said}".replace("-", "−")
+        result = verdict(found[1]) if complete else f"{measured} of {len(controls)} controls"
+        against = f"{sign}{found[1]}, {result}".replace("-", "−")
     parameters = _costs(line.records, "parameters")
     flops = _costs(line.records, "gflops")
     memory = _costs(line.records, "peak_memory")
@@ -198,7 +198,7 @@ mIoU in percent, mean ± standard error over the seeds (their number). *paper*: 
 reports, on its own data. *mIoU* is the row's own evaluation; *coarse* and *refined* come from one
 pass, *oracle* is refined with the ground truth's classes in the graph, *TTA* the same network with
 scales and flip. *− best control*: mean ± standard error of the differences to the best control at
-the same seeds; "beats" and "falls behind" by Student's t test at 5 %, said where all controls are
+the same seeds; "beats" and "falls behind" by Student's t test at 5 %, given where all controls are
 there; the best of three controls is a high bar. GFLOPs: multiply-adds for one real image of the
 crop's size. s/iter is a ratio to the ASPP row's run on the same hardware; a busy machine shows in
 it. Empty: not measured."""
@@ -222,7 +222,7 @@ def write_markdown(
         controls: for the differences; each line's are those evaluated as it is.
         aspp: whose time is 1.
         overrides: KEY VALUE pairs that all rows were changed by.
-        picture: file name of the picture beside it.
+        picture: file name of the picture next to it.
     """
     with_controls = [cells(line, matching(controls, line), aspp) for line in lines]
     text = [f"# {title}", "", _EXPLAINED]

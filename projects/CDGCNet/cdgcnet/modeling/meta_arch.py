@@ -10,7 +10,6 @@ Shape shorthand: B images, M classes, h x w scores, H x W pixels.
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,34 +23,12 @@ from cdgc import resize_targets, valid_nodes
 from cdgcnet.modeling.cdgc_head import log_node_fractions
 from cdgcnet.modeling.image_validation import check_image_tensor
 from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, label_map
-from cdgcnet.modeling.predictions import (
-    HeadOutput,
-    LabelPrediction,
-    PredictionKind,
-    ScorePrediction,
-)
+from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind, ScorePrediction
 from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
+from cdgcnet.modeling.refinement_head import RefinementHead, check_head
 from cdgcnet.modeling.sliding_window import SlidingWindow
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class RefinementHead(Protocol):
-    """What :class:`CDGCSegmentor` needs of a head; ``CDGCNetHead`` documents the members."""
-
-    main_feature: str
-    align_corners: bool
-    ignore_value: int
-
-    def predict_logits(
-        self,
-        features: dict[str, Tensor],
-        targets: Tensor | None = None,
-        valid: Tensor | None = None,
-        oracle: Tensor | None = None,
-    ) -> HeadOutput: ...
-
-    def losses(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]: ...
 
 
 def _build_backbone(cfg: CfgNode) -> Backbone:
@@ -68,9 +45,6 @@ def _build_backbone(cfg: CfgNode) -> Backbone:
             f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}, which cannot be built from this "
             f"config: {reason}"
         ) from error
-
-
-_HEAD_MEMBERS = ("main_feature", "align_corners", "ignore_value", "predict_logits", "losses")
 
 
 @META_ARCH_REGISTRY.register()
@@ -110,13 +84,7 @@ class CDGCSegmentor(nn.Module):
             ValueError: if the head lacks a member of :class:`RefinementHead`.
         """
         super().__init__()
-        missing = [name for name in _HEAD_MEMBERS if not hasattr(sem_seg_head, name)]
-        if missing:
-            raise ValueError(
-                "MODEL.META_ARCHITECTURE CDGCSegmentor needs MODEL.SEM_SEG_HEAD.NAME CDGCNetHead, "
-                f"or a head with the same interface; {type(sem_seg_head).__name__} has no "
-                f"{', '.join(missing)}"
-            )
+        check_head(sem_seg_head)
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head  # type: ignore[assignment]
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)

@@ -21,7 +21,7 @@ def _short(stem: str) -> str:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes the name ``path`` when the block succeeds.
+    """A path next to ``path`` to write to; it takes the name ``path`` when the block succeeds.
 
     So ``path`` is either whole or what it was before, even after a kill or on a full disk.
 

@@ -18,7 +18,7 @@ _ORDER = ("oracle", "coarse", "refined")
 
 def change_map(
     image: np.ndarray,
-    truth: np.ndarray,
+    truth: np.ndarray | None,
     coarse: np.ndarray | None,
     refined: np.ndarray,
     ignore_label: int,
@@ -27,7 +27,8 @@ def change_map(
 
     Args:
         image: (H, W, 3).
-        truth: (H, W); ignored pixels stay gray.
+        truth: (H, W); ignored pixels stay gray. None if there is no ground truth; then all changed
+            pixels are blue.
         coarse: None if there is no refinement; then all wrong pixels are yellow.
         refined: (H, W).
         ignore_label: value of ignored pixels in the ground truth.
@@ -37,6 +38,10 @@ def change_map(
     """
     gray = 110 + 0.55 * image.mean(axis=2, keepdims=True)
     picture = np.repeat(gray, 3, axis=2).clip(0, 255).astype(np.uint8)
+    if truth is None:
+        if coarse is not None:
+            picture[coarse != refined] = FIXED
+        return picture
     counted = truth != ignore_label
     wrong = counted & (refined != truth)
     if coarse is None:
@@ -75,7 +80,7 @@ def draw_predictions(
     panels = {"image": image} | {name: color_map(x, colors) for name, x in maps.items()}
     changes = {"wrong": WRONG}
     if coarse is not None:
-        changes = {"fixed": FIXED, "broken": BROKEN, "wrong before and after": WRONG}
+        changes = {"fixed": FIXED, "broken": BROKEN, "still wrong": WRONG}
     panels["change" if coarse is not None else "errors"] = change_map(
         image, truth, coarse, refined, ignore_label
     )

@@ -4,11 +4,13 @@ Shape shorthand: label maps (H, W), images (H, W, 3) uint8 RGB.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
     from detectron2.data import Metadata
@@ -102,16 +104,25 @@ def overlay(
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:] |= labels[1:] != labels[:-1]
     drawn[edges] = 255
-    _write_names(drawn, labels, metadata.stuff_classes)
-    return drawn
+    return _with_names(drawn, labels, metadata.stuff_classes)
 
 
-def _write_names(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-    """Write the name of each class into its largest region, if it fits there."""
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """A font with Latin, Greek and Cyrillic letters that is installed with matplotlib."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _with_names(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The picture with the name of each class in its largest region, if it fits there."""
     # A small copy of the labels is enough to find the places.
     step = max(1, max(labels.shape) // _PLACING_SIDE)
     small = labels[::step, ::step]
-    size = max(0.35, min(1.2, picture.shape[0] / 900))
+    font = _font(max(10, min(32, picture.shape[0] // 34)))
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
     for label in np.unique(small).tolist():
         if label >= len(names):
             continue
@@ -119,19 +130,18 @@ def _write_names(picture: np.ndarray, labels: np.ndarray, names: Sequence[str]) 
         _, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
         largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
         left, top, width, height = stats[largest, :4].tolist()
-        # OpenCV's fonts contain only ASCII letters.
-        text = names[label].encode("ascii", "replace").decode()
-        (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
-        if text_width > width * step or 2 * text_height > height * step:
+        text_left, text_top, text_right, text_bottom = font.getbbox(names[label], stroke_width=1)
+        text_width = text_right - text_left
+        if text_width > width * step or 2 * (text_bottom - text_top) > height * step:
             continue
         # The point of the region farthest from its outline; padding makes the border one too.
         inside = np.pad(regions[top : top + height, left : left + width] == largest, 1)
         distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)
         row, column = divmod(int(distance.argmax()), distance.shape[1])
-        x = (left + column) * step - text_width // 2
-        x = max(2, min(x, picture.shape[1] - text_width - 2))
-        place = (x, (top + row) * step + text_height // 2)
-        for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(
-                picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, color, thickness, cv2.LINE_AA
-            )
+        margin = text_width / 2 + 2
+        x = max(margin, min((left + column) * step, picture.shape[1] - margin))
+        place = (x, (top + row) * step)
+        draw.text(
+            place, names[label], "white", font, anchor="mm", stroke_width=1, stroke_fill="black"
+        )
+    return np.array(drawn)

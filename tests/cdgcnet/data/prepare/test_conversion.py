@@ -158,7 +158,7 @@ def test_only_old_leftovers_of_killed_runs_are_removed(tmp_path, monkeypatch):
     for name in ("a.123.part.png", "b.9.part", "mine.part.png", "a.png"):
         (tmp_path / name).write_text("x")
     remove_leftovers([tmp_path, tmp_path / "absent"])
-    assert len(made(tmp_path)) == 4  # just written: perhaps by a run beside this one
+    assert len(made(tmp_path)) == 4  # just written: perhaps by a run at the same time
     later = time.time() + 2 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
     remove_leftovers([tmp_path])

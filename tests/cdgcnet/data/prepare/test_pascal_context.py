@@ -105,7 +105,7 @@ def test_unpacked_folders(prepare, context, devkit, tmp_path, read):
 def test_official_archives(prepare, context, devkit, tmp_path, pack, read):
     src = tmp_path / "src"
     pack(devkit, src / "VOCtrainval_03-May-2010.tar")
-    (context / "labels.txt").rename(tmp_path / "labels.txt")  # the site has it beside the archive
+    (context / "labels.txt").rename(tmp_path / "labels.txt")  # the site has it next to the archive
     pack(context, src / "trainval.tar.gz")
     (tmp_path / "labels.txt").rename(src / "labels.txt")
     _, runner = prepare(pascal_context, src)

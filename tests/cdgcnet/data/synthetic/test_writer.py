@@ -155,7 +155,8 @@ def test_train_and_val_share_nothing(tree: Path) -> None:
 def test_writing_twice_gives_the_same_bytes_and_the_second_call_draws_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = (writer.write_street_scenes(tmp_path / name, **SMALL) for name in ("one", "two"))
+    one = writer.write_street_scenes(tmp_path / "one", **SMALL)
+    two = writer.write_street_scenes(tmp_path / "two", **SMALL, workers=2)
     assert _digests(one) == _digests(two)
     monkeypatch.setattr(writer, "draw_scene", None)
     before = _digests(one)
@@ -211,7 +212,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"num_train": 0}, {"num_val": -1}, {"height": 63}, {"width": 0}, {"seed": -1}]
+    "bad",
+    [{"num_train": 0}, {"num_val": -1}, {"height": 63}, {"width": 0}, {"seed": -1}, {"workers": 0}],
 )
 def test_bad_numbers_are_refused_before_anything_is_made(
     tmp_path: Path, bad: dict[str, int]

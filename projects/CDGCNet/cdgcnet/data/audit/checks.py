@@ -209,7 +209,7 @@ def find_odd_palettes(samples: Sequence[Sample]) -> Iterator[Issue]:
 def find_degenerate(samples: Sequence[Sample], classes: Sequence[str]) -> Iterator[Issue]:
     """Labels without any class, a class alone, and classes without a single pixel."""
     if not any(s.total for s in samples):
-        return  # no label could be read, which has been said for each
+        return  # no label could be read; each has been reported
     occurs = np.any([s.counts > 0 for s in samples], axis=0)
     if not occurs.any():
         yield Issue(IssueType.NO_CLASS, "all labels")

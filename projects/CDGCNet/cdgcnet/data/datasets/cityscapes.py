@@ -45,7 +45,7 @@ def load_tree(
         parts: several sub-folders that make up the split.
 
     Returns:
-        Dicts with "instance_file_name" too, where ``*_instanceIds.png`` lies beside the labels.
+        Dicts with "instance_file_name" too, where ``*_instanceIds.png`` lies next to the labels.
 
     Raises:
         FileNotFoundError: for a missing folder, an empty split or a missing label file.

@@ -87,7 +87,7 @@ def _make_if_missing(source: Path, target: Path) -> None:
 
 
 def make_missing_train_ids(targets: Sequence[Path]) -> None:
-    """Make missing ``*_labelTrainIds.png`` files that have a source beside them.
+    """Make missing ``*_labelTrainIds.png`` files that have a source next to them.
 
     Several processes may do this at the same time: each file appears whole or not at all.
 

@@ -7,6 +7,8 @@ from cdgcnet.data.datasets.catalog import register as register_one
 from cdgcnet.data.datasets.cityscapes import load_tree
 from cdgcnet.data.datasets.cityscapes_classes import COLORS, LABEL_IDS, NAMES
 
+FOLDER = "cdgc_streets"  # below the root of the datasets
+
 
 def _load(folder: Path, split: str, name: str) -> list[dict]:
     # Imported here because the drawing program imports this package for the classes.
@@ -25,7 +27,7 @@ def register(root: Path) -> None:
         name = f"cdgc_streets_{split}"
         register_one(
             name,
-            partial(_load, root / "cdgc_streets", split, name),
+            partial(_load, root / FOLDER, split, name),
             classes=NAMES,
             colors=COLORS,
             ids=LABEL_IDS,

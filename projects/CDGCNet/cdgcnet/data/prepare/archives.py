@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 Content = Path | bytes  # the path of a loose file, or the bytes of a member of an archive
 
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
-# macOS puts a file ._NAME beside each NAME.
+# macOS puts a file ._NAME next to each NAME.
 _MAC_EXTRA = re.compile(r"(?:^|/)(?:__MACOSX/|\._[^/]*$)")
 # A compressed tar has no table of contents. Unless its name is official, only this many members
 # are examined.

@@ -31,7 +31,7 @@ class Split:
 
 
 def count(splits: Sequence[Split]) -> tuple[str, list[str]]:
-    """A table of counts per split, and one message per thing that is missing."""
+    """A table of counts per split, and one message for everything that is missing."""
     rows = []
     problems: list[str] = []
     for split in splits:

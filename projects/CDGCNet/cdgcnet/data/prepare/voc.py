@@ -116,7 +116,7 @@ def _stage_lists(sources: Sources, folder: Path, runner: Runner) -> dict[str, li
 
 
 def _sbd_names(sources: Sources) -> set[str]:
-    """All names of SBD's lists, which lie beside its folder ``cls``; empty without both lists."""
+    """All names of SBD's lists, which lie next to its folder ``cls``; empty without both lists."""
     bases = {
         (file.archive, file.folder.rpartition("/")[0]) for _, file in sources.matching(_SBD_LABEL)
     }
@@ -136,7 +136,7 @@ def _split(folder: Path, name: str, names: list[str]) -> Split:
         )
         for n in names
     ]
-    hints = ["SBD's lists were not found: benchmark.tgz, or cls/ beside train.txt and val.txt"]
+    hints = ["SBD's lists were not found: benchmark.tgz, or cls/ next to train.txt and val.txt"]
     return Split(
         name,
         COUNTS[name],

@@ -127,7 +127,7 @@ def _draw_ground(renderer: Renderer, sides: dict[int, float]) -> dict[int, float
     fronts = {}
     for side, kerb in sides.items():
         strip, walk = rng.choice([0, rng.uniform(1.3, 2.8)], p=[0.35, 0.65]), rng.uniform(2.8, 4.8)
-        first = kerb + strip * (rng.random() < 0.6)  # lawn beside the kerb or below the houses
+        first = kerb + strip * (rng.random() < 0.6)  # lawn next to the kerb or below the houses
         last = first + walk
         fronts[side] = kerb + strip + walk
         renderer.ground(side * (kerb - 0.35), side * kerb, 1, 900, asphalt * 0.86)  # the gutter
@@ -154,7 +154,7 @@ def _draw_ground(renderer: Renderer, sides: dict[int, float]) -> dict[int, float
 def _cast_shadows(
     renderer: Renderer, objects: list[SceneObject], fronts: dict[int, float], depth: float
 ) -> None:
-    """Darken the ground in one go, under every item and beside the houses away from the sun."""
+    """Darken the ground in one go, under every item and next to the houses away from the sun."""
     mask = np.zeros(renderer.labels.shape, np.uint8)
     front = renderer.sun * fronts[renderer.sun]
     reach = front - renderer.sun * renderer.rng.uniform(0.5, 6.0)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -28,13 +32,21 @@ def write_street_scenes(
     height: int = 160,
     width: int = 320,
     seed: int = 0,
+    workers: int = 1,
 ) -> Path:
     """Write `num_train` + `num_val` scenes of height x width pixels below `root`, once.
 
     The tree has the Cityscapes layout (leftImg8bit, gtFine with labelIds and labelTrainIds) and a
-    streets.json with the parameters. It is built beside ``root`` and renamed when it is complete,
+    streets.json with the parameters. It is built next to ``root`` and renamed when it is complete,
     so a reader or a second writer never sees half of it. A killed process may leave a hidden
     folder ``.NAME-*``.
+
+    Args:
+        root: folder to write.
+        num_train, num_val: number of scenes.
+        height, width: of a scene in pixels.
+        seed: of the random choices. The scenes do not depend on anything else.
+        workers: processes that draw; 1 draws in the calling process.
 
     Returns:
         ``root``, at once if it already holds this dataset.
@@ -44,10 +56,10 @@ def write_street_scenes(
             ever overwritten.
         OSError: if a file cannot be written.
     """
-    if min(num_train, num_val) < 1 or min(height, width) < MIN_SIZE or seed < 0:
+    if min(num_train, num_val, workers) < 1 or min(height, width) < MIN_SIZE or seed < 0:
         raise ValueError(
-            f"need num_train, num_val >= 1, sides >= {MIN_SIZE} and seed >= 0, got "
-            f"{num_train=}, {num_val=}, {height=}, {width=}, {seed=}"
+            f"need num_train, num_val, workers >= 1, sides >= {MIN_SIZE} and seed >= 0, got "
+            f"{num_train=}, {num_val=}, {height=}, {width=}, {seed=}, {workers=}"
         )
     root = Path(root)
     wanted = {"generator_version": GENERATOR_VERSION, "num_train": num_train, "num_val": num_val,
@@ -56,14 +68,21 @@ def write_street_scenes(
         _check_tree(root, wanted)
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-        tree = (
-            Path(scratch) / "tree"
-        )  # made by mkdir, since others may not enter mkdtemp's own folder
-        jobs = [(0, "train", i) for i in range(num_train)] + [(1, "val", i) for i in range(num_val)]
-        for number, split, index in tqdm(jobs, desc=f"drawing {root.name}", unit="scene"):
-            picture, label_ids = draw_scene((seed, number, index), height, width)
-            _write_scene(tree, split, index, picture, label_ids)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent)
+        )
+        # Made by mkdir, because others may not enter the folder that mkdtemp makes.
+        tree = Path(scratch) / "tree"
+        jobs = [("train", i) for i in range(num_train)] + [("val", i) for i in range(num_val)]
+        draw = partial(_draw_and_write, tree, seed, height, width)
+        drawn = map(draw, jobs)
+        if workers > 1:
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
+            drawn = pool.map(draw, jobs, chunksize=4)
+        for _ in tqdm(drawn, desc=f"drawing {root.name}", total=len(jobs), unit="scene"):
+            pass
         (tree / "streets.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         try:
             tree.rename(root)
@@ -81,6 +100,13 @@ def _check_tree(root: Path, wanted: dict[str, int]) -> None:
         found = f"no readable streets.json ({type(error).__name__})"
     if found != wanted:
         raise ValueError(f"{root} exists with {found}, expected {wanted}: name another folder")
+
+
+def _draw_and_write(tree: Path, seed: int, height: int, width: int, job: tuple[str, int]) -> None:
+    split, index = job
+    number = list(CITY_OF_SPLIT).index(split)
+    picture, label_ids = draw_scene((seed, number, index), height, width)
+    _write_scene(tree, split, index, picture, label_ids)
 
 
 def _write_scene(tree: Path, split: str, index: int, picture: Array, label_ids: Array) -> None:

@@ -56,7 +56,7 @@ _MATRICES = {
 
 
 def write_evaluation_page(cfg: CfgNode, evaluator: CDGCEvaluator, results: dict) -> None:
-    """Write ``report.html`` beside the other files of an evaluation.
+    """Write ``report.html`` next to the other files of an evaluation.
 
     A page that cannot be written is logged as an error: it must cost neither scores nor a
     training. Without ground truth or a folder there is nothing to write.
@@ -242,7 +242,7 @@ def _all_tasks(cfg: CfgNode, evaluator: CDGCEvaluator, results: dict) -> dict[st
 
 
 def _metrics_file(cfg: CfgNode) -> Path:
-    """That of the training in OUTPUT_DIR or, in an evaluation, beside the weights."""
+    """That of the training in OUTPUT_DIR or, in an evaluation, next to the weights."""
     path = Path(cfg.OUTPUT_DIR) / "metrics.json"
     if not path.exists() and cfg.MODEL.WEIGHTS and "://" not in cfg.MODEL.WEIGHTS:
         path = Path(cfg.MODEL.WEIGHTS).parent / "metrics.json"

@@ -67,7 +67,7 @@ def score_table(
     Args:
         title: of the table.
         columns: title of a column -> metrics of one task.
-        difference: titles of two columns; what the second one has more is shown beside them.
+        difference: titles of two columns; what the second one has more is shown next to them.
     """
 
     def row(key: str, name: str) -> Row:
@@ -108,7 +108,7 @@ class Matrix(NamedTuple):
 
     Attributes:
         title: above it.
-        columns: what they stand for.
+        columns: what they mean.
         names: of rows and columns.
         percent: rows of values.
         left_out: number of classes without a row.

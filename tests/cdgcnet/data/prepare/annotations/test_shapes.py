@@ -95,7 +95,7 @@ def test_a_polygon_that_covers_everything_and_one_outside():
 
 
 def test_turned_box_and_ellipse():
-    # Turned by 90 degrees about (8, 5), the box of 9 x 3 pixels stands upright.
+    # Turned by 90 degrees about (8, 5), the box of 9 x 3 pixels is upright.
     upright = box((4, 4), (12, 6), 90).mask(HEIGHT, WIDTH)
     np.testing.assert_array_equal(upright, box((7, 1), (9, 9)).mask(HEIGHT, WIDTH))
     # An ellipse that reaches 5 pixels up and down, 2 to the left and right of its center.

@@ -224,7 +224,7 @@ def test_tta_is_measured_on_request_without_another_training(command):
 
 
 # ---------------------------------------------------------------- kills and failures
-def test_a_killed_run_goes_on_from_its_checkpoint(command, monkeypatch):
+def test_a_killed_run_resumes_from_its_checkpoint(command, monkeypatch):
     command.plan(sleep=20)
 
     def interrupt(self, folder, now=False):
@@ -352,7 +352,7 @@ def test_two_seeds_need_12_7_standard_errors():
     assert estimates.verdict(estimates.Estimate(-12.8, 1.0, 2)) == "falls behind"
 
 
-def test_a_loss_is_told_as_one(command):
+def test_a_loss_is_reported_as_one(command):
     command.plan(scores={"table3_02_sim": [48.0, 48.5, 48.0]})
     command("control", "--seeds", 3)
     command("table3", "--rows", "sim", "--seeds", 3)

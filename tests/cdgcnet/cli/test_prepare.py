@@ -102,7 +102,7 @@ def test_a_damaged_file_is_reported_and_the_others_are_made(segnet, tmp_path, ca
 
 
 @pytest.mark.usefixtures("official")
-def test_a_damaged_archive_is_said_and_matters_if_something_is_missing(segnet, tmp_path, capsys):
+def test_a_damaged_archive_is_reported_and_matters_if_a_file_is_missing(segnet, tmp_path, capsys):
     src = segnet()
     (src / "more.zip").write_text("half")
     argv = ["camvid", "--src", src, "--root", tmp_path / "root", "--workers", 0]
@@ -177,7 +177,7 @@ def test_a_full_or_read_only_disk(segnet, tmp_path, capsys, monkeypatch, number,
 
 
 @pytest.mark.usefixtures("official")
-def test_an_interrupted_run_goes_on(segnet, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_run_resumes(segnet, tmp_path, capsys, monkeypatch):
     src, root = segnet(), tmp_path / "root"
 
     def interrupt(*_):
@@ -193,7 +193,7 @@ def test_an_interrupted_run_goes_on(segnet, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_files(segnet, tmp_path):
+def test_a_killed_run_resumes_to_the_same_files(segnet, tmp_path):
     src = segnet({"train": 60}, size=(300, 400))
     labels = tmp_path / "killed" / "camvid" / "labels" / "train"
     argv = [TOOL, "camvid", "--src", src, "--root", tmp_path / "killed", "--workers", "0"]

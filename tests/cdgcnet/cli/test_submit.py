@@ -144,7 +144,7 @@ def test_verification_names_what_is_wrong(cities, tmp_path, kind):
     assert re.search(words, reason), reason
 
 
-def test_voc_verification_wants_the_folder_and_the_palette(pascal, tmp_path):
+def test_voc_verification_requires_the_folder_and_the_palette(pascal, tmp_path):
     images, _ = pascal
     with tarfile.open(tmp_path / "bad.tgz", "w:gz") as tar:
         gray = [c for i in range(256) for c in (i, i, i)]

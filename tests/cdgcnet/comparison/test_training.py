@@ -90,7 +90,7 @@ SCHEDULE = Schedule(steps=60, batch=4, crop=6, width=16, learning_rate=0.01)
 
 
 @pytest.mark.parametrize("head", ["plain", "graph", "ocr"])
-def test_heads_learn_what_the_features_tell(tiny_cfg, blocks, colored_set, head):
+def test_heads_learn_what_the_features_contain(tiny_cfg, blocks, colored_set, head):
     [row] = make_rows(tiny_cfg(), [head], ["none"], SCHEDULE)
     steps = []
     trained, cost = train(row, blocks, SCHEDULE, 1, steps.append)

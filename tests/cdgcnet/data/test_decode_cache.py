@@ -88,7 +88,7 @@ def test_foreign_file_in_the_folder_is_named(tmp_path, file):
         cache.get(file, "", Decoder(file))
 
 
-def test_full_disk_is_said_once_and_training_goes_on(tmp_path, file, monkeypatch, caplog):
+def test_a_full_disk_is_reported_once_and_training_continues(tmp_path, file, monkeypatch, caplog):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

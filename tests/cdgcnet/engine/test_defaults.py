@@ -272,7 +272,7 @@ def test_a_folder_with_other_files_may_be_used(start, folder):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_resume_with_the_same_config_goes_on(run_yaml, folder):
+def test_resume_with_the_same_config_continues(run_yaml, folder):
     arguments = ["--config-file", run_yaml, "OUTPUT_DIR", folder]
     train_net(*arguments)
     for name in ("model_final.pth", "results.json"):

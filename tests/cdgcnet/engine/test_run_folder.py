@@ -640,7 +640,7 @@ def test_a_run_on_another_host_counts_by_its_age(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
-def test_an_unreadable_lock_of_a_dead_process_holds_nothing(tmp_path, content):
+def test_an_unreadable_lock_of_a_dead_process_is_released(tmp_path, content):
     (tmp_path / "run.lock").write_bytes(content)
     check_free(tmp_path)
     with hold_folder(tmp_path):

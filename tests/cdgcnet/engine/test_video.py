@@ -165,7 +165,7 @@ def test_nothing_remains_of_a_video_that_fails(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_full_disk_is_noticed_although_opencv_does_not_say_so(tmp_path):
+def test_a_full_disk_is_noticed_although_opencv_does_not_report_it(tmp_path):
     file = VideoFile(tmp_path / "a.mp4", FPS)
     for _ in range(30):
         file.write(np.zeros((32, 32, 3), np.uint8))

@@ -356,7 +356,7 @@ def test_a_set_without_labels_gives_label_maps(run_data, run_cfg, model, own_set
         assert image.mode == "P" and image.size == (96, 64)
 
 
-def test_sets_that_nothing_can_be_done_with(run_cfg):
+def test_unusable_sets(run_cfg):
     whole = {"file_name": "a.png", "sem_seg_file_name": "a_label.png"}
     with pytest.raises(ValueError, match=r"DATASETS\.TEST x has no images"):
         check_test_set(run_cfg, "x", [])

@@ -126,7 +126,12 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from cdgcnet.engine.prediction import OutputFiles, predict_images
-    from cdgcnet.engine.prediction_record import PredictionRecord, network_identity, unfinished
+    from cdgcnet.engine.prediction_record import (
+        PredictionRecord,
+        Source,
+        network_identity,
+        unfinished,
+    )
     from cdgcnet.engine.video import VideoReader, ended_early, predict_video, video_paths
 
     images, videos = find_sources(args.input, args.output)

@@ -426,7 +426,7 @@ def test_a_single_class_is_an_error(toy):
     assert report.issues[0].subject == "1 road" and report.suggested_weights() == []
 
 
-def test_a_label_with_alpha_is_told_from_a_damaged_one(toy):
+def test_a_label_with_alpha_is_distinguished_from_a_damaged_one(toy):
     Image.new("LA", (6, 4)).save(toy.label(0))
     Path(toy.label(1)).write_bytes(b"")
     report = audit(toy.name)

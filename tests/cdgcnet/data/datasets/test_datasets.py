@@ -275,7 +275,7 @@ def test_train_extra_takes_the_coarse_labels(tmp_path):
     assert entry["sem_seg_file_name"] == str(labels)
 
 
-def test_instances_are_found_where_they_lie(tmp_path):
+def test_instances_are_found_in_place(tmp_path):
     folder = write_cityscapes(tmp_path, count=1)
     instances = folder / "gtFine" / "val" / "ulm" / "ulm_000000_000019_gtFine_instanceIds.png"
     write_image(instances, (4, 6))

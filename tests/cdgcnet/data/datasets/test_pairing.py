@@ -100,7 +100,7 @@ def test_a_near_miss_gets_a_hint(tmp_path, images, labels, hint):
     assert hint in text and (hint or not text)
 
 
-def test_an_empty_folder_tells_of_images_that_other_keys_would_find(tmp_path):
+def test_an_empty_folder_points_at_images_that_other_keys_would_find(tmp_path):
     with pytest.raises(ValueError, match=r"1 images are in subfolders, which RECURSIVE: True"):
         rule(tmp_path, ["x/a.jpg"], []).image_names()
     with pytest.raises(ValueError, match=r"no image that ends with '_x\.jpg'"):

@@ -99,7 +99,7 @@ def test_in_place_files_are_kept_even_with_overwrite(tmp_path):
 # ---------------------------------------------------------------- interruption and full disks
 
 
-def test_an_interrupted_run_goes_on(three, tmp_path):
+def test_an_interrupted_run_resumes(three, tmp_path):
     calls = []
 
     def interrupt_second(content, target):

@@ -74,7 +74,7 @@ def test_a_tiny_scene_is_refused(height: int, width: int) -> None:
         draw_scene(0, height, width)
 
 
-def test_the_labels_lie_on_the_picture() -> None:
+def test_the_labels_match_the_picture() -> None:
     """Sky is brighter than road, vegetation greener than sky: in the mean over scenes."""
     means = {label: [] for label in (7, 21, 23)}
     for seed in range(8):

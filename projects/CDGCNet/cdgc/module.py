@@ -29,7 +29,13 @@ from cdgc.propagation import (
     scale_factor,
 )
 from cdgc.sampling_grid import resize_targets
-from cdgc.validation import check_device, check_finite, check_maps, check_not_tracing
+from cdgc.validation import (
+    check_device,
+    check_features,
+    check_finite,
+    check_maps,
+    check_not_tracing,
+)
 
 
 class CDGCModule(nn.Module):
@@ -315,7 +321,10 @@ class CDGCModule(nn.Module):
                 autocast) dtype.
         """
         check_not_tracing()
-        self._check_features(x, nodes)
+        check_features(x, nodes.counts.shape[1], len(nodes.node_index), self.graph_weight)
+        check_device("nodes", nodes.pixel.device, x.device, "x")
+        if self.check_finite:
+            check_finite("x", x)
         weights = GraphWeights(self.phi, self.phi_prime, self.graph_weight, self.merge_weight)
         # The rows are not kept in a variable, so that they are freed before the norm.
         if self.receivers == "all":
@@ -337,22 +346,3 @@ class CDGCModule(nn.Module):
 
     def _edges(self) -> Edges:
         return Edges(self.edges, self.scale, self.topk, self.topk_weights)
-
-    def _check_features(self, x: Tensor, nodes: NodeSet) -> None:
-        batch, channels, height, width = x.shape
-        images, pixels = nodes.counts.shape[1], len(nodes.node_index)
-        if channels != self.in_channels or batch != images or pixels != batch * height * width:
-            raise ValueError(
-                f"expected x (B, {self.in_channels}, h, w) with B = {images} and B*h*w = {pixels} "
-                f"as the nodes were selected for, got {tuple(x.shape)}"
-            )
-        weight = self.graph_weight
-        check_device("x", x.device, weight.device, "the module's parameters")
-        check_device("nodes", nodes.pixel.device, x.device, "x")
-        if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
-            raise ValueError(
-                f"x is {x.dtype}, expected {weight.dtype}, the dtype of the module's parameters "
-                "(or use torch.autocast)"
-            )
-        if self.check_finite:
-            check_finite("x", x)

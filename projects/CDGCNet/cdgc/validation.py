@@ -28,6 +28,33 @@ def check_finite(name: str, values: Tensor) -> None:
         )
 
 
+def check_features(x: Tensor, images: int, pixels: int, weight: Tensor) -> None:
+    """Check features against the nodes that were selected for them and the parameters.
+
+    Args:
+        x: expected (B, C, h, w).
+        images: B.
+        pixels: B*h*w.
+        weight: a parameter of the module, (…, C, C).
+
+    Raises:
+        ValueError: naming what was expected and what was found.
+    """
+    batch, channels, height, width = x.shape
+    expected = weight.shape[-1]
+    if channels != expected or batch != images or pixels != batch * height * width:
+        raise ValueError(
+            f"expected x (B, {expected}, h, w) with B = {images} and B*h*w = {pixels} as the nodes "
+            f"were selected for, got {tuple(x.shape)}"
+        )
+    check_device("x", x.device, weight.device, "the module's parameters")
+    if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
+        raise ValueError(
+            f"x is {x.dtype}, expected {weight.dtype}, the dtype of the module's parameters "
+            "(or use torch.autocast)"
+        )
+
+
 def check_maps(
     coarse_logits: Tensor, targets: Tensor | None, valid: Tensor | None, num_classes: int
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -76,7 +77,7 @@ def write_street_scenes(
         tree = Path(scratch) / "tree"
         jobs = [("train", i) for i in range(num_train)] + [("val", i) for i in range(num_val)]
         draw = partial(_draw_and_write, tree, seed, height, width)
-        drawn = map(draw, jobs)
+        drawn: Iterator[None] = map(draw, jobs)
         if workers > 1:
             context = multiprocessing.get_context("spawn")
             pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))

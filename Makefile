@@ -56,7 +56,7 @@ docs: env  ## build the documentation in site/, failing on any warning
 BENCH := OMP_NUM_THREADS=1 $(RUN) -W ignore
 RESULTS := --output benchmarks/results
 
-chaos: env  ## kill, fill up and attack everything, and count what goes wrong (an hour)
+chaos: env  ## kill, fill up and attack everything, and count what goes wrong (half an hour, resumable)
 	$(BENCH) tests/chaos/run.py --output benchmarks/results/chaos.json
 	CDGC_KILLS=20 $(BENCH) -m pytest -m slow tests/cdgcnet/engine/test_distributed.py -k killed
 

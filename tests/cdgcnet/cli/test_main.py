@@ -118,6 +118,14 @@ def test_errors_of_the_user_are_one_line(error, code, message, capsys):
     assert capsys.readouterr().err == message
 
 
+def test_names_of_files_cannot_control_the_terminal(capsys):
+    def fail(args):
+        raise ValueError("a\x1b[2J\rb.png: line 1\nline 2")
+
+    assert run_guarded(fail, argparse.Namespace(prog="cdgcnet x")) == 1
+    assert capsys.readouterr().err == "cdgcnet x: error: a�[2J�b.png: line 1\nline 2\n"
+
+
 def test_the_traceback_goes_to_the_log_at_debug(caplog):
     with caplog.at_level(logging.DEBUG, logger="cdgcnet"):
         run_guarded(failing(ValueError("SEED is x")), ARGS)

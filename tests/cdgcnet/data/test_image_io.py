@@ -1,6 +1,7 @@
 """Reading images: any common format becomes upright RGB, and errors name the file."""
 
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -169,6 +170,15 @@ def test_folder_in_place_of_a_file_is_named(tmp_path, read):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ValueError, match=r"folder\.png: not a readable"):
         read(tmp_path / "folder.png")
+
+
+@pytest.mark.parametrize("read", [read_image, read_labels, image_size])
+def test_pipes_and_devices_are_not_opened(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(ValueError, match=rf"{name}: not a readable .*\(not a regular file\)"):
+            read(tmp_path / name)
 
 
 def _png() -> bytes:

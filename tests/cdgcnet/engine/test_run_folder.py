@@ -388,10 +388,11 @@ def test_output_dir_is_expanded(start, tmp_path, monkeypatch):
     assert not (tmp_path / "~").exists()
 
 
-@pytest.mark.parametrize("value", ["", " ", "~nobody-of-this-name/x"])
+@pytest.mark.parametrize("value", ["", " ", "~nobody-of-this-name/x", "a" * 5000, "/proc/x"])
 def test_output_dir_that_is_no_folder_is_refused(start, tmp_path, monkeypatch, value):
     monkeypatch.chdir(tmp_path)
-    assert "OUTPUT_DIR" in refused(*start, "OUTPUT_DIR", value)
+    message = refused(*start, "OUTPUT_DIR", value)
+    assert "OUTPUT_DIR" in message and len(message) < 400
     assert list(tmp_path.iterdir()) == []
 
 

@@ -44,7 +44,13 @@ def run_guarded(function: Callable, args: argparse.Namespace) -> int:
 
 
 def _report(message: str) -> None:
-    """Print to stderr, once for all processes of a distributed run."""
+    """Print to stderr, once for all processes of a distributed run.
+
+    Names of files may hold any character; none of them controls the terminal.
+    """
+    message = "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in message
+    )
     distributed = sys.modules.get("cdgcnet.engine.distributed")
     if distributed is None:
         print(message, file=sys.stderr)

@@ -4,6 +4,7 @@ Images (``image_io``) and labels (``label_io``) are both opened here. Only the P
 below are ever tried, so no file can start another program, such as Ghostscript for EPS.
 """
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,17 @@ def check_size(path: str | Path, height: int, width: int, max_pixels: int) -> No
         )
 
 
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file, but no pipe, which would block, and no device, which may never end.
+
+    Raises:
+        OSError: if the path, or what it links to, cannot be opened or is no regular file.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError("not a regular file")
+    return Path(path).open("rb")
+
+
 def read_bytes(path: str | Path, what: str) -> bytes:
     """The contents of a file.
 
@@ -71,7 +83,8 @@ def read_bytes(path: str | Path, what: str) -> bytes:
         FileNotFoundError, UnusableImageError: naming the file.
     """
     try:
-        return Path(path).read_bytes()
+        with open_file(path) as file:
+            return file.read()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such {what}") from error
     except OSError as error:
@@ -132,7 +145,7 @@ def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int
         FileNotFoundError, UnusableImageError: naming a file that is missing or unusable.
     """
     try:
-        with Path(path).open("rb") as file, open_image(file, path, max_pixels=max_pixels) as image:
+        with open_file(path) as file, open_image(file, path, max_pixels=max_pixels) as image:
             width, height = image.size
             # Pillow turns TIFF files by itself.
             sideways = image.format != "TIFF" and orientation_of(image) in _SIDEWAYS

@@ -59,13 +59,14 @@ def _open_folder(cfg: CfgNode) -> RunFolder:
         raise ValueError("OUTPUT_DIR is empty; expected the folder of the run, e.g. output/my_run")
     try:
         path = Path(cfg.OUTPUT_DIR).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {error}") from error
-    for parent in (path, *path.parents):
-        if parent.exists():
-            if not parent.is_dir():
-                raise ValueError(f"OUTPUT_DIR {path}: {parent} is a file; expected a folder")
-            break
+        for parent in (path, *path.parents):
+            if parent.exists():
+                if not parent.is_dir():
+                    raise ValueError(f"{parent} is a file; expected a folder")
+                break
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR[:200]}: {reason}") from error
     cfg.OUTPUT_DIR = str(path)
     return RunFolder(path)
 
@@ -141,7 +142,12 @@ def _is_fault(record: logging.LogRecord) -> bool:
 
 def _start_logging(folder: Path) -> None:
     """Log to ``log.txt`` and stdout; messages at level DEBUG, with tracebacks, to the file only."""
-    on_main_process(partial(folder.mkdir, parents=True, exist_ok=True))
+    try:
+        on_main_process(partial(folder.mkdir, parents=True, exist_ok=True))
+    except OSError as error:
+        raise ValueError(
+            f"OUTPUT_DIR {folder}: the folder cannot be made ({error.strerror}); choose another one"
+        ) from error
     for name in _LOGGERS:
         logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
         for handler in logger.handlers:

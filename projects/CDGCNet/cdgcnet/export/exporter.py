@@ -302,6 +302,8 @@ def load_pt2(path: str | Path) -> tuple[nn.Module, ExportMetadata]:
     The network maps images (B, H, W, 3) uint8 in BGR order, of 9 pixels or more on each side, to
     labels (B, H, W) uint8, logits (B, M, H, W) and, if they were requested, coarse logits.
 
+    Only load archives that you trust: ``torch.export.load`` can run code that is in them.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if PyTorch cannot load it, or ``cdgcnet export`` did not write it.

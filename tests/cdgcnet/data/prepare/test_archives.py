@@ -49,6 +49,17 @@ def test_an_archive_itself_and_non_ascii_paths(download, pack, tmp_path):
     found.close()
 
 
+def test_a_pipe_is_named_and_not_opened(download):
+    os.mkfifo(download / "pics" / "d.png")
+    os.mkfifo(download / "e.zip")
+    found = find([download], WANTED, ())
+    assert sorted(found.first(WANTED[0], "name")) == ["a", "b"]
+    assert [p.rsplit("/", 1)[1] for p in found.problems] == [
+        "e.zip: not a regular file",
+        "d.png: not a regular file",
+    ]
+
+
 def test_loose_files_come_before_archives(download, pack, tmp_path):
     # Linking a loose file is cheaper than reading it from an archive.
     pack(download, tmp_path / "data.zip")

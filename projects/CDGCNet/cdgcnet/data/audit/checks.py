@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cdgcnet.data.audit.issues import Issue, IssueType, Sample
-from cdgcnet.data.decoding import MAX_PIXELS, open_image
+from cdgcnet.data.decoding import MAX_PIXELS, open_file, open_image
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import VALUE_MODES, read_labels
 from cdgcnet.data.label_spec import LabelSpec
@@ -129,7 +129,7 @@ def _reason(error: Exception, path: str) -> str:
 
 def _header(path: str, max_pixels: int) -> tuple[str, dict[int, tuple[int, ...]]]:
     """Pillow's mode of a label image, and the colors of its palette; pixels are not decoded."""
-    with Path(path).open("rb") as file, open_image(file, path, "label image", max_pixels) as image:
+    with open_file(path) as file, open_image(file, path, "label image", max_pixels) as image:
         order, palette = ("", b"") if image.palette is None else image.palette.getdata()
         known = len(palette) // 3 if order == "RGB" else 0
         return image.mode, {i: tuple(palette[3 * i : 3 * i + 3]) for i in range(known)}

@@ -200,7 +200,11 @@ def _walk(top: Path, problems: list[str]) -> Iterator[Path]:
             continue
         visited.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (Path(here) / name for name in sorted(names))
+        for path in (Path(here) / name for name in sorted(names)):
+            if path.exists() and not path.is_file():  # a pipe would block whoever opens it
+                problems.append(f"{path}: not a regular file")
+            else:
+                yield path
 
 
 def _look_into(path: Path, wanted: re.Pattern[str], official: bool, found: Sources) -> None:

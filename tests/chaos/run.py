@@ -3,9 +3,9 @@
 
     python tests/chaos/run.py --output benchmarks/results/chaos.json
 
-Kills processes at random moments, fills the disk, and feeds hostile configs, images, checkpoints
-and archives. A case is known by its kind and number, which are also its seed: --kind images --only
-17 tries one again.
+Kills processes at random moments, fills the disk, and feeds hostile configs, images, checkpoints,
+archives and annotation files. A case is known by its kind and number, which are also its seed:
+--kind images --only 17 tries one again.
 
 Every outcome is appended at once to a file of JSON lines beside the output (chaos.jsonl). The same
 command goes on where it stopped: it tries what is missing and, again, what went wrong. Outcomes
@@ -30,6 +30,7 @@ from pathlib import Path
 warnings.simplefilter("ignore")
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
+import annotations  # noqa: E402
 import archives  # noqa: E402
 import checkpoints  # noqa: E402
 import full_disk  # noqa: E402
@@ -60,12 +61,14 @@ COUNTS = {
     "images": 1000,
     "checkpoints": 500,
     "archives": 100,
+    "annotations": 300,
 }
 INPUTS: dict[str, Case] = {
     "configs": configs.case,
     "images": images.case,
     "checkpoints": checkpoints.case,
     "archives": archives.case,
+    "annotations": annotations.case,
 }
 JOBS: dict[str, Callable[..., Case]] = {
     "kill": kills.kill_job,

@@ -119,7 +119,7 @@ def _check_pickles(file: Any, size: int, count: int) -> None:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "GLOBAL" and str(argument).endswith(" bytearray"):
                 raise pickle.UnpicklingError("it asks for bytearray")
-            if opcode.name.endswith("PUT") and int(argument) > size:
+            if opcode.name.endswith("PUT") and int(argument or 0) > size:
                 raise pickle.UnpicklingError(f"it numbers a value {argument}")
 
 

@@ -283,6 +283,7 @@ def test_cvat(tmp_path, run):
             "defines entities or is not UTF-8",
         ),
         ('rle="1, 2"', 'rle="1, 9"', "do not add up to the 3 pixels"),
+        ('left="5"', 'left="inf"', "cannot convert float infinity"),
         ("<tag", "<cuboid", "a shape is a cuboid"),
         ('label="road" ', "", "a shape lacks 'label'"),
         ("x/a.jpg", "z.jpg", "not in --images"),

@@ -63,6 +63,8 @@ def test_coco_run_lengths_equal_ann_to_mask(seed):
         ({"counts": "", "size": [HEIGHT, WIDTH]}, "do not add up"),
         ({"counts": "o" * 20, "size": [HEIGHT, WIDTH]}, "not readable"),
         ({"counts": "é", "size": [HEIGHT, WIDTH]}, "not readable"),
+        ([[0, 0, 5, 5, {}, 1]], "not of numbers"),
+        ([[0, 0, 5, 5, 10**400, 1]], "not of numbers"),
         ([[0, 0, 1e9, 0, 1e9, 1e9]], "not within 1000000 pixels"),  # pycocotools would crash
         ({"counts": [9], "size": [3, 3]}, r"are for the size \[3, 3\], not \[11, 17\]"),
         ({"size": [HEIGHT, WIDTH]}, 'no "counts"'),

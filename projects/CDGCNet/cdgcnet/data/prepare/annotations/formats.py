@@ -87,7 +87,7 @@ def read_coco(
         names = {c["id"]: str(c["name"]) for c in sorted(data["categories"], key=_id)}
         files = {i["id"]: str(i["file_name"]) for i in data["images"]}
         sizes = {i["id"]: (int(i["height"]), int(i["width"])) for i in data["images"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{annotations}: an image or category lacks {error}") from error
     found = _Images(images)
     found.require(list(files.values()), annotations)
@@ -143,7 +143,7 @@ def _per_file(
         path = annotations / label
         try:
             shapes, size = read(_load_json(path), path)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}: not a file of this format ({error!r})") from error
         except ValueError as error:
             if str(path) in str(error):
@@ -269,7 +269,7 @@ def read_cvat(annotations: Path, images: Path) -> tuple[list[AnnotatedImage], li
             size = int(element.attrib["height"]), int(element.attrib["width"])
         except KeyError as error:
             raise ValueError(f"{annotations}: {image.name}: a shape lacks {error}") from error
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{annotations}: {image.name}: {error}") from error
         annotated.append(AnnotatedImage(image, found.stem(image), shapes, size))
     listed = [e.text or "" for e in root.findall("meta//labels/label/name")]

@@ -35,9 +35,14 @@ class Region(Protocol):
 def _check_points(points: Sequence) -> None:
     """
     Raises:
-        ValueError: for coordinates with which the libraries that fill polygons would crash.
+        ValueError: for coordinates that are no numbers, or with which the libraries that fill
+            polygons would crash.
     """
-    if not (np.abs(np.asarray(points, np.float64)) <= _FARTHEST).all():
+    try:
+        coordinates = np.asarray(points, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"a polygon has a point that is not of numbers ({error})") from error
+    if not (np.abs(coordinates) <= _FARTHEST).all():
         raise ValueError(f"a polygon has a point that is not within {_FARTHEST} pixels")
 
 

@@ -16,7 +16,9 @@ def chaos(*words):
 
 
 def test_hostile_inputs():
-    chaos("--kind", "configs", "images", "checkpoints", "archives", "--scale", "0.06")
+    chaos(
+        "--kind", "configs", "images", "checkpoints", "archives", "annotations", "--scale", "0.06"
+    )
 
 
 @pytest.mark.slow

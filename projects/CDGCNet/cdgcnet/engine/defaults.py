@@ -3,11 +3,9 @@
 import argparse
 import errno
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import torch
@@ -18,7 +16,6 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from cdgcnet.checkpoint.class_metadata import class_metadata
@@ -31,16 +28,15 @@ from cdgcnet.data.preflight import check_data, check_datasets
 from cdgcnet.engine.distributed import (
     check_agreement,
     is_dead_worker,
-    is_lost_connection,
     on_main_process,
 )
+from cdgcnet.engine.results_file import ResultsFile
 from cdgcnet.engine.run_facts import run_facts
-from cdgcnet.engine.run_folder import ResultsFile, RunFolder
+from cdgcnet.engine.run_folder import RunFolder
 from cdgcnet.engine.run_lock import check_free, hold_folder
+from cdgcnet.engine.run_logging import held_back_messages, start_logging
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.testing import TTA_SUFFIX, check_test_set, evaluation_folder
-
-_LOGGERS = ("fvcore", "detectron2", "cdgcnet", "cdgc")
 
 
 def _check_device(cfg: CfgNode) -> None:
@@ -133,49 +129,6 @@ def copy_classes(cfg: CfgNode, train: bool) -> None:
     cfg.MODEL.CLASS_COLORS = [list(color) for color in metadata.get("stuff_colors", [])]
 
 
-def _is_fault(record: logging.LogRecord) -> bool:
-    """False for an error that ends the run with one line on stderr."""
-    error = record.exc_info[1] if record.exc_info else None
-    known = isinstance(error, (ValueError, OSError, MemoryError))
-    return not (known or is_lost_connection(error) or is_dead_worker(error))
-
-
-def _start_logging(folder: Path) -> None:
-    """Log to ``log.txt`` and stdout; messages at level DEBUG, with tracebacks, to the file only."""
-    try:
-        on_main_process(partial(folder.mkdir, parents=True, exist_ok=True))
-    except OSError as error:
-        raise ValueError(
-            f"OUTPUT_DIR {folder}: the folder cannot be made ({error.strerror}); choose another one"
-        ) from error
-    for name in _LOGGERS:
-        logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
-        for handler in logger.handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
-                handler.setLevel(logging.INFO)
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_fault)
-
-
-@contextmanager
-def _held_back_messages() -> Iterator[None]:
-    """Hold back what is logged until the end of the block, by which the log file is open."""
-    held = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    propagated = [logger.propagate for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(held)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger, propagate in zip(loggers, propagated, strict=True):
-            logger.removeHandler(held)
-            if not logger.handlers:  # logging was not started
-                logger.propagate = propagate
-        for record in held.buffer:
-            logging.getLogger(record.name).handle(record)
-
-
 def setup(args: argparse.Namespace) -> CfgNode:
     """A checked and frozen config; logging, seeds and the output folder are ready.
 
@@ -185,7 +138,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError, OSError: on any mistake that can be known beforehand.
     """
-    with _held_back_messages():
+    with held_back_messages():
         cfg = load_cfg(args.config_file, args.opts)
         _check_device(cfg)
         register_all()
@@ -203,7 +156,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         _check_data(cfg, args.eval_only)
         if not args.eval_only:
             _check_start(cfg, folder, args.resume)
-        _start_logging(Path(cfg.OUTPUT_DIR))
+        start_logging(Path(cfg.OUTPUT_DIR))
     logger = logging.getLogger("cdgcnet")
     adapt_cfg(cfg)
     cfg.freeze()

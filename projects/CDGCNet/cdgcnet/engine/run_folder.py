@@ -20,7 +20,7 @@ import math
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,6 @@ from detectron2.config import CfgNode
 
 from cdgcnet.checkpoint.reading import load_torch
 from cdgcnet.config.identity import complete_config, identifies
-from cdgcnet.evaluation.report import COLUMNS, format_table, write_results
 from cdgcnet.evaluation.testing import TTA_SUFFIX
 from cdgcnet.utils.io import atomic_write, backup_existing, free_name
 
@@ -342,44 +341,3 @@ def _null_to_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _null_to_nan(item) for key, item in value.items()}
     return math.nan if value is None else value
-
-
-class ResultsFile:
-    """Collects the scores of a run in a ``results.json`` that is whole at any time.
-
-    The file of an earlier evaluation is kept under another name.
-    """
-
-    def __init__(self, path: Path, datasets: Sequence[str]):
-        """
-        Args:
-            path: of the file.
-            datasets: whose scores are expected.
-        """
-        self.path = path
-        self.datasets = datasets
-        self._results: dict[str, dict] = {}
-
-    def add(self, dataset: str, results: dict) -> None:
-        """Add scores of a dataset by task, and write the file."""
-        if not self._results:
-            backup_existing(self.path)
-        self._results.setdefault(dataset, {}).update(results)
-        write_results(self.path, self.content())
-
-    def content(self) -> dict:
-        """Scores by task, or by dataset and task if several datasets are expected."""
-        if len(self.datasets) == 1:
-            return self._results.get(self.datasets[0], {})
-        return self._results
-
-    def log(self) -> None:
-        """Log the IoU of every class, and where the file is."""
-        logger = logging.getLogger(__name__)
-        for dataset, results in self._results.items():
-            columns = {task: title for task, title in COLUMNS.items() if task in results}
-            if columns:
-                table = format_table(results, columns)
-                logger.info(f"Final IoU in percent on {dataset}:\n{table}")
-        if self._results:
-            logger.info(f"Results: {self.path}")

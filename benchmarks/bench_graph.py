@@ -51,12 +51,16 @@ from protocol import (
     peak_device_memory,
     peak_memory,
     report,
+    shrunk,
 )
 from torch import Tensor, nn
 
 from cdgc import CDGCModule
+from cdgc.kernels import loop_only
 
 GRAPHS = ("similarity graph", "uniform graph")
+# On CUDA, beside the kernels for all segments at once.
+LOOP = "similarity graph, segment loop"
 # Memory that the literal form holds at once, in copies of its M x N x N adjacency (measured).
 DENSE_COPIES = 5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,6 +75,7 @@ def modules() -> dict[str, Callable[[int, int], nn.Module]]:
     found: dict[str, Callable[[int, int], nn.Module]] = {
         "similarity graph": lambda c, m: graph(c, m, "similarity"),
         "uniform graph": lambda c, m: graph(c, m, "uniform"),
+        LOOP: lambda c, m: graph(c, m, "similarity"),
         "similarity graph, all receivers": lambda c, m: CDGCModule(
             c, m, nodes="coarse", receivers="all"
         ),
@@ -94,7 +99,7 @@ def modules() -> dict[str, Callable[[int, int], nn.Module]]:
 
 
 def peer_names() -> list[str]:
-    left_out = (*GRAPHS, "linear part", "literal dense")
+    left_out = (*GRAPHS, LOOP, "linear part", "literal dense")
     return [name for name in modules() if name not in left_out]
 
 
@@ -112,7 +117,7 @@ class Cell:
     """A contestant and its input."""
 
     name: str
-    side: int = 97
+    side: int = shrunk(97)
     num_classes: int = 19
     channels: int = 256
     backward: bool = True
@@ -167,14 +172,16 @@ def prepare(cell: Cell, setting: Setting) -> Callable[[], Tensor]:
     g = torch.Generator().manual_seed(0)
     features = torch.randn(cell.batch, cell.channels, cell.side, cell.side, generator=g).relu()
     extra = (logits,) if takes_logits(cell.name) else ()
-    return step(module, features, extra, cell.backward, setting)
+    call = step(module, features, extra, cell.backward, setting)
+    return loop_only()(call) if cell.name == LOOP else call
 
 
 def prepare_whole_image(setting: Setting) -> Callable[[], Tensor]:
     """The forward pass on the features of a 1024 x 2048 image, N = 128 * 256."""
     torch.manual_seed(0)
-    logits = one_hot_logits(blob_map(256, 19)[:128], 19)
-    features = torch.randn(1, 256, 128, 256).relu()
+    height, width = shrunk(128), shrunk(256)
+    logits = one_hot_logits(blob_map(width, 19)[:height], 19)
+    features = torch.randn(1, 256, height, width).relu()
     return step(graph(256, 19, "similarity"), features, (logits,), False, setting)
 
 
@@ -208,7 +215,7 @@ def agree(ours: Tensor, theirs: Tensor, what: str, limit: float = 1e-4) -> None:
 # ---------------------------------------------------------------- the cells with a target
 def against_peers(rounds: int, setting: Setting) -> tuple[list[list[str]], list[list[str]]]:
     """Similarity and uniform graph relative to each peer at N = 97², and the claims on them."""
-    names = [*GRAPHS, *peer_names()]
+    names = [*GRAPHS, *([LOOP] if setting.device == "cuda" else []), *peer_names()]
     cells = {name: Cell(name) for name in names}
     times = measure(
         {name: prepare(cell, setting) for name, cell in cells.items()},
@@ -244,7 +251,7 @@ def against_peers(rounds: int, setting: Setting) -> tuple[list[list[str]], list[
 def against_dense(setting: Setting) -> list[list[str]]:
     """The literal M x N x N form relative to ours."""
     rows = []
-    for side, num_classes, limit in ((33, 171, 150), (65, 19, 80)):
+    for side, num_classes, limit in ((shrunk(33), 171, 150), (shrunk(65), 19, 80)):
         cells = {n: Cell(n, side, num_classes) for n in (GRAPHS[0], "literal dense")}
         what = f"literal dense / similarity graph: time, N = {side}², M = {num_classes}"
         if not dense_fits(cells["literal dense"], setting.device):
@@ -261,7 +268,7 @@ def against_dense(setting: Setting) -> list[list[str]]:
 def cost_of_classes(rounds: int, setting: Setting) -> list[list[str]]:
     """171 classes beside 21 on the same node sets, N = 65², batch 4."""
     rows = []
-    base = Cell(GRAPHS[0], 65, 21, batch=4, map_classes=19)
+    base = Cell(GRAPHS[0], shrunk(65), 21, batch=4, map_classes=19)
     for backward, limit in ((False, 1.05), (True, 1.3)):
         few = replace(base, backward=backward)
         many = replace(few, num_classes=171)
@@ -284,7 +291,7 @@ def worst_case(rounds: int, setting: Setting) -> list[list[str]]:
 
 def memory_law(setting: Setting) -> list[list[str]]:
     """The exponent p of memory ~ N^p over N = 65² to 137²."""
-    sides = (65, 97, 137)
+    sides = tuple(shrunk(s) for s in (65, 97, 137))
     peaks = [peak(prepare, Cell(GRAPHS[0], side), setting) for side in sides]
     exponent = float(np.polyfit(np.log([s**2 for s in sides]), np.log(peaks), 1)[0])
     values = ", ".join(f"{side}²: {mebibytes(p)}" for side, p in zip(sides, peaks, strict=True))
@@ -341,7 +348,7 @@ def against_bound(rounds: int, setting: Setting) -> list[list[str]]:
     The pairs are Σn², or N·Σn where every pixel receives. The linear part is the same module
     without attention; with all receivers it has N·C² for every class present, for U.
     """
-    side, channels, rows = 97, 256, []
+    side, channels, rows = shrunk(97), 256, []
     g = torch.Generator().manual_seed(0)
     x = torch.randn(1, channels, side, side, generator=g).relu()
     for name, options, num_classes, limit in BOUNDED:
@@ -429,7 +436,7 @@ def syncs(setting: Setting) -> list[list[str]]:
     rows = []
     for name in GRAPHS:
         for backward, passes in ((False, "forward"), (True, "forward + backward")):
-            run = prepare(Cell(name, 65, backward=backward), setting)
+            run = prepare(Cell(name, shrunk(65), backward=backward), setting)
             rows.append([f"host synchronisations, {name}, {passes}", str(host_syncs(run)), "", ""])
     return rows
 
@@ -437,7 +444,8 @@ def syncs(setting: Setting) -> list[list[str]]:
 # ---------------------------------------------------------------- the grid
 def grid_cell(shape: Cell, rounds: int, setting: Setting) -> list[list[str]]:
     """All contestants at one N, M, C and pass: time relative to the similarity graph, memory."""
-    cells = {n: replace(shape, name=n) for n in modules() if n != "linear part"}
+    left_out = ("linear part", *([] if setting.device == "cuda" else [LOOP]))
+    cells = {n: replace(shape, name=n) for n in modules() if n not in left_out}
     fits = dense_fits(cells["literal dense"], setting.device)
     runs = {n: prepare(c, setting) for n, c in cells.items() if fits or n != "literal dense"}
     try:

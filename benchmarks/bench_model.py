@@ -44,6 +44,7 @@ from protocol import (
     peak_device_memory,
     peak_memory,
     report,
+    shrunk,
 )
 from torch import Tensor, nn
 from torchvision.models.segmentation import deeplabv3_resnet101
@@ -317,7 +318,7 @@ def settings(device: str, dtype: str, compiled: bool, full: bool) -> list[Settin
     elif full:
         shapes = [(512, 19, 2), (769, 19, 2)]
     return [
-        Setting(size, classes, train, batch if train else 1, **common)
+        Setting(shrunk(size), classes, train, batch if train else 1, **common)
         for size, classes, batch in shapes
         for train in (False, True)
     ]

@@ -20,6 +20,7 @@ from cdgc.options import EDGES, HARD_POSITIVES, MESSAGE_WEIGHTS, RECEIVERS, SCOP
 from cdgc.propagation import SCALES
 from cdgc.refinement import RefinedClassifier, refine
 from cdgc.sampling_grid import resize_targets, valid_nodes
+from cdgc.validation import check_labels
 
 __all__ = [
     "EDGES",
@@ -37,6 +38,7 @@ __all__ = [
     "NodeSet",
     "OhemCrossEntropyLoss",
     "RefinedClassifier",
+    "check_labels",
     "class_linear",
     "class_map",
     "cross_entropy",

@@ -22,7 +22,11 @@ REDUCTIONS = ("process", "global")
 
 
 def _pixel_weights(
-    logits: Tensor, targets: Tensor, ignore_label: int, class_weights: Tensor | None
+    logits: Tensor,
+    targets: Tensor,
+    ignore_label: int,
+    class_weights: Tensor | None,
+    check_targets: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check the arguments of a loss.
 
@@ -42,7 +46,8 @@ def _pixel_weights(
                 "device"
             )
     num_classes = logits.shape[1]
-    check_labels(targets, num_classes, ignore_label, "target")
+    if check_targets:
+        check_labels(targets, num_classes, ignore_label, "target")
     valid = targets != ignore_label
     safe = targets.long().where(valid, 0)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -83,6 +88,7 @@ def cross_entropy(
     class_weights: Tensor | None = None,
     align_corners: bool = True,
     reduce: str = "process",
+    check_targets: bool = True,
 ) -> Tensor:
     """Mean cross entropy over the valid pixels, with the logits resized to the targets.
 
@@ -92,6 +98,8 @@ def cross_entropy(
         class_weights: (M,) factors; the mean is then weighted, as in torch's cross entropy.
         align_corners: whether that resize aligns corners.
         reduce: "process" or "global", see the module.
+        check_targets: whether to refuse targets that are not classes, for which the host waits for
+            the device. Pass False only for targets that :func:`cdgc.check_labels` has accepted.
 
     Returns:
         Scalar; 0, with a gradient path, if no pixel is valid.
@@ -100,7 +108,7 @@ def cross_entropy(
         ValueError: if the shapes do not fit, a target is not a class, or ``reduce`` is unknown.
     """
     _check_reduce(reduce)
-    _, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights)
+    _, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights, check_targets)
     return _mean(logits, safe, weight, align_corners, reduce)
 
 
@@ -140,6 +148,7 @@ def ohem_cross_entropy(
     class_weights: Tensor | None = None,
     align_corners: bool = True,
     reduce: str = "process",
+    check_targets: bool = True,
 ) -> Tensor:
     """Cross entropy over the hard pixels of a batch, with the logits resized to the targets.
 
@@ -160,6 +169,7 @@ def ohem_cross_entropy(
         reduce: "process" or "global", see the module. "global" selects the hardest pixels of all
             processes exactly; which of several equally hard pixels it takes depends on nothing
             but their order in the batch.
+        check_targets: as in :func:`cross_entropy`.
 
     Returns:
         Scalar mean over the kept pixels; 0, with a gradient path, if no pixel is valid.
@@ -175,7 +185,9 @@ def ohem_cross_entropy(
         raise ValueError(
             f"min_kept must be a pixel count or a fraction within (0, 1), got {min_kept}"
         )
-    valid, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights)
+    valid, safe, weight = _pixel_weights(
+        logits, targets, ignore_label, class_weights, check_targets
+    )
     nll = upsampled_nll(logits, safe, align_corners)
     keep = hard_pixels(nll, valid, thresh, min_kept, reduce)
     return _mean(logits, safe, weight * keep, align_corners, reduce)

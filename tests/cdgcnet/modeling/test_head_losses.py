@@ -4,6 +4,7 @@ from math import log
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdgcnet.modeling.head_losses import HeadLosses
 from cdgcnet.modeling.predictions import HeadOutput
@@ -101,3 +102,50 @@ def test_logits_are_resized_to_the_target(align_corners, weight):
     targets = torch.tensor([[[255, 0, 255, 255]]])
     found = losses(HeadOutput(logits), targets)["loss_baseline"].item()
     assert found == pytest.approx(log(1 + torch.tensor(-weight * a).exp().item()), rel=1e-5)
+
+
+# ---------------------------------------------------------------- waits for the device
+READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique2"}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations for which the host would wait for a GPU, without one."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(i is not None and i.dtype == torch.bool for i in indices)
+        if name in READS or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_counter_of_reads_counts():
+    x = torch.ones(3)
+    with HostReads() as reads:
+        float(x.sum())
+        x[x > 0]
+        bool(x.any())
+        x + x
+    assert reads.found == ["_local_scalar_dense", "index", "_local_scalar_dense"]
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 3.0)])
+def test_the_host_reads_once_for_all_terms(weights, monkeypatch):
+    # tolist() of a CPU tensor reaches no operation, so it must not be called at all.
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    losses = HeadLosses(class_weights=weights, ohem_min_kept=1)
+    logits = (OUTPUT.refined, OUTPUT.coarse, OUTPUT.aux)
+    output = HeadOutput(*(x.clone().requires_grad_() for x in logits))
+    with HostReads() as reads:
+        sum(losses(output, TARGETS).values()).backward()
+    assert reads.found == ["_local_scalar_dense"]
+
+
+def test_a_wrong_label_is_refused_before_any_term():
+    with pytest.raises(ValueError, match="target value 2 is neither a class in"):
+        HeadLosses()(OUTPUT, torch.tensor([[[0, 2]]]))

@@ -3,6 +3,7 @@
     %(prog)s                  # source archive from the package index
     %(prog)s --sdist FILE     # the same archive, already downloaded
     %(prog)s --source PATH    # an official checkout; PATH is not changed
+    %(prog)s --wheel-dir DIR  # only put the wheel into DIR, to be installed on another machine
 
 Run it after PyTorch was installed. Detectron2 offers no package that installs on current Python,
 and its own build needs a C++ compiler. CDGCNet uses no compiled operator, so this takes the Python
@@ -272,8 +273,13 @@ def verify(*modules: str) -> str:
     return result.stdout.strip().splitlines()[-1]
 
 
-def install(source: Path | None, sdist: Path | None) -> None:
-    """The whole way from an archive or a checkout to an importable Detectron2."""
+def install(source: Path | None, sdist: Path | None, wheel_dir: Path | None = None) -> None:
+    """The whole way from an archive or a checkout to an importable Detectron2.
+
+    Args:
+        source, sdist: the checkout or the archive; the package index if both are None.
+        wheel_dir: where the wheel goes instead of being installed.
+    """
     check_prerequisites()
     with tempfile.TemporaryDirectory(prefix="detectron2-") as work:
         download, unpacked, build = (Path(work, name) for name in ("download", "unpacked", "build"))
@@ -287,6 +293,10 @@ def install(source: Path | None, sdist: Path | None) -> None:
         print(f"building and installing {version}", flush=True)
         run_pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", work, str(build))
         wheel = str(next(Path(work).glob("*.whl")))
+        if wheel_dir is not None:
+            wheel_dir.mkdir(parents=True, exist_ok=True)
+            print(shutil.copy(wheel, wheel_dir))
+            return
         # metadata left over from a half-removed copy must not make pip skip the files
         run_pip("install", "--no-deps", "--force-reinstall", wheel)
     print(f"works: {verify(*NEEDED, 'detectron2.model_zoo')}")
@@ -296,10 +306,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--source", type=Path, help="Detectron2 checkout or unpacked archive")
     origin.add_argument("--sdist", type=Path, help="pb1-detectron2-0.6.tar.gz, already downloaded")
+    parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="put the wheel here instead")
 
 
 def run(args: argparse.Namespace) -> None:
-    if package := find_installed():
+    if args.wheel_dir is not None:
+        install(args.source, args.sdist, args.wheel_dir)
+    elif package := find_installed():
         print(f"already installed, not changed: detectron2 {read_version(package)} at {package}")
         verify(*NEEDED)
     else:

@@ -6,7 +6,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from cdgc import REDUCTIONS, cross_entropy, ohem_cross_entropy
+from cdgc import REDUCTIONS, check_labels, cross_entropy, ohem_cross_entropy
 from cdgcnet.modeling.predictions import HeadOutput
 
 
@@ -94,6 +94,7 @@ class HeadLosses(nn.Module):
             class_weights=self.class_weights,
             align_corners=self.align_corners,
             reduce=self.reduce,
+            check_targets=False,
         )
 
     def _ohem(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -106,6 +107,7 @@ class HeadLosses(nn.Module):
             class_weights=self.class_weights,
             align_corners=self.align_corners,
             reduce=self.reduce,
+            check_targets=False,
         )
 
     def forward(self, output: HeadOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -117,7 +119,12 @@ class HeadLosses(nn.Module):
         Args:
             output: logits of the head.
             targets: (B, H, W) integer classes or ``ignore_label``.
+
+        Raises:
+            ValueError: if the shapes do not fit or a target is not a class.
         """
+        # Once for all terms, because the host waits for the device.
+        check_labels(targets, output.refined.shape[1], self.ignore_label, "target")
         losses = {}
         if output.coarse is None:
             baseline = self._ohem if self.baseline == "ohem" else self._cross_entropy

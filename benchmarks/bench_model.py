@@ -1,21 +1,22 @@
 #!/usr/bin/env python
-"""Whole networks side by side: ResNet-101 at output stride 8, inference and training step.
+"""Whole networks side by side: ResNets at output stride 8, inference and training step.
 
     python benchmarks/bench_model.py [--output benchmarks/results]
     python benchmarks/bench_model.py --full [--output benchmarks/results]
     python benchmarks/bench_model.py --device cuda [--dtype bf16] [--compile]
 
-The first form takes 256² crops, the second 512² and 769² (it keeps what it has and goes on there);
-with ``--device cuda`` 769² with 19 classes, batch 2, and 520² with 171, batch 4. Weights and images
-are random; the graph's coarse prediction is a blob map of ``maps.py``, without which a random
-network would give all nodes to one class or two.
+The first form takes 256² crops with a ResNet-101 and measures a training step with a ResNet-50 as
+well. The second takes 512² and 769² and resumes; with ``--device cuda`` these are 769² with 19
+classes, batch 2, and 520² with 171, batch 4. Weights and images are random; the graph's coarse
+prediction is a blob map of ``maps.py``, without which a random network would give all nodes to one
+class or two.
 
 Inference goes from normalized image (ours: from pixel values) to logits of the image's size, batch
 1. A training step is forward, all losses, backward and SGD, batch 2. Contestants:
 
 - ours: ``CDGCSegmentor`` without graph (ASPP baseline), with uniform and with similarity edges;
   "contiguous" is MODEL.CHANNELS_LAST False. Dynamic nodes in training, OHEM, auxiliary head.
-- torchvision's ``deeplabv3_resnet101`` with its auxiliary classifier, cross entropy on both.
+- torchvision's DeepLabV3 with its auxiliary classifier, cross entropy on both.
 - mmsegmentation's ASPPHead network (512 channels) as its DeepLabv3 R-101-D8 configs have it, where
   it is installed (``--compile`` reaches its inference only).
 """
@@ -47,14 +48,14 @@ from protocol import (
     shrunk,
 )
 from torch import Tensor, nn
-from torchvision.models.segmentation import deeplabv3_resnet101
+from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
 
 from cdgcnet import add_cdgcnet_config
 
 BASE, UNIFORM, SIMILARITY = "ours: ASPP", "ours: CDGC uniform", "ours: CDGC similarity"
 OURS = (BASE, UNIFORM, SIMILARITY)
 LAST, FIRST = "channels_last", "contiguous"
-TORCHVISION, MMSEG = "torchvision deeplabv3_resnet101", "mmseg ASPPHead"
+TORCHVISION, MMSEG = "torchvision deeplabv3", "mmseg ASPPHead"
 NO_MMSEG = "mmsegmentation not installed"
 AUX_WEIGHT = 0.4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,12 +69,15 @@ class Setting:
     num_classes: int = 19
     train: bool = False
     batch: int = 1
+    depth: int = 101
     device: str = "cpu"
     dtype: str = "fp32"  # below fp32: autocast
     compiled: bool = False
 
 
-def contestants() -> list[str]:
+def contestants(setting: Setting) -> list[str]:
+    if setting.depth == 50:  # beside torchvision's alone
+        return [BASE, SIMILARITY, TORCHVISION, f"{TORCHVISION}, {LAST}"]
     names = [*OURS, f"{SIMILARITY}, {FIRST}", TORCHVISION, f"{TORCHVISION}, {LAST}"]
     return [*names, MMSEG] if mmseg_version() else names
 
@@ -93,6 +97,7 @@ def our_network(name: str, setting: Setting) -> nn.Module:
     cfg = get_cfg()
     add_cdgcnet_config(cfg)
     cfg.MODEL.DEVICE = setting.device
+    cfg.MODEL.RESNETS.DEPTH = setting.depth
     cfg.MODEL.WEIGHTS = ""
     for node in (cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.CDGC):
         node.NORM = "BN"
@@ -122,7 +127,8 @@ def our_step(name: str, setting: Setting) -> tuple[nn.Module, Callable[[], Tenso
 
 
 def torchvision_step(name: str, setting: Setting) -> tuple[nn.Module, Callable[[], Tensor]]:
-    network = deeplabv3_resnet101(
+    build = {50: deeplabv3_resnet50, 101: deeplabv3_resnet101}[setting.depth]
+    network = build(
         weights=None, weights_backbone=None, num_classes=setting.num_classes, aux_loss=True
     ).to(setting.device)
     _, labels = maps(setting)
@@ -257,7 +263,8 @@ def peak(name: str, setting: Setting) -> int:
 
 def title(setting: Setting) -> str:
     what = "training step" if setting.train else "inference"
-    return f"{what}, {setting.size}², M = {setting.num_classes}, batch {setting.batch}"
+    size = f"{setting.size}², M = {setting.num_classes}, batch {setting.batch}"
+    return f"{what}, R-{setting.depth}, {size}"
 
 
 def compare(setting: Setting, rounds: int) -> dict:
@@ -266,10 +273,11 @@ def compare(setting: Setting, rounds: int) -> dict:
     Returns:
         {"rows": table rows, "claims": rows of the table of claims}.
     """
-    names = contestants()
+    names = contestants(setting)
     cell = title(setting)
+    with_memory = setting.train and setting.depth == 101
     try:
-        memory = {name: peak(name, setting) for name in names} if setting.train else {}
+        memory = {name: peak(name, setting) for name in names} if with_memory else {}
     except (RuntimeError, MemoryError) as reason:  # a killed child, or CUDA's out of memory
         return {"rows": [[cell, "all", f"does not fit ({reason})", "", ""]], "claims": []}
     try:
@@ -285,22 +293,27 @@ def compare(setting: Setting, rounds: int) -> dict:
             middle = sorted(times.seconds[name])[len(times.seconds[name]) // 2]
             row[1] += f" ({setting.batch / middle:.1f} images/s)"
         rows.append(row)
-    if MMSEG not in names:
+    if MMSEG not in names and setting.depth == 101:
         rows.append([cell, MMSEG, NO_MMSEG, "", ""])
     claims = [
         claim(f"{cell}: {name} / {BASE}", times.ratio(name, BASE), limit)
         for name, limit in ((UNIFORM, 1.03), (SIMILARITY, 1.1))
+        if name in names
     ]
     if setting.train:
         claims += [
             claim(f"{cell}: memory, {name} / {BASE}", memory[name] / memory[BASE], 1.05)
             for name in (UNIFORM, SIMILARITY)
+            if with_memory
         ]
+        if setting.depth == 50:
+            found = times.ratio(SIMILARITY, TORCHVISION)
+            claims.append(claim(f"{cell}: {SIMILARITY} / {TORCHVISION}", found, 0.8))
         if setting.device == "cuda":
             share = 1 - 1 / times.ratio(SIMILARITY, BASE)
             claims.append(claim(f"{cell}: share of the graph", share, 0.05))
     else:
-        others = [(TORCHVISION, 0.9), (f"{TORCHVISION}, {LAST}", 1.0)]
+        others = [(TORCHVISION, 0.9), (f"{TORCHVISION}, {LAST}", 0.9)]
         if MMSEG in names:
             others.append((MMSEG, 0.75))
         claims += [
@@ -317,11 +330,14 @@ def settings(device: str, dtype: str, compiled: bool, full: bool) -> list[Settin
         shapes = [(769, 19, 2), (520, 171, 4)]
     elif full:
         shapes = [(512, 19, 2), (769, 19, 2)]
-    return [
+    found = [
         Setting(shrunk(size), classes, train, batch if train else 1, **common)
         for size, classes, batch in shapes
         for train in (False, True)
     ]
+    if device == "cpu" and not full:
+        found.append(Setting(shrunk(256), train=True, batch=2, depth=50, **common))
+    return found
 
 
 def main() -> None:
@@ -348,7 +364,7 @@ def main() -> None:
         best = f"“ours” is {SIMILARITY}"
         report(
             f"bench_model{suffix}",
-            f"Whole networks, ResNet-101, output stride 8 ({beside}); {best}",
+            f"Whole networks, output stride 8 ({beside}); {best}",
             ["cell", "network", f"time / {BASE}", "ours / it: time", "extra memory"],
             rows,
             args.output,

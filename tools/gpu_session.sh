@@ -90,7 +90,7 @@ recipe=(--amp) graph=(--rounds 6) records=results compared=results/compare/camvi
 if [ $rehearse = yes ]; then
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
-    device=cpu iterations=1 results=$scratch/benchmarks records=$scratch/results
+    minutes=60 device=cpu iterations=1 results=$scratch/benchmarks records=$scratch/results
     compared=$scratch/compare
     graph=(--rounds 2)
     recipe=(--device cpu --crop 33 --recipes voc)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cdgc import resize_targets, valid_nodes
 from cdgcnet.modeling.cdgc_head import log_node_fractions
 from cdgcnet.modeling.image_validation import check_image_tensor
+from cdgcnet.modeling.packed_convolutions import PackedConvolutions, can_pack
 from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, label_map
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind, ScorePrediction
 from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
@@ -93,6 +94,7 @@ class CDGCSegmentor(nn.Module):
         self.precision = precision
         self.channels_last = channels_last
         self.accumulate = accumulate or AccumulatorOptions()
+        self._packed = PackedConvolutions()
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
@@ -113,6 +115,10 @@ class CDGCSegmentor(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "CDGCSegmentor":
+        self._packed.clear()
+        return super().train(mode)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """The losses in training, otherwise the same as :meth:`inference`.
@@ -232,6 +238,10 @@ class CDGCSegmentor(nn.Module):
             return nullcontext()
         return torch.autocast(self.device.type, _AUTOCAST[self.precision])
 
+    def _packed_convolutions(self) -> AbstractContextManager:
+        packs = self.channels_last and can_pack(self, self.device)
+        return self._packed.use(self) if packs else nullcontext()
+
     def _valid(self, images: ImageList, features: dict[str, Tensor]) -> Tensor | None:
         """Which nodes are not batch padding, (B, h, w); None if all of them are valid."""
         padded = images.tensor.shape[-2:]
@@ -255,7 +265,7 @@ class CDGCSegmentor(nn.Module):
         if oracle is not None:
             padding = (0, tensor.shape[3] - oracle.shape[2], 0, tensor.shape[2] - oracle.shape[1])
             oracle = F.pad(oracle, padding, value=head.ignore_value)
-        with self._precision():
+        with self._precision(), self._packed_convolutions():
             features = self.backbone(tensor)
             out = head.predict_logits(features, valid=self._valid(images, features), oracle=oracle)
         logits = {PredictionKind.REFINED: out.refined}

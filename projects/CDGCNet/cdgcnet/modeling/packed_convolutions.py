@@ -1,7 +1,9 @@
 """Convolutions whose weights oneDNN keeps in its own layout, for inference on a CPU.
 
-``F.conv2d`` copies the weights into that layout in every call. A ResNet-101 has 170 MB of them, and
-on a small image the copies take a seventh of the time.
+``F.conv2d`` takes the weights as they are, copies those of larger kernels into oneDNN's blocked
+layout in every call, and runs 1×1 convolutions on the plain layout, which is slower. Packed weights
+made a ResNet-101 with channels_last features a tenth faster. The sums of 1×1 convolutions run in
+another order, so results agree to rounding.
 """
 
 from collections.abc import Iterator

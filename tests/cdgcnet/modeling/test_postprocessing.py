@@ -11,12 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cdgcnet.modeling import postprocessing as postprocess
 from cdgcnet.modeling.postprocessing import (
     ResizeGeometry,
+    best_class,
     check_fits,
     full_size_logits,
     label_map,
     score_bands,
 )
 
+NAN = float("nan")
 ROW = torch.tensor([[[0.0, 1.0]]])  # one class, 1 x 2 nodes
 
 
@@ -39,6 +41,23 @@ def test_padding_is_cut_off_before_the_second_resize():
     found = full_size_logits(ROW, ResizeGeometry((1, 4), (1, 3), (1, 6), True))
     expected = [0, 0.25 / 3, 0.75 / 3, 1.25 / 3, 1.75 / 3, 2 / 3]
     assert found[0, 0].tolist() == pytest.approx(expected)
+
+
+def test_best_class_by_hand():
+    # Of equal scores the first class wins; NaN is the largest of all, as for torch.max.
+    scores = torch.tensor([[[1.0, 2.0, 0.0, 1.0]], [[1.0, 3.0, 0.0, NAN]], [[0.0, 3.0, 1.0, 9.0]]])
+    assert best_class(scores[:, :, :3]).tolist() == [[0, 1, 2]]
+    assert best_class(scores).tolist() == [[0, 1, 2, 1]]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 19, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int32])
+def test_best_class_equals_argmax(classes, dtype, monkeypatch):
+    monkeypatch.setattr(postprocess, "_ARGMAX_PIXELS", 40)  # several parts, the last one short
+    g = torch.Generator().manual_seed(0)
+    scores = torch.randint(-8, 8, (classes, 9, 13), generator=g).to(dtype)
+    assert torch.equal(best_class(scores), scores.max(dim=0).indices.to(torch.uint8))
+    assert torch.equal(best_class(-scores.flip(2)), (-scores.flip(2)).max(0).indices.byte())
 
 
 def test_labels_by_hand():

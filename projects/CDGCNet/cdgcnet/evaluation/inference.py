@@ -9,6 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from cdgcnet.modeling.postprocessing import best_class
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 
 
@@ -101,7 +102,7 @@ def label_prediction_of(output: LabelPrediction | dict, num_classes: int) -> Lab
     scores = output["sem_seg"]
     if len(scores) != num_classes:
         raise ValueError(f'"sem_seg" has {len(scores)} classes; expected {num_classes}')
-    return LabelPrediction({PredictionKind.REFINED: scores.max(dim=0).indices})
+    return LabelPrediction({PredictionKind.REFINED: best_class(scores)})
 
 
 def arrays_of(prediction: LabelPrediction) -> dict[PredictionKind, np.ndarray]:

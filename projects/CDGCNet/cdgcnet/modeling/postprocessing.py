@@ -5,9 +5,10 @@ output size. Along each axis all of this is linear, so it is a single sparse mat
 Shape shorthand: M classes, h x w scores, H x W output pixels.
 """
 
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from cdgc import resize_matrix, resize_taps
 _BAND_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 # Values gathered at a time for the pixels that lie between nodes of different classes.
 _GATHERED_VALUES = {"cpu": 1 << 20, "cuda": 1 << 25}
+# Pixels whose best class is found at a time; the scores of one class fit the cache of a CPU core.
+_ARGMAX_PIXELS = 1 << 15
 
 
 class ResizeGeometry(NamedTuple):
@@ -162,14 +165,59 @@ def _interpolated_labels(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _T
         part = pixel[begin : begin + step].int()
         y = torch.div(part, len(column_node), rounding_mode="floor")
         x = part - y * len(column_node)
-        node = row_node.index_select(0, y)[:, :, None] + column_node.index_select(0, x)[:, None]
-        weight = (
-            rows.weight.index_select(0, y)[:, :, None] * columns.weight.index_select(0, x)[:, None]
+        node = _outer(torch.add, row_node.index_select(0, y), column_node.index_select(0, x))
+        weight = _outer(
+            torch.mul, rows.weight.index_select(0, y), columns.weight.index_select(0, x)
         )
-        mixed = F.embedding_bag(
-            node.flatten(1), table, per_sample_weights=weight.flatten(1), mode="sum"
-        )
-        labels[begin : begin + step] = mixed.max(dim=1).indices.to(torch.uint8)
+        mixed = F.embedding_bag(node, table, per_sample_weights=weight, mode="sum")
+        labels[begin : begin + step] = _last_argmax(mixed)
+    return labels
+
+
+def _outer(operation: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """All combinations of a's and b's columns: (P, J), (P, K) -> (P, J * K).
+
+    One column at a time: broadcasting over dimensions this short takes six times as long.
+    """
+    out = a.new_empty(len(a), a.shape[1] * b.shape[1])
+    for i, (left, right) in enumerate(itertools.product(a.unbind(1), b.unbind(1))):
+        operation(left, right, out=out[:, i])
+    return out
+
+
+def _last_argmax(scores: Tensor) -> Tensor:
+    """The index of the largest value along the last dimension, the first if there are several."""
+    if scores.is_cuda:
+        return scores.max(dim=-1).indices.to(torch.uint8)
+    return torch.from_numpy(scores.numpy().argmax(-1).astype(np.uint8))
+
+
+def best_class(scores: Tensor) -> Tensor:
+    """The class with the largest score, the first if there are several: (M, H, W) -> (H, W) uint8.
+
+    PyTorch's argmax along the first dimension takes three times as long on a CPU.
+
+    Args:
+        scores: M <= 256.
+    """
+    if scores.is_cuda:
+        return scores.max(dim=0).indices.to(torch.uint8)
+    labels = torch.empty(scores.shape[1:], dtype=torch.uint8)
+    parts = zip(
+        scores.flatten(1).split(_ARGMAX_PIXELS, dim=1),
+        labels.view(-1).split(_ARGMAX_PIXELS),
+        strict=True,
+    )
+    for part, out in parts:
+        largest = part.amax(dim=0)
+        if bool(largest.isnan().any()):
+            out.copy_(part.max(dim=0).indices)
+            continue
+        out.zero_()  # becomes 255 - class, of which the largest wins
+        for m, own in enumerate(part):
+            found = (own == largest).view(torch.uint8)
+            torch.maximum(out, found.mul_(255 - m), out=out)
+        torch.sub(255, out, out=out)
     return labels
 
 
@@ -194,7 +242,7 @@ def label_map(scores: Tensor, geometry: ResizeGeometry) -> Tensor:
         (H, W) uint8, equal to the argmax of :func:`full_size_logits` except for rounding at ties.
     """
     scores = scores.float()
-    best = scores.max(dim=0).indices.to(torch.uint8)
+    best = best_class(scores)
     rows, columns = (_taps(_axis_matrix(scores, geometry, axis)) for axis in (0, 1))
     # Columns first, while there are only h rows; copying whole rows is fast.
     low = high = best.index_select(1, columns.node[:, 0])  # (h, W)
@@ -212,5 +260,5 @@ def label_map(scores: Tensor, geometry: ResizeGeometry) -> Tensor:
         return labels
     # Most neighbors disagree: gathering their nodes would cost more than computing all bands.
     for band, full in score_bands(scores, geometry):
-        labels[band] = full.max(dim=0).indices.to(torch.uint8)
+        labels[band] = best_class(full)
     return labels

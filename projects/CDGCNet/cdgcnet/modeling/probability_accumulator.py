@@ -9,7 +9,12 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from cdgcnet.modeling.postprocessing import ResizeGeometry, check_fits, score_bands
+from cdgcnet.modeling.postprocessing import (
+    ResizeGeometry,
+    best_class,
+    check_fits,
+    score_bands,
+)
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -82,4 +87,4 @@ class ProbabilityAccumulator:
 
     def labels(self) -> Tensor:
         """The most probable class of each pixel, (H, W) uint8."""
-        return self.total.max(dim=0).indices.to(torch.uint8)
+        return best_class(self.total)

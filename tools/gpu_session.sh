@@ -143,15 +143,21 @@ recipes() {
         --output "$results"
 }
 
+rows() { # ROW ... --opts KEY VALUE ...
+    step python3 tools/run_experiments.py all "${table[@]}" --results "$records" \
+        --time-budget "$(($(left) / 60 + 1))" --rows "$@"
+}
+
 evidence() {
     # Heads on the features of a frozen backbone, then whole networks, a few rows at a time. The
-    # last head is the paper's letter.
+    # last head and table3_07 are the paper's letter; without and with an ASPP, the last rows are the
+    # default graph.
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
     step python3 -m cdgcnet compare --heads "$heads" --context none,aspp --output "$compared" \
         --time-budget "$(($(left) / 120 + 1))" "${compare[@]}"
-    step python3 tools/run_experiments.py all "${table[@]}" --results "$records" \
-        --rows table1_01 control_03 control_04 control_05 baseline_01 table3_07 \
-        --time-budget "$(($(left) / 60 + 1))" --opts "${training[@]}"
+    local default=(MODEL.CDGC.NODES coarse MODEL.CDGC.RECEIVERS all MODEL.CDGC.SOFTMAX image)
+    rows table1_01 control_03 baseline_01 table3_07 --opts "${training[@]}"
+    rows table2_03 table2_06 --opts "${training[@]}" "${default[@]}"
 }
 
 [ -z "$wheels" ] || install

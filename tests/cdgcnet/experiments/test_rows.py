@@ -23,7 +23,7 @@ PAPER = {
     "table4": [81.1, 81.6, 81.4, 81.9],
     "table5": [79.9, 80.5, 80.0, 81.1] * 2,
     "table6": [82.0, 83.9, 40.7],
-    "control": [None, None, 78.4, None, None],
+    "control": [None, None, 78.4],
     "baseline": [None] * 4,
     "ablation": [None] * 13,
 }

@@ -24,7 +24,7 @@ from protocol import Unsteady, arguments, claim, measure, one_thread, report
 
 from cdgcnet import Predictor, Trainer, load_cfg
 from cdgcnet.engine.prediction import OutputFiles, predict_images
-from cdgcnet.engine.prediction_record import PredictionRecord, Source, network_identity
+from cdgcnet.engine.prediction_record import PredictionRecord, Source
 
 LIMIT = 0.15
 SMALL, LARGE = (360, 480), (3648, 5472)
@@ -60,7 +60,7 @@ def contestants(net: Predictor, source: Source, folder: Path) -> dict[str, Calla
     inputs = [net._input(image)]
     files = OutputFiles(folder)
     record = PredictionRecord(folder, overwrite=True)
-    record.start(network_identity(net))
+    record.start(net.identity())
 
     @torch.no_grad()
     def network() -> None:

@@ -33,12 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coarse", action="store_true", help="the network also returns its coarse logits"
     )
-    parser.add_argument(
-        "--node-selection",
-        choices=("nonzero", "mask"),
-        default="nonzero",
-        help="mask: for runtimes without NonZero; many times slower (default: %(default)s)",
-    )
     parser.add_argument("--opset", type=int, help="of ONNX: 18 (default) to 22")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
@@ -77,7 +71,6 @@ def run(args: argparse.Namespace) -> None:
         Predictor(cfg),
         args.part,
         coarse=args.coarse,
-        node_selection=args.node_selection,
         opset=(args.opset or 18) if args.format == "onnx" else None,
     )
     difference = write_export(export, args.output, args.format)

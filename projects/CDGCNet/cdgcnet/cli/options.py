@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from detectron2.data.catalog import Metadata
 
     from cdgcnet import Predictor
+    from cdgcnet.engine.onnx_predictor import OnnxPredictor
 
 
 def integer_from(minimum: int) -> type:
@@ -41,6 +42,29 @@ def add_config_arguments(
     parser.add_argument(
         "--opts", nargs="*", default=[], metavar="KEY VALUE", help="overrides of config keys"
     )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --config-file, --weights and --opts, --onnx in their place, and --tta."""
+    add_config_arguments(parser, "config of the trained model", weights=True, required=False)
+    parser.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="a file of cdgcnet export, in place of a config and weights; needs ONNX Runtime "
+        "instead of PyTorch and Detectron2, and has no coarse prediction",
+    )
+    parser.add_argument("--tta", action="store_true", help="multi-scale and flip, as in TEST.AUG")
+
+
+def check_model_arguments(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UsageError: if the arguments name no model, or two.
+    """
+    if args.onnx and (args.config_file or args.weights or args.opts):
+        raise UsageError("--onnx: the file contains the model; leave out the other model options")
+    if not args.onnx and not (args.config_file and args.weights):
+        raise UsageError("expected either --config-file and --weights, or --onnx")
 
 
 def check_overrides(opts: Sequence[str]) -> None:
@@ -85,24 +109,35 @@ def load_config(
     return cfg
 
 
-def load_predictor(args: argparse.Namespace, tta: bool = False) -> tuple["Predictor", "Metadata"]:
-    """The trained network of --config-file and --weights, and the names and colors of its classes.
+def load_predictor(
+    args: argparse.Namespace,
+) -> tuple["Predictor | OnnxPredictor", "Metadata"]:
+    """The trained network, and the names and colors of its classes.
 
-    A model that does not carry its classes has those of the first test set.
+    A checkpoint that does not carry its classes has those of the first test set.
 
     Args:
-        args: has ``config_file``, ``weights`` and ``opts``.
-        tta: average over TEST.AUG.{SCALES, FLIP}.
+        args: those of :func:`add_model_arguments`.
 
     Raises:
         UsageError: for overrides that are not pairs.
         ValueError, OSError: naming the file, the key or the dataset.
+        ModuleNotFoundError: without ONNX Runtime, for --onnx.
     """
+    if args.onnx:
+        from cdgcnet.engine.onnx_predictor import OnnxPredictor
+
+        exported = OnnxPredictor(args.onnx, args.tta)
+        if exported.metadata is None:
+            raise ValueError(
+                f"{args.onnx} names no classes; set MODEL.CLASS_NAMES and export the model again"
+            )
+        return exported, exported.metadata
     cfg = load_config(args, ("MODEL.WEIGHTS", args.weights), datasets=False)
 
     from cdgcnet import Predictor
 
-    predictor = Predictor(cfg, tta=tta)
+    predictor = Predictor(cfg, tta=args.tta)
     if predictor.metadata is not None:
         return predictor, predictor.metadata
 

@@ -1,6 +1,7 @@
 """Predict label maps and overlays for images, folders, videos and cameras.
 
     %(prog)s --config-file CONFIG --weights FILE --input PATH … --output DIR
+    %(prog)s --onnx FILE --input PATH … --output DIR
 
 PATH is an image, a folder of images with its subfolders, a video, or the number of a camera, which
 is predicted until Ctrl-C. For each image NAME.* the output folder gets NAME.png, a palette PNG
@@ -17,7 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdgcnet.cli.errors import UsageError
-from cdgcnet.cli.options import add_config_arguments, integer_from, load_predictor
+from cdgcnet.cli.options import (
+    add_model_arguments,
+    check_model_arguments,
+    integer_from,
+    load_predictor,
+)
 
 if TYPE_CHECKING:
     from cdgcnet.engine.prediction_record import Source
@@ -95,7 +101,7 @@ def check_inputs_are_safe(sources: Sequence["Source"], targets: Sequence[Path]) 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser, "config of the trained model", weights=True)
+    add_model_arguments(parser)
     parser.add_argument(
         "--input",
         nargs="+",
@@ -105,7 +111,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images, folders, videos, or numbers of cameras",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the predictions")
-    parser.add_argument("--tta", action="store_true", help="multi-scale and flip, as in TEST.AUG")
     parser.add_argument("--no-overlay", action="store_true", help="write label maps only")
     parser.add_argument(
         "--probabilities",
@@ -123,13 +128,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_model_arguments(args)
+
     from tqdm import tqdm
 
     from cdgcnet.engine.prediction import OutputFiles, predict_images
     from cdgcnet.engine.prediction_record import (
         PredictionRecord,
         Source,
-        network_identity,
         unfinished,
     )
     from cdgcnet.engine.video import VideoReader, ended_early, predict_video, video_paths
@@ -147,8 +153,8 @@ def run(args: argparse.Namespace) -> int:
     new_images = unfinished(images, record, lambda x: files.paths(x.name), args.overwrite)
     new_videos = unfinished(videos, record, lambda x: video_paths(x, files), args.overwrite)
     readers = [VideoReader(x.path, is_camera(x.path)) for x in new_videos]
-    predictor, metadata = load_predictor(args, args.tta)
-    record.start(network_identity(predictor))
+    predictor, metadata = load_predictor(args)
+    record.start(predictor.identity())
     failures = []
 
     def report(source: Source, error: Exception | str) -> None:

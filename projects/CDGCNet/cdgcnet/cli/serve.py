@@ -12,25 +12,17 @@ There is no login: whoever reaches the port can use it. Needs `pip install 'cdgc
 
 import argparse
 import socket
-from typing import TYPE_CHECKING
 
-from cdgcnet.cli.errors import UsageError
-from cdgcnet.cli.options import add_config_arguments, integer_from, load_predictor
-
-if TYPE_CHECKING:
-    from detectron2.data.catalog import Metadata
-
-    from cdgcnet.serve.answers import LabelModel
+from cdgcnet.cli.options import (
+    add_model_arguments,
+    check_model_arguments,
+    integer_from,
+    load_predictor,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser, "config of the trained model", weights=True, required=False)
-    parser.add_argument(
-        "--onnx",
-        metavar="FILE",
-        help="a file of cdgcnet export, instead of a config and weights; has no coarse prediction",
-    )
-    parser.add_argument("--tta", action="store_true", help="multi-scale and flip, as in TEST.AUG")
+    add_model_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default: this machine only"
     )
@@ -73,30 +65,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host}, port {port}: {error}") from error
 
 
-def load_model(args: argparse.Namespace) -> tuple["LabelModel", "Metadata", int]:
-    """The network, names and colors of its classes, and the largest number of pixels of an image.
-
-    Raises:
-        UsageError, ValueError, OSError: naming the argument or file.
-    """
-    if args.onnx:
-        from cdgcnet.data.decoding import MAX_PIXELS
-        from cdgcnet.engine.onnx_predictor import OnnxPredictor
-
-        exported = OnnxPredictor(args.onnx, args.tta)
-        if exported.metadata is None:
-            raise ValueError(
-                f"{args.onnx}: names no classes; export it again with MODEL.CLASS_NAMES"
-            )
-        return exported, exported.metadata, MAX_PIXELS
-    predictor, metadata = load_predictor(args, args.tta)
-    return predictor, metadata, predictor.cfg.INPUT.MAX_PIXELS
-
-
 def run(args: argparse.Namespace) -> None:
-    weights_given = bool(args.config_file and args.weights)
-    if bool(args.onnx) == weights_given or (args.onnx and (args.config_file or args.weights)):
-        raise UsageError("expected either --config-file and --weights, or --onnx")
+    check_model_arguments(args)
     try:
         import uvicorn
 
@@ -108,8 +78,10 @@ def run(args: argparse.Namespace) -> None:
             f"{error.name} is not installed; run `pip install 'cdgcnet[serve]'`"
         ) from error
     with listen(args.host, args.port) as server_socket:
-        model, metadata, pixels = load_model(args)
-        limits = Limits(args.queue_size, args.max_upload * 1_000_000, pixels, args.timeout)
+        model, metadata = load_predictor(args)
+        limits = Limits(
+            args.queue_size, args.max_upload * 1_000_000, model.max_pixels, args.timeout
+        )
         app = create_app(model, metadata, limits)
         host, port = server_socket.getsockname()[:2]
         print(f"listening on http://{host}:{port}", flush=True)

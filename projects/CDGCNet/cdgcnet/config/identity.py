@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from cdgcnet.config.reading import flatten
+from cdgcnet.config.reading import differences, flatten
 
 # "run": a resumed training must repeat the key. "row": it changes what a row of an experiment
 # measures. "evaluation": it changes what an evaluation predicts and counts for given weights.
@@ -181,12 +181,3 @@ def evaluation_fingerprint(
         "weights": _digest(_weights(model)),
         **{k: v for k, v in complete_config(cfg).items() if identifies(k, "evaluation")},
     }
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One line per entry that is not the same."""
-    return [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]

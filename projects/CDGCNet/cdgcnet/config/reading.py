@@ -120,3 +120,12 @@ def read_config_file(
         yield from read_config_file(base_path, chain)
     for key, value in flatten(loaded):
         yield path, key, value
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One line per entry that is not the same."""
+    return [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]

@@ -26,7 +26,6 @@ class ExportMetadata:
         slide: crop and stride, (height, width) each, of sliding-window inference; None without.
         tta_scales, tta_flip: test-time augmentation.
         align_corners: how logits were resized to the size of the image.
-        node_selection: see :class:`cdgcnet.export.graph.ExportableGraph`.
         opset: of ONNX; None for pt2.
         format_version: of this description.
     """
@@ -47,7 +46,6 @@ class ExportMetadata:
     tta_scales: list[float]
     tta_flip: bool
     align_corners: bool
-    node_selection: str
     opset: int | None = None
     format_version: int = FORMAT_VERSION
 

@@ -3,6 +3,7 @@
 Shape shorthand: M classes, H x W pixels of the original image, h x w of the network's input.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from cdgcnet.data.decoding import MAX_PIXELS
 from cdgcnet.engine.export_metadata import METADATA_KEY, ExportMetadata
 from cdgcnet.utils.image_size import shortest_edge_size
 from cdgcnet.utils.image_validation import check_bgr_image
@@ -84,7 +86,9 @@ class OnnxPredictor:
                 f"{path} contains the {self.export.part} alone; expected a whole network, as "
                 "`cdgcnet export` writes it without --part"
             )
+        self.path = Path(path)
         self.tta = tta
+        self.max_pixels = MAX_PIXELS
         self.metadata = None
         if self.export.class_names and self.export.class_colors:
             self.metadata = SimpleNamespace(
@@ -129,6 +133,16 @@ class OnnxPredictor:
     ) -> list[dict[str, np.ndarray]]:
         """As :meth:`Predictor.label_maps`, but only {"refined": (H, W)}, whatever ``coarse`` is."""
         return [{"refined": self.labels(image)} for image in original_images]
+
+    def probabilities(self, original_image: np.ndarray) -> np.ndarray:
+        """The probability of every class at every pixel, (M, H, W) float32."""
+        scores = self(original_image)["sem_seg"]
+        return scores if self.tta or self.export.slide else _softmax(scores)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides what is predicted."""
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return {"exported file (SHA-256)": digest, "test-time augmentation": self.tta}
 
     def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size (h, w) at which an image (H, W) enters the network."""

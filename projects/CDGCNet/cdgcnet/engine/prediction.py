@@ -3,25 +3,30 @@
 ``prediction_record`` lets the same command resume where it was interrupted.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from detectron2.data import Metadata
 from PIL import Image
 
 from cdgcnet.data.image_io import read_image
 from cdgcnet.engine.prediction_record import PredictionRecord, Source
-from cdgcnet.engine.predictor import Predictor
-from cdgcnet.modeling.predictions import PredictionKind
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.visualization.colors import class_colors, label_image, overlay
+
+if TYPE_CHECKING:
+    from detectron2.data import Metadata
+
+    from cdgcnet.engine.onnx_predictor import OnnxPredictor
+    from cdgcnet.engine.predictor import Predictor
 
 _AHEAD = 2  # batches that are read ahead, and images that wait to be written
 _END = object()
@@ -102,7 +107,7 @@ def _size(frame: Frame) -> tuple[int, ...] | None:
 
 
 def predict_batch(
-    predictor: Predictor, batch: Sequence[Frame[T]], probabilities: bool
+    predictor: Predictor | OnnxPredictor, batch: Sequence[Frame[T]], probabilities: bool
 ) -> list[Prediction[T]]:
     images = [frame.image for frame in batch if not isinstance(frame.image, Exception)]
     assert len(images) == len(batch)  # an image that could not be read is never in a batch
@@ -113,15 +118,15 @@ def predict_batch(
             values = predictor.probabilities(image)
             found.append(Prediction(key, image, values.argmax(axis=0).astype(np.uint8), values))
         return found
-    maps = predictor.label_maps(images)
+    maps: Sequence[Mapping[Any, np.ndarray]] = predictor.label_maps(images)
     return [
-        Prediction(key, image, labels[PredictionKind.REFINED], None)
+        Prediction(key, image, labels["refined"], None)
         for key, image, labels in zip(keys, images, maps, strict=True)
     ]
 
 
 def predict_stream(
-    predictor: Predictor,
+    predictor: Predictor | OnnxPredictor,
     frames: Iterable[Frame[T]],
     write: Callable[[Prediction[T]], None],
     *,
@@ -207,7 +212,7 @@ def write_files(prediction: Prediction[Source], files: OutputFiles, metadata: Me
 
 
 def predict_images(
-    predictor: Predictor,
+    predictor: Predictor | OnnxPredictor,
     sources: Sequence[Source],
     files: OutputFiles,
     record: PredictionRecord,
@@ -232,10 +237,9 @@ def predict_images(
         record.add(prediction.key)
         write_files(prediction, files, metadata)
 
-    max_pixels = predictor.cfg.INPUT.MAX_PIXELS
     yield from predict_stream(
         predictor,
-        (read_frame(source, max_pixels) for source in sources),
+        (read_frame(source, predictor.max_pixels) for source in sources),
         write,
         batch_size=batch_size,
         probabilities=files.probabilities,

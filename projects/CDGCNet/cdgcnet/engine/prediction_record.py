@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cdgcnet.config.identity import differences, evaluation_fingerprint
-from cdgcnet.engine.predictor import Predictor
+from cdgcnet.config.reading import differences
 from cdgcnet.utils.io import atomic_write
 
 RECORD = "predictions.jsonl"
@@ -22,13 +21,6 @@ class Source(NamedTuple):
 
     path: Path
     name: str  # such as "street/0001", without a suffix
-
-
-def network_identity(predictor: Predictor) -> dict[str, Any]:
-    """Weights and config keys that decide what is predicted."""
-    identity = evaluation_fingerprint(predictor.cfg, predictor.model, "", ())
-    del identity["dataset"], identity["images"]
-    return {**identity, "test-time augmentation": predictor.tta is not None}
 
 
 class PredictionRecord:

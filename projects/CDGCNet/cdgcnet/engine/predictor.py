@@ -61,6 +61,7 @@ class Predictor:
         self.tta = SemanticSegmentorWithTTA(cfg, self.model) if tta else None
         self.augmentation = build_test_augmentations(cfg)[0]
         self.input_format = cfg.INPUT.FORMAT
+        self.max_pixels = cfg.INPUT.MAX_PIXELS
         self.metadata = self._class_metadata(checkpoint)
 
     @staticmethod
@@ -238,3 +239,11 @@ class Predictor:
         if self.tta is None and getattr(self.model, "slide", None) is None:
             scores = scores.softmax(dim=0)
         return scores.float().cpu().numpy()
+
+    def identity(self) -> dict[str, Any]:
+        """Weights and config keys that decide what is predicted."""
+        from cdgcnet.config.identity import evaluation_fingerprint
+
+        identity = evaluation_fingerprint(self.cfg, self.model, "", ())
+        del identity["dataset"], identity["images"]
+        return {**identity, "test-time augmentation": self.tta is not None}

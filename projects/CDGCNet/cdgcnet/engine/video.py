@@ -1,16 +1,17 @@
 """Predicts videos and cameras frame by frame, with the same frame rate."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
-from detectron2.data import Metadata
 
 from cdgcnet.engine.prediction import (
     Frame,
@@ -20,9 +21,14 @@ from cdgcnet.engine.prediction import (
     write_labels,
 )
 from cdgcnet.engine.prediction_record import Source
-from cdgcnet.engine.predictor import Predictor
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.visualization.colors import overlay
+
+if TYPE_CHECKING:
+    from detectron2.data import Metadata
+
+    from cdgcnet.engine.onnx_predictor import OnnxPredictor
+    from cdgcnet.engine.predictor import Predictor
 
 # Errors are reported here in one line, so FFmpeg prints none. OpenCV reads this only once, when it
 # opens its first video.
@@ -160,7 +166,7 @@ def video_paths(source: Source, files: OutputFiles) -> list[Path]:
 
 
 def predict_video(
-    predictor: Predictor,
+    predictor: Predictor | OnnxPredictor,
     reader: VideoReader,
     source: Source,
     files: OutputFiles,

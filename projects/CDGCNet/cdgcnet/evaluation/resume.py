@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from cdgcnet.config.identity import differences
+from cdgcnet.config.reading import differences
 from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.evaluation.image_result import ImageRecord
 from cdgcnet.utils.io import atomic_write, backup_existing

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as fx_config
 
 import cdgcnet
 from cdgcnet.engine.export_metadata import METADATA_KEY, ExportMetadata
@@ -28,10 +30,8 @@ from cdgcnet.utils.io import atomic_write
 FORMATS = ("onnx", "pt2")
 PARTS = ("network", "graph")
 MAX_DIFFERENCE = 1e-4  # of logits or features, relative to their largest value where it exceeds 1
-# (B, H, W) of the images that a written file is compared on. torch.export takes no side for
-# granted that is shorter than two nodes at stride 8, so pt2 is compared from 9 pixels on.
+# (B, H, W) of the images that a written file is compared on.
 _SIZES = ((1, 1, 1), (1, 1, 50), (2, 41, 67), (3, 64, 64), (1, 97, 130))
-_MIN_PT2 = {"network": 9, "graph": 2}
 _ATTEMPTS = 5
 
 _logger = logging.getLogger(__name__)
@@ -64,7 +64,6 @@ def prepare_export(
     part: str = "network",
     *,
     coarse: bool = False,
-    node_selection: str = "nonzero",
     opset: int | None = 18,
 ) -> Export:
     """Bring a trained model into exportable form.
@@ -73,7 +72,6 @@ def prepare_export(
         predictor: of the trained model, on the CPU.
         part: one of :data:`PARTS`.
         coarse: whether a network also returns its coarse logits.
-        node_selection: see :class:`ExportableGraph`.
         opset: recorded in the metadata; None for pt2.
 
     Raises:
@@ -81,11 +79,11 @@ def prepare_export(
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {PARTS}, got {part!r}")
-    metadata = _metadata(predictor, part, node_selection, opset)
+    metadata = _metadata(predictor, part, opset)
     if part == "graph":
-        return _graph_export(predictor.model, node_selection, metadata)
+        return _graph_export(predictor.model, metadata)
     model, input_format = predictor.model, predictor.input_format
-    module = ExportableNetwork(model, input_format, coarse=coarse, node_selection=node_selection)
+    module = ExportableNetwork(model, input_format, coarse=coarse)
 
     def make_inputs(b: int, h: int, w: int, generator: torch.Generator) -> tuple[Tensor]:
         blocks = torch.rand(b, 3, h // 8 + 2, w // 8 + 2, generator=generator)
@@ -110,7 +108,7 @@ def prepare_export(
     return Export(module.eval(), reference, make_inputs, ("image",), outputs, (0, 1, 2), metadata)
 
 
-def _graph_export(model: nn.Module, node_selection: str, metadata: ExportMetadata) -> Export:
+def _graph_export(model: nn.Module, metadata: ExportMetadata) -> Export:
     head = model.sem_seg_head
     graph = head.graph if isinstance(head, CDGCNetHead) else None
     if graph is None:
@@ -124,7 +122,7 @@ def _graph_export(model: nn.Module, node_selection: str, metadata: ExportMetadat
         return features, torch.randn(b, graph.num_classes, h, w, generator=generator)
 
     return Export(
-        ExportableGraph(graph, node_selection).eval(),
+        ExportableGraph(graph).eval(),
         lambda *inputs: (graph(*inputs),),
         make_inputs,
         ("features", "coarse_logits"),
@@ -134,9 +132,7 @@ def _graph_export(model: nn.Module, node_selection: str, metadata: ExportMetadat
     )
 
 
-def _metadata(
-    predictor: Predictor, part: str, node_selection: str, opset: int | None
-) -> ExportMetadata:
+def _metadata(predictor: Predictor, part: str, opset: int | None) -> ExportMetadata:
     cfg, classes = predictor.cfg, predictor.metadata
     slide = cfg.TEST.SLIDE
     return ExportMetadata(
@@ -156,7 +152,6 @@ def _metadata(
         tta_scales=list(map(float, cfg.TEST.AUG.SCALES)),
         tta_flip=bool(cfg.TEST.AUG.FLIP),
         align_corners=bool(cfg.MODEL.CDGC.ALIGN_CORNERS),
-        node_selection=node_selection,
         opset=opset,
     )
 
@@ -184,7 +179,9 @@ def write_export(export: Export, path: Path, file_format: str) -> float:
         _require_onnx()
     example = export.make_inputs(2, 41, 67, torch.Generator().manual_seed(0))
     dynamic = tuple(dict.fromkeys(export.dynamic_axes, torch.export.Dim.DYNAMIC) for _ in example)
-    with _quiet():
+    # Otherwise torch.export would decide at the example whether a size is 1, and the file would
+    # refuse the sizes for which the answer is another one.
+    with _quiet(), fx_config.patch(backed_size_oblivious=True):
         program = torch.export.export(export.module, example, dynamic_shapes=dynamic)
     with atomic_write(path) as tmp_path:
         if file_format == "onnx":
@@ -201,11 +198,30 @@ def write_export(export: Export, path: Path, file_format: str) -> float:
                 onnx_program.model.metadata_props[METADATA_KEY] = export.metadata.to_json()
                 onnx_program.save(str(tmp_path), external_data=False)
         else:
+            _replace_symbolic_sums(program)
             with _quiet():
                 torch.export.save(
                     program, tmp_path, extra_files={METADATA_KEY: export.metadata.to_json()}
                 )
         return verify(export, tmp_path, file_format)
+
+
+def _replace_symbolic_sums(program: torch.export.ExportedProgram) -> None:
+    """Write sums of sizes as additions, because ``torch.export.save`` does not know ``sym_sum``."""
+    for module in program.graph_module.modules():
+        if not isinstance(module, torch.fx.GraphModule):
+            continue
+        for node in list(module.graph.nodes):
+            if node.target is not torch.sym_sum:
+                continue
+            total, *others = node.args[0]
+            with module.graph.inserting_before(node):
+                for other in others:
+                    total = module.graph.call_function(operator.add, (total, other))
+            total.meta.update(node.meta)
+            node.replace_all_uses_with(total)
+            module.graph.erase_node(node)
+        module.recompile()
 
 
 @torch.no_grad()
@@ -229,10 +245,8 @@ def verify(
             differ where the two best classes do not tie within it.
     """
     run = _load(path, file_format, export)
-    smallest = _MIN_PT2[export.metadata.part] if file_format == "pt2" else 1
     largest = 0.0
-    for batch, height, width in sizes:
-        size = batch, max(height, smallest), max(width, smallest)
+    for size in sizes:
         # Rounding may decide a tie of the coarse classes either way, and then the graphs differ.
         # No file fails because of that; a wrong one differs for every image.
         for seed in range(_ATTEMPTS):
@@ -299,7 +313,7 @@ def _load(path: Path, file_format: str, export: Export) -> Callable[..., list[Te
 def load_pt2(path: str | Path) -> tuple[nn.Module, ExportMetadata]:
     """The module and the metadata of a pt2 archive that ``cdgcnet export`` wrote.
 
-    The network maps images (B, H, W, 3) uint8 in BGR order, of 9 pixels or more on each side, to
+    The network maps images (B, H, W, 3) uint8 in BGR order, to
     labels (B, H, W) uint8, logits (B, M, H, W) and, if they were requested, coarse logits.
 
     Only load archives that you trust: ``torch.export.load`` can run code that is in them.

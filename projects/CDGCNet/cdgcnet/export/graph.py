@@ -1,14 +1,14 @@
 """The class graph at inference, in a form that torch.export and ONNX can express.
 
 :class:`cdgc.CDGCModule` splits its nodes into segments whose lengths are Python integers, so that a
-recording of it fits a single example. The form here has tensors only: for each class, ``nonzero``
-finds the pixels of its nodes, and one attention serves all images of the batch. An image's pixel
-that is a node in another image only is masked. Classes that are absent from the whole batch are
-skipped by a condition inside the exported graph. With softmax="image", the attention weights of all
-pixels to all nodes are computed first, and each class takes its columns.
+recording of it fits a single example. The form here has tensors only: the nodes of each image are
+sorted by class, so that each class is a slice of them. A loop runs over blocks of queries, and for
+each block another one over the classes; a class without nodes is skipped by a condition. The loops
+are part of the exported graph, so its size does not depend on the number of classes, and the memory
+it takes grows with N rather than N².
 
-Shape shorthand: B images, C channels, h x w feature map, N = h*w pixels, M classes, n pixels that
-are nodes of one class in at least one image, H heads.
+Shape shorthand: B images, C channels, h x w feature map, N = h*w pixels, M classes, K nodes of an
+image (N, or 2N for soft nodes), n nodes of one class, H heads, D = C / H, q queries of a block.
 """
 
 from collections.abc import Callable
@@ -17,36 +17,32 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 from cdgc import CDGCModule
 
-NODE_SELECTIONS = ("nonzero", "mask")
-# Added to a similarity, it makes the softmax exactly 0. Unlike -inf, it gives numbers, which are
-# dropped later, even where every node is masked.
+# Queries whose attention is computed at once: the attention weights of four heads to the 9409 nodes
+# of an image of 769 x 769 pixels take 37 MiB.
+_BLOCK = 256
+# Added to a similarity, it makes the softmax exactly 0.
 _MASKED = -1e30
 
 
-class Membership(NamedTuple):
-    """The classes that each pixel belongs to.
+class Nodes(NamedTuple):
+    """The nodes of each image, sorted by class.
 
     Attributes:
-        classes: (B, 1 or 2, N) int64.
-        log_weight: (B, 1 or 2, N), the logarithm of the membership; None for hard nodes.
-        weight: (B, 1 or 2, N), the membership, 0 for no node; None for hard nodes.
+        pixel: (B, K), index within the image.
+        class_index: (B, K), M for what is no node after all.
+        log_weight: (B, K), the logarithm of the membership; None for hard nodes.
+        starts, ends: (B, M), the slice of each class.
     """
 
-    classes: Tensor
-    log_weight: Tensor | None = None
-    weight: Tensor | None = None
-
-    def of_class(self, m: int) -> tuple[Tensor, Tensor]:
-        """Which pixels are nodes of class m, (B, N) bool, and the logarithm of their membership."""
-        matches = self.classes == m
-        if self.log_weight is None or self.weight is None:
-            keep = matches.any(1)
-            return keep, torch.zeros_like(keep, dtype=torch.float32)
-        matches = matches & (self.weight > 0)
-        return matches.any(1), torch.where(matches, self.log_weight, 0.0).sum(1)
+    pixel: Tensor
+    class_index: Tensor
+    log_weight: Tensor | None
+    starts: Tensor
+    ends: Tensor
 
 
 class ExportableGraph(nn.Module):
@@ -55,25 +51,17 @@ class ExportableGraph(nn.Module):
     The result equals the module's up to rounding, on every image and for every batch size.
     """
 
-    def __init__(self, graph: CDGCModule, node_selection: str = "nonzero"):
+    def __init__(self, graph: CDGCModule):
         """
         Args:
             graph: in evaluation mode; its parameters are shared, not copied.
-            node_selection: "nonzero", or "mask" for runtimes without ONNX's NonZero: every pixel
-                is then a masked node of every class, which takes the time and memory of N x N
-                similarities for each class that is present.
 
         Raises:
-            ValueError: for another selection, or a module in training mode.
+            ValueError: for a module in training mode.
         """
         super().__init__()
-        if node_selection not in NODE_SELECTIONS:
-            raise ValueError(
-                f"node_selection must be one of {NODE_SELECTIONS}, got {node_selection!r}"
-            )
         if graph.training:
             raise ValueError("the graph is in training mode; call graph.eval() before exporting it")
-        self.node_selection = node_selection
         self.nodes, self.edges, self.scope = graph.nodes, graph.edges, graph.scope
         self.receivers, self.message_weights = graph.receivers, graph.message_weights
         self.topk, self.topk_weights, self.scale = graph.topk, graph.topk_weights, graph.scale
@@ -92,193 +80,297 @@ class ExportableGraph(nn.Module):
         Returns:
             (B, C, h, w) refined features.
         """
-        rows = x.flatten(2).transpose(1, 2).contiguous()  # (B, N, C)
-        membership = self._membership(coarse_logits)
-        weights = None
+        size = (x.shape[2], x.shape[3])
+        rows = _rows(x)
+        nodes = self._sorted_nodes(coarse_logits)
+        probability = None
         if self.scope == "class" and self.message_weights == "probability":
-            weights = coarse_logits.flatten(2).softmax(1)  # (B, M, N)
+            probability = _rows(coarse_logits.softmax(1))
         if self.edges == "uniform":
-            merged = self._uniform(rows, membership, weights)
-        elif self.softmax == "image":
-            merged = self._joint(rows, membership, (x.shape[2], x.shape[3]))
+            merged = self._uniform(rows, nodes, probability)
         else:
-            merged = self._attention(rows, membership, weights)
+            merged = self._attention(rows, nodes, probability, size)
+        merged = merged.unflatten(0, (x.shape[0], size[0] * size[1]))  # (B, N, C)
         if self.message_weights == "mean":
-            merged = merged / self._present(membership).sum(1, keepdim=True).clamp(min=1)
-        merged = (merged + self.merge_bias).transpose(1, 2).reshape(x.shape)
+            present = (nodes.ends > nodes.starts).sum(1)
+            merged = merged / present.clamp(min=1)[:, None, None]
+        merged = (merged + self.merge_bias).transpose(1, 2).unflatten(2, size)
         return self.relu(self.norm(merged))
 
-    def _membership(self, coarse_logits: Tensor) -> Membership:
+    def _sorted_nodes(self, coarse_logits: Tensor) -> Nodes:
+        classes = len(self.graph_weight)
         logits = coarse_logits.flatten(2)
+        log_weight = None
         if self.scope == "image":
-            return Membership(torch.zeros_like(logits[:, :1], dtype=torch.long))
-        if self.nodes != "soft" or logits.shape[1] == 1:
-            return Membership(logits.argmax(1, keepdim=True))
-        best = logits.topk(2, dim=1)
-        return Membership(best.indices, best.values.log_softmax(1), best.values.softmax(1))
+            class_index = torch.zeros_like(logits[:, 0], dtype=torch.long)
+        elif self.nodes != "soft" or classes == 1:
+            class_index = logits.argmax(1)
+        else:
+            best = logits.topk(2, dim=1)
+            log_weight = best.values.log_softmax(1).flatten(1)
+            # A membership that rounds to 0 makes no node.
+            is_node = best.values.softmax(1) > 0
+            class_index = torch.where(is_node, best.indices, classes).flatten(1)
+        pixel = torch.arange(logits.shape[2], device=logits.device).expand(logits.shape[0], -1)
+        if log_weight is not None:
+            pixel = torch.cat([pixel, pixel], 1)
+        ids = torch.arange(classes, device=logits.device)
+        counts = (class_index[:, None] == ids[:, None]).sum(2)
+        ends = counts.cumsum(1)
+        order = class_index.argsort(1)
+        if log_weight is not None:
+            log_weight = log_weight.gather(1, order)
+        return Nodes(
+            pixel.gather(1, order), class_index.gather(1, order), log_weight, ends - counts, ends
+        )
 
-    def _one_hot(self, membership: Membership) -> Tensor:
-        """(B, M, N) float32: 1 where a pixel is a node of a class. For hard nodes only."""
-        ids = torch.arange(len(self.graph_weight), device=membership.classes.device)
-        return (membership.classes == ids[:, None]).float()
-
-    def _present(self, membership: Membership) -> Tensor:
-        """(B, M, 1) float32: 1 for classes that have a node in the image."""
-        found = [
-            membership.of_class(m)[0].any(1, keepdim=True) for m in range(len(self.graph_weight))
-        ]
-        return torch.stack(found, dim=1).float()
-
-    def _uniform(self, rows: Tensor, membership: Membership, weights: Tensor | None) -> Tensor:
-        """Σ_m of the messages with A_m = 1/n: a mean per class, (B, N, C)."""
-        one_hot = self._one_hot(membership)
-        count = one_hot.sum(2, keepdim=True)  # (B, M, 1)
-        mean = (one_hot @ rows) / count.clamp(min=1)
+    def _uniform(self, rows: Tensor, nodes: Nodes, probability: Tensor | None) -> Tensor:
+        """Σ_m of the messages with A_m = 1/n: a mean per class, (B*N, C). For hard nodes only."""
+        images, pixels = nodes.pixel.shape
+        ids = torch.arange(len(self.graph_weight), device=rows.device)
+        unsorted = torch.zeros_like(nodes.pixel).scatter(1, nodes.pixel, nodes.class_index)
+        one_hot = (unsorted[:, None] == ids[:, None]).float()  # (B, M, N)
+        count = one_hot.sum(2, keepdim=True)
+        mean = torch.bmm(one_hot, rows.unflatten(0, (images, pixels))) / count.clamp(min=1)
         # Absent classes have a mean of 0 and therefore a message of 0: W and U have no bias.
-        z = (mean.transpose(0, 1) @ self.graph_weight).relu() @ self.merge_weight  # (M, B, C)
-        messages = z.transpose(0, 1)
+        messages = torch.bmm(
+            torch.bmm(mean.transpose(0, 1), self.graph_weight).relu(), self.merge_weight
+        )
+        messages = messages.transpose(0, 1)  # (B, M, C)
         if self.receivers == "nodes":
-            return one_hot.transpose(1, 2) @ messages
-        if weights is not None:
-            return weights.transpose(1, 2) @ messages
-        return messages.sum(1, keepdim=True).expand_as(rows)
+            weights = one_hot.transpose(1, 2)
+        elif probability is not None:
+            weights = probability.unflatten(0, (images, pixels))
+        else:
+            weights = torch.ones_like(one_hot).transpose(1, 2)
+        return torch.bmm(weights, messages).flatten(0, 1)
 
-    def _attention(self, rows: Tensor, membership: Membership, weights: Tensor | None) -> Tensor:
-        """Σ_m of the messages with similarity or top-k edges, (B, N, C)."""
-        assert self.phi is not None and self.phi_prime is not None
-        shared = len(self.phi) == 1
-        queries = rows @ self.phi[0] if shared else rows
-        keys = rows @ self.phi_prime[0] if shared else rows
-        total = torch.zeros_like(rows)
-        for m in range(len(self.graph_weight)):
-            keep, log_weight = membership.of_class(m)
-            class_weight = torch.ones_like(log_weight) if weights is None else weights[:, m]
-            operands = (
-                total,
-                queries if shared else rows @ self.phi[m],
-                keys if shared else rows @ self.phi_prime[m],
-                rows,
-                keep,
-                log_weight,
-                class_weight,
-                self.graph_weight[m],
-                self.merge_weight[m],
-            )
-            total = self._if_any(keep, self._add_message, operands)
-        return total
-
-    def _if_any(
-        self, keep: Tensor, add: Callable[..., Tensor], operands: tuple[Tensor, ...]
+    def _attention(
+        self, rows: Tensor, nodes: Nodes, probability: Tensor | None, size: tuple[int, int]
     ) -> Tensor:
-        """``add(*operands)`` if any pixel is a node, otherwise the first operand."""
-        if self.scope == "image":
-            return add(*operands)
-        if torch.compiler.is_exporting():
-            return torch.cond(keep.any(), add, _skip, operands)
-        return add(*operands) if bool(keep.any()) else operands[0]
-
-    def _joint(self, rows: Tensor, membership: Membership, size: tuple[int, int]) -> Tensor:
-        """Σ_m of the messages with one softmax over the nodes of all classes, (B, N, C).
-
-        At inference without padding every pixel is a node.
-        """
-        assert self.phi is not None and self.phi_prime is not None
-        q = self._by_head(rows @ self.phi[0]) * self.scale
-        k = self._by_head(rows @ self.phi_prime[0])
-        if self.distance is not None:  # as in DistanceBias.extend
-            g = self.distance.log_precision.exp()[:, None, None]
-            near = g * _positions(size, rows)  # (H, N, 2)
-            offset = self.distance.offset[:, None]
-            from_node = (near * (offset - 0.5 * near)).sum(2, keepdim=True)
-            of_pixel = torch.cat([near, torch.ones_like(from_node)], 2)
-            of_node = torch.cat([near, from_node], 2)
-            q, k = (
-                torch.cat([t, extra.expand(t.shape[0], -1, -1, -1)], 3)
-                for t, extra in ((q, of_pixel), (k, of_node))
-            )
-        attention = (q @ k.transpose(2, 3)).softmax(3)  # (B, H, N, N)
-        values = self._by_head(rows)
-        total = torch.zeros_like(rows)
-        for m in range(len(self.graph_weight)):
-            keep = membership.of_class(m)[0]
-            w, u = self.graph_weight[m], self.merge_weight[m]
-            operands = (total, attention, values, keep, w, u)
-            total = self._if_any(keep, self._add_joint_message, operands)
-        return total
+        """Σ_m of the messages along similarity or top-k edges, (B*N, C)."""
+        images, nodes_per_image = nodes.pixel.shape
+        pixels, to_all = size[0] * size[1], self.receivers == "all"
+        image = torch.arange(images, device=rows.device)
+        flat_pixel = (image[:, None] * pixels + nodes.pixel).flatten()
+        node_rows = rows.index_select(0, flat_pixel)  # (B*K, C)
+        queries = (rows, (images, pixels)) if to_all else (node_rows, (images, nodes_per_image))
+        messages = self._in_blocks(
+            self._queries(*queries, size),
+            self._keys(node_rows, nodes, size),
+            self._by_head(node_rows).unflatten(0, (images, nodes_per_image)).transpose(1, 2),
+            nodes,
+            probability,
+        ).flatten(0, 1)
+        return messages if to_all else torch.zeros_like(rows).index_add(0, flat_pixel, messages)
 
     def _by_head(self, rows: Tensor) -> Tensor:
-        """(B, N, C) -> (B, H, N, C / H)."""
-        return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        """(B*N, C) -> (B*N, H, D)."""
+        return rows.unflatten(1, (self.heads, -1))
 
-    def _add_joint_message(
-        self, total: Tensor, attention: Tensor, values: Tensor, keep: Tensor, w: Tensor, u: Tensor
-    ) -> Tensor:
-        """Add the message of one class to the sum, (B, N, C)."""
-        values = values * keep[:, None, :, None]
-        if self.node_selection == "nonzero" and self.scope == "class":
-            found = keep.any(0).nonzero()[:, 0]
-            torch._check(found.shape[0] > 0)  # otherwise the condition skips this function
-            # A node of value 0 more, because torch.export asks whether the number of nodes is 1.
-            attention = F.pad(attention.index_select(3, found), (0, 1))
-            values = F.pad(values.index_select(2, found), (0, 0, 0, 1))
-        gathered = (attention @ values).transpose(1, 2).flatten(2)  # (B, N, C)
-        return total + (gathered @ w).relu() @ u
+    def _queries(self, rows: Tensor, shape: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """(B, N or K, H, D'), where D' is D, or D + 3 with a distance bias.
 
-    def _add_message(
+        Args:
+            rows: (B*N or B*K, C).
+            shape: (B, N or K).
+            size: (h, w).
+        """
+        if self.phi is not None and len(self.phi) == 1:
+            rows = torch.mm(rows, self.phi[0])
+        q = self._by_head(rows) * self.scale
+        q = q.unflatten(0, shape)
+        if self.distance is not None:
+            near = self._near(_positions(size, rows)) + torch.zeros_like(q[:, :, :, :2])
+            q = torch.cat([q, near, torch.ones_like(near[:, :, :, :1])], 3)
+        return q
+
+    def _keys(self, rows: Tensor, nodes: Nodes, size: tuple[int, int]) -> Tensor:
+        """(B, H, D', K)."""
+        if self.phi_prime is not None and len(self.phi_prime) == 1:
+            rows = torch.mm(rows, self.phi_prime[0])
+        k = self._by_head(rows)
+        if self.distance is not None:  # as in DistanceBias.extend
+            near = self._near(_positions(size, rows)).index_select(0, nodes.pixel.flatten())
+            from_node = (near * (self.distance.offset - 0.5 * near)).sum(2, keepdim=True)
+            k = torch.cat([k, near, from_node], 2)
+        return k.unflatten(0, nodes.pixel.shape).permute(0, 2, 3, 1)
+
+    def _near(self, position: Tensor) -> Tensor:
+        """Positions (N, 2) in units of each head's width, (N, H, 2)."""
+        assert self.distance is not None
+        return self.distance.log_precision.exp()[:, None] * position[:, None]
+
+    def _in_blocks(
         self,
-        total: Tensor,
         queries: Tensor,
         keys: Tensor,
-        rows: Tensor,
-        keep: Tensor,
-        log_weight: Tensor,
-        class_weight: Tensor,
-        w: Tensor,
-        u: Tensor,
+        values: Tensor,
+        nodes: Nodes,
+        probability: Tensor | None,
     ) -> Tensor:
-        """Add the message of one class to the sum, (B, N, C)."""
-        bias = torch.where(keep, log_weight, _MASKED)
-        factor = torch.where(keep, log_weight.exp(), 0.0)
-        values, index = rows, None
-        if self.node_selection == "nonzero" and self.scope == "class":
-            found = keep.any(0).nonzero()[:, 0]
-            torch._check(found.shape[0] > 0)  # otherwise the condition skips this function
-            # One masked node more, because torch.export asks whether the number of nodes is 1.
-            index = F.pad(found, (0, 1))
-            bias = F.pad(bias.index_select(1, found), (0, 1), value=_MASKED)
-            factor = F.pad(factor.index_select(1, found), (0, 1))
-            keys, values = keys.index_select(1, index), rows.index_select(1, index)
-            if self.receivers == "nodes":
-                queries = queries.index_select(1, index)
-        message = self._attend(queries, keys, values @ w, bias).relu() @ u
-        if self.receivers == "all":
-            present = keep.any(1)[:, None, None]
-            return total + torch.where(present, message * class_weight[..., None], 0.0)
-        message = message * factor[..., None]
-        return total + message if index is None else total.index_add(1, index, message)
+        """The sum of the messages to each query, (B, N, C), or (B, K, C) if only nodes receive.
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """A V with (B, N', C) queries, (B, n, C) keys and values and a (B, n) bias of the keys."""
+        Args:
+            queries: (B, N or K, H, D').
+            keys: (B, H, D', K).
+            values: (B, H, K, D).
+            nodes, probability: of the batch.
+        """
+        images, per_image = queries.shape[:2]
+        blocks = (per_image + _BLOCK - 1) // _BLOCK
+        # The last block ends in the rows of the next image, or in zeros; what it gives there is
+        # dropped.
+        queries = F.pad(queries.flatten(0, 1), (0, 0, 0, 0, 0, _BLOCK))
+        to_all = self.receivers == "all"
+        device, channels = queries.device, self.merge_bias.shape[0]
+        image = torch.arange(images, device=device)[:, None]
+        first = torch.arange(blocks, device=device) * _BLOCK
+        # Sums instead of expand, which would make torch.export ask whether there is 1 block.
+        image, first = (image + 0 * first).flatten(), (0 * image + first).flatten()
+        steps = (
+            image,
+            first,
+            nodes.starts.index_select(0, image),
+            nodes.ends.index_select(0, image),
+        )
+        ids = torch.arange(len(self.graph_weight), device=device)
+        per_class = [ids, self.graph_weight, self.merge_weight]
+        if self.phi is not None and self.phi_prime is not None and len(self.phi) > 1:
+            per_class += [self.phi, self.phi_prime]
+        query_class = None if to_all else F.pad(nodes.class_index.flatten(), (0, _BLOCK), value=-1)
+        query_weight = None
+        if nodes.log_weight is not None and not to_all:
+            query_weight = F.pad(nodes.log_weight.exp().flatten(), (0, _BLOCK))
+        if probability is not None:
+            query_weight = F.pad(probability, (0, 0, 0, _BLOCK))
+        exporting = torch.compiler.is_exporting()
+
+        def block(step: tuple[Tensor, ...]) -> Tensor:
+            i, offset, starts, ends = step
+            index = i * per_image + offset + torch.arange(_BLOCK, device=device)
+            q = queries.index_select(0, index).transpose(0, 1)  # (H, q, D')
+            k, v = keys.index_select(0, i[None])[0], values.index_select(0, i[None])[0]
+            bias = nodes.log_weight
+            bias = None if bias is None else bias.index_select(0, i[None])
+            joint = torch.bmm(q, k).softmax(2) if self.softmax == "image" else None
+            own_class = None if query_class is None else query_class.index_select(0, index)
+            own_weight = None if query_weight is None else query_weight.index_select(0, index)
+
+            def add_class(total: Tensor, of_class: tuple[Tensor, ...]) -> Tensor:
+                start, end, m, w, u, *phi = of_class
+
+                def add(total: Tensor, start: Tensor, end: Tensor) -> Tensor:
+                    first_node, end_node = start.item(), end.item()
+                    torch._check(first_node >= 0)
+                    torch._check(first_node < end_node)
+                    torch._check(end_node <= k.shape[2])
+                    torch._check(end_node <= v.shape[1])
+                    own = slice(first_node, end_node)
+                    if joint is not None:
+                        gathered = torch.bmm(joint[:, :, own], v[:, own])
+                    else:
+                        own_bias = None if bias is None else bias[:, own]
+                        gathered = self._gather(q, k[:, :, own], v[:, own], own_bias, phi)
+                    gathered = gathered.transpose(0, 1).flatten(1)  # (q, C)
+                    message = torch.mm(torch.mm(gathered, w).relu(), u)
+                    if probability is not None:
+                        message = message * own_weight.index_select(1, m[None])
+                    if own_class is not None:
+                        mine = (own_class == m).float()
+                        message = (
+                            message * (mine if own_weight is None else mine * own_weight)[:, None]
+                        )
+                    return total + message
+
+                used = end > start
+                if not to_all:  # nodes receive from their own class only
+                    used = used & (start < offset + _BLOCK) & (end > offset)
+                return _if(exporting, used, add, (total, start, end))
+
+            zero = torch.zeros(_BLOCK, channels, device=device)
+            return _fold(exporting, add_class, zero, (starts, ends, *per_class))
+
+        messages = _map(exporting, block, steps).unflatten(0, (images, blocks))
+        return _contiguous(messages.flatten(1, 2).narrow(1, 0, per_image))
+
+    def _gather(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, phi: list[Tensor]
+    ) -> Tensor:
+        """A X of one class for one block of queries, (1, q, C).
+
+        Args:
+            q, k, v: (1, q, C), (1, C, n) and (1, n, C).
+            bias: (1, n), added to the similarities; None for none.
+            phi: φ and φ' of the class, (C, C) each; empty if they are applied already.
+        """
+        if phi:
+            q, k = torch.bmm(q, phi[0][None]), torch.bmm(phi[1].t()[None], k)
+        similarity = torch.bmm(q, k)
         if self.edges == "similarity":
-            mask = None if self.scope == "image" else bias[:, None, None]
-            return F.scaled_dot_product_attention(
-                q[:, None], k[:, None], v[:, None], attn_mask=mask, scale=self.scale
-            )[:, 0]
-        # With masked nodes added, every segment has enough nodes for a constant number of them.
-        k, v = (F.pad(t, (0, 0, 0, self.topk)) for t in (k, v))
-        bias = F.pad(bias, (0, self.topk), value=_MASKED)
-        similarity = q @ k.transpose(1, 2) + bias[:, None]
-        values, neighbors = similarity.topk(self.topk, dim=2)
+            if bias is not None:
+                similarity = similarity + bias[:, None]
+            return torch.bmm(similarity.softmax(2), v)
+        # With masked nodes added, every class has enough nodes for a constant number of neighbors.
+        v = F.pad(v, (0, 0, 0, self.topk))
+        similarity = F.pad(similarity, (0, self.topk), value=_MASKED)
+        best, neighbors = similarity.topk(self.topk, dim=2)
         if self.topk_weights == "softmax":
-            a = (values * self.scale).softmax(2)
+            a = best.softmax(2)
         else:
-            a = (values > _MASKED / 2).float()
-            a = a / a.sum(2, keepdim=True).clamp(min=1)
-        return torch.zeros_like(similarity).scatter(2, neighbors, a) @ v
+            a = (best > _MASKED / 2).float()
+            a = a / a.sum(2, keepdim=True)
+        return torch.bmm(torch.zeros_like(similarity).scatter(2, neighbors, a), v)
+
+
+def _if(
+    exporting: bool, condition: Tensor, then: Callable[..., Tensor], operands: tuple[Tensor, ...]
+) -> Tensor:
+    """``then(*operands)`` if the condition holds, otherwise the first operand."""
+    if exporting:
+        return torch.cond(condition, then, _skip, operands)
+    return then(*operands) if bool(condition) else operands[0]
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B*N, C)."""
+    return _contiguous(maps.permute(0, 2, 3, 1)).flatten(0, 2)
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """A copy in a layout that torch.export knows; it would ask whether sizes are 1 otherwise."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _skip(total: Tensor, *_: Tensor) -> Tensor:
     return total.clone()
+
+
+def _fold(
+    exporting: bool,
+    add: Callable[[Tensor, tuple[Tensor, ...]], Tensor],
+    total: Tensor,
+    steps: tuple[Tensor, ...],
+) -> Tensor:
+    """``total = add(total, step)`` for each step along the first axis of the tensors."""
+    if exporting:
+        nothing = torch.zeros(1)
+        return scan(lambda total, step: (add(total, step), nothing.clone()), total, steps)[0]
+    for step in zip(*steps, strict=True):
+        total = add(total, step)
+    return total
+
+
+def _map(
+    exporting: bool,
+    function: Callable[[tuple[Tensor, ...]], Tensor],
+    steps: tuple[Tensor, ...],
+) -> Tensor:
+    """``function(step)`` for each step along the first axis of the tensors, stacked."""
+    if exporting:
+        nothing = torch.zeros(1)
+        return scan(lambda state, step: (state.clone(), function(step)), nothing, steps)[1]
+    return torch.stack([function(step) for step in zip(*steps, strict=True)])
 
 
 def _positions(size: tuple[int, int], like: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ class ExportableNetwork(nn.Module):
         input_format: str,
         *,
         coarse: bool = False,
-        node_selection: str = "nonzero",
     ):
         """
         Args:
@@ -39,7 +38,6 @@ class ExportableNetwork(nn.Module):
                 are shared, not copied.
             input_format: "BGR" or "RGB", the order of channels the network was trained with.
             coarse: also return the logits before the refinement.
-            node_selection: see :class:`ExportableGraph`.
 
         Raises:
             ValueError: for a model that cannot be exported, saying why.
@@ -72,9 +70,7 @@ class ExportableNetwork(nn.Module):
             self.head.graph = None
         if isinstance(head.context_module, PyramidPooling):
             self.head.context_module = ExportablePyramidPooling(head.context_module)
-        self.class_graph = (
-            None if head.graph is None else ExportableGraph(head.graph, node_selection)
-        )
+        self.class_graph = None if head.graph is None else ExportableGraph(head.graph)
         self.coarse = coarse
         self.reverse_channels = input_format == "RGB"
         self.register_buffer("mean", cast(Tensor, model.pixel_mean).view(-1, 1, 1))

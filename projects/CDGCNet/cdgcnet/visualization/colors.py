@@ -25,10 +25,11 @@ _PLACING_SIDE = 400  # pixels, for finding the places of names
 
 def class_colors(metadata: "Metadata") -> list[tuple[int, int, int]]:
     """One RGB color per class: those of the dataset, or Detectron2's color map if it has none."""
-    from detectron2.utils.colormap import colormap
+    colors = getattr(metadata, "stuff_colors", None)
+    if not colors:
+        from detectron2.utils.colormap import colormap
 
-    count = len(metadata.stuff_classes)
-    colors = getattr(metadata, "stuff_colors", None) or np.resize(colormap(rgb=True), (count, 3))
+        colors = np.resize(colormap(rgb=True), (len(metadata.stuff_classes), 3))
     return [(int(r), int(g), int(b)) for r, g, b in colors]
 
 

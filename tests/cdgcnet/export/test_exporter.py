@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -22,34 +19,9 @@ onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
 pytest.importorskip("onnxruntime", reason="needs the extra [export]")
 pytest.importorskip("onnxscript", reason="needs the extra [export]")
 
-NAMES = ["road", "car", "tree", "sky", "person"]
-COLORS = [[i, 2 * i, 3 * i] for i in range(5)]
-CLASSES = {"MODEL.CLASS_NAMES": NAMES, "MODEL.CLASS_COLORS": COLORS}
+DEFAULT = {"NODES": "coarse", "RECEIVERS": "all", "SOFTMAX": "image"}
 SMALL = [(1, 1, 1), (1, 1, 50), (1, 50, 1), (2, 9, 9), (3, 33, 41), (1, 64, 96), (4, 17, 130)]
 LARGE = [(1, 769, 769), (1, 512, 1024), (1, 513, 500), (2, 257, 321), (8, 96, 96), (5, 65, 129)]
-CONTEXTS = [{"MODEL.CDGC.CONTEXT_MODULE": m} for m in ("non_local", "danet", "ocr", "psp")]
-PLAIN = {"MODEL.CDGC.ENABLED": False}
-
-
-@pytest.fixture(scope="module")
-def predictor_of(tiny_cfg, build, tmp_path_factory):
-    def make(changes=None, tta=False):
-        changes = {**CLASSES, **(changes or {})}
-        path = tmp_path_factory.mktemp("weights") / "model.pth"
-        torch.save({"model": build(tiny_cfg(changes)).state_dict()}, path)
-        return Predictor(tiny_cfg({**changes, "MODEL.WEIGHTS": str(path)}), tta)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def plain(predictor_of, tmp_path_factory):
-    """The quick one: a network without a graph, as predictor, export and file."""
-    predictor = predictor_of({**PLAIN, "INPUT.FORMAT": "RGB"})
-    export = prepare_export(predictor)
-    path = tmp_path_factory.mktemp("plain") / "plain.onnx"
-    assert write_export(export, path, "onnx") <= 1e-4
-    return predictor, export, path
 
 
 def image_of(height, width):
@@ -60,38 +32,42 @@ def image_of(height, width):
 # ---------------------------------------------------------------- exactness
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["onnx", "pt2"])
-def test_network_with_graph(predictor_of, tmp_path, file_format):
+def test_default_network(predictor_of, tmp_path, file_format):
+    changes = {f"MODEL.CDGC.{key}": value for key, value in DEFAULT.items()}
     opset = 18 if file_format == "onnx" else None
-    export = prepare_export(predictor_of(), coarse=True, opset=opset)
+    export = prepare_export(predictor_of(changes), coarse=True, opset=opset)
     path = tmp_path / f"network.{file_format}"
     assert write_export(export, path, file_format) <= 1e-4
-    assert verify(export, path, file_format, SMALL + LARGE) <= 1e-4  # 36 images
+    assert verify(export, path, file_format, SMALL + LARGE) <= 1e-4  # 30 images of 13 sizes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", CONTEXTS, ids=str)
-def test_networks_with_context_modules(predictor_of, tmp_path, changes):
-    export = prepare_export(predictor_of(changes))
-    assert write_export(export, tmp_path / "a.onnx", "onnx") <= 1e-4
-    assert verify(export, tmp_path / "a.onnx", "onnx", SMALL) <= 1e-4
+@pytest.mark.parametrize("file_format", ["onnx", "pt2"])
+@pytest.mark.parametrize("module", ["non_local", "danet", "ocr", "psp", "pixelwise"])
+def test_networks_with_context_modules(predictor_of, tmp_path, module, file_format):
+    opset = 18 if file_format == "onnx" else None
+    export = prepare_export(predictor_of({"MODEL.CDGC.CONTEXT_MODULE": module}), opset=opset)
+    assert write_export(export, tmp_path / f"network.{file_format}", file_format) <= 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["onnx", "pt2"])
 @pytest.mark.parametrize(
     "changes",
-    [{"RECEIVERS": "nodes"}, {"NODES": "soft"}, {"EDGES": "uniform"}, {"EDGES": "topk", "TOPK": 5}],
+    [
+        {"RECEIVERS": "nodes"},  # the paper's letter
+        {"RECEIVERS": "all", "MESSAGE_WEIGHTS": "probability"},
+        {"NODES": "soft", "SHARED_PHI": False},
+        {"EDGES": "uniform"},
+        {"EDGES": "topk", "TOPK": 5},
+    ],
     ids=str,
 )
 def test_graph_alone(predictor_of, tmp_path, changes, file_format):
     changes = {f"MODEL.CDGC.{key}": value for key, value in changes.items()}
     opset = 18 if file_format == "onnx" else None
     export = prepare_export(predictor_of(changes), "graph", opset=opset)
-    path = tmp_path / f"graph.{file_format}"
-    assert write_export(export, path, file_format) <= 1e-4
-    assert [x.shape for x in export.reference(*export.make_inputs(1, 3, 4, torch.Generator()))] == [
-        (1, 8, 3, 4)
-    ]
+    assert write_export(export, tmp_path / f"graph.{file_format}", file_format) <= 1e-4
 
 
 def test_plain_network(plain):
@@ -126,7 +102,8 @@ def test_comparison_excuses_ties_only():
 def test_metadata(plain):
     predictor, _, path = plain
     found = Predictor.from_onnx(path)
-    assert found.export.class_names == NAMES and found.export.class_colors == COLORS
+    assert found.export.class_names == predictor.cfg.MODEL.CLASS_NAMES
+    assert found.export.class_colors == predictor.cfg.MODEL.CLASS_COLORS
     assert found.metadata.stuff_colors[2] == (2, 4, 6)
     assert found.export.trained_format == "RGB"
     assert found.export.pixel_mean == list(predictor.cfg.MODEL.PIXEL_MEAN)
@@ -187,7 +164,12 @@ def test_files_that_no_runtime_loads_are_refused(plain, tmp_path):
 )
 @pytest.mark.parametrize("tta", [False, True])
 def test_prediction_equals_the_predictors(plain, predictor_of, tmp_path, changes, tta):
-    changes = {**PLAIN, "INPUT.FORMAT": "RGB", "TEST.AUG.SCALES": [0.75, 1.5], **changes}
+    changes = {
+        "MODEL.CDGC.ENABLED": False,
+        "INPUT.FORMAT": "RGB",
+        "TEST.AUG.SCALES": [0.75, 1.5],
+        **changes,
+    }
     eager = predictor_of(changes, tta)
     model = onnx.load(plain[2])  # the same weights, with the metadata of other options
     (entry,) = [p for p in model.metadata_props if p.key == METADATA_KEY]
@@ -201,29 +183,6 @@ def test_prediction_equals_the_predictors(plain, predictor_of, tmp_path, changes
         best = np.sort(expected, axis=0)
         clear = best[-1] - best[-2] > 1e-4
         assert (exported.labels(image) == eager.labels(image))[clear].all()
-
-
-def test_needs_neither_torch_nor_detectron2(plain, tmp_path):
-    image = image_of(30, 40)
-    np.save(tmp_path / "image.npy", image)
-    code = (
-        "import sys\n"
-        "for name in ('torch', 'torchvision', 'detectron2', 'fvcore'): sys.modules[name] = None\n"
-        "import numpy as np\n"
-        "from cdgcnet import Predictor\n"
-        f"predictor = Predictor.from_onnx({str(plain[2])!r})\n"
-        f"labels = predictor.labels(np.load({str(tmp_path / 'image.npy')!r}))\n"
-        f"np.save({str(tmp_path / 'labels.npy')!r}, labels)\n"
-    )
-    project = Path(__file__).resolve().parents[3] / "projects" / "CDGCNet"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(project)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert (np.load(tmp_path / "labels.npy") == plain[0].labels(image)).mean() > 0.999
 
 
 @pytest.mark.parametrize("image", [None, np.zeros((4, 5)), np.zeros((4, 5, 3), np.float32)])
@@ -288,4 +247,10 @@ def test_command(plain, tmp_path, capsys):
     command = ["export", "--config-file", str(config), "--weights", weights, "--output"]
     assert main([*command, str(output)]) == 0
     assert "differs from the model by at most" in capsys.readouterr().out
-    assert Predictor.from_onnx(output).export.class_names == NAMES
+    assert Predictor.from_onnx(output).export.class_names == [
+        "road",
+        "car",
+        "tree",
+        "sky",
+        "person",
+    ]

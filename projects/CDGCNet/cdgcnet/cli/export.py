@@ -50,7 +50,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.opset is not None and args.format == "pt2":
         raise UsageError("--opset: only ONNX files have one, not --format pt2")
     if args.opset is not None and not 18 <= args.opset <= 22:
-        raise UsageError(f"--opset {args.opset}: expected 18 to 22")
+        raise UsageError(f"--opset {args.opset}: expected 18 to 22, which PyTorch can write")
     if args.output.is_dir():
         raise ValueError(f"--output {args.output}: it is a folder; expected the name of a file")
     if args.output.exists() and not args.overwrite:

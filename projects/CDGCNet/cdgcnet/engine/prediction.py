@@ -20,7 +20,7 @@ from PIL import Image
 from cdgcnet.data.image_io import read_image
 from cdgcnet.engine.prediction_record import PredictionRecord, Source
 from cdgcnet.utils.io import atomic_write
-from cdgcnet.visualization.colors import class_colors, label_image, overlay
+from cdgcnet.visualization.colors import class_colors, fit_screen, label_image, overlay
 
 if TYPE_CHECKING:
     from detectron2.data import Metadata
@@ -198,8 +198,8 @@ def write_files(prediction: Prediction[Source], files: OutputFiles, metadata: Me
     for path in others:
         with atomic_write(path) as tmp_path:
             if path.suffix == ".jpg":
-                rgb = cv2.cvtColor(prediction.image, cv2.COLOR_BGR2RGB)
-                drawn = overlay(rgb, prediction.labels, metadata)
+                image, labels = fit_screen(prediction.image, prediction.labels)
+                drawn = overlay(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), labels, metadata)
                 Image.fromarray(drawn).save(tmp_path)
             else:
                 assert prediction.probabilities is not None

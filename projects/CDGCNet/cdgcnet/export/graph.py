@@ -12,12 +12,14 @@ image (N, or 2N for soft nodes), n nodes of one class, H heads, D = C / H, q que
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
+from torch.fx.experimental import _config as fx_config
 
 from cdgc import CDGCModule
 
@@ -80,6 +82,13 @@ class ExportableGraph(nn.Module):
         Returns:
             (B, C, h, w) refined features.
         """
+        # Otherwise torch.export would decide by the example whether there is one node, or one block
+        # of queries, and the file would refuse the sizes for which the answer is another one.
+        exporting = torch.compiler.is_exporting()
+        with fx_config.patch(backed_size_oblivious=True) if exporting else nullcontext():
+            return self._forward(x, coarse_logits)
+
+    def _forward(self, x: Tensor, coarse_logits: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
         rows = _rows(x)
         nodes = self._sorted_nodes(coarse_logits)
@@ -117,7 +126,9 @@ class ExportableGraph(nn.Module):
         ids = torch.arange(classes, device=logits.device)
         counts = (class_index[:, None] == ids[:, None]).sum(2)
         ends = counts.cumsum(1)
-        order = class_index.argsort(1)
+        # Within a class in the order of the pixels, as in the module, so that ties end alike.
+        length = class_index.shape[1]
+        order = (class_index * length + torch.arange(length, device=logits.device)).argsort(1)
         if log_weight is not None:
             log_weight = log_weight.gather(1, order)
         return Nodes(
@@ -194,7 +205,8 @@ class ExportableGraph(nn.Module):
             near = self._near(_positions(size, rows)).index_select(0, nodes.pixel.flatten())
             from_node = (near * (self.distance.offset - 0.5 * near)).sum(2, keepdim=True)
             k = torch.cat([k, near, from_node], 2)
-        return k.unflatten(0, nodes.pixel.shape).permute(0, 2, 3, 1)
+        # A copy, because the loops take no tensors that share their values.
+        return _contiguous(k.unflatten(0, nodes.pixel.shape).permute(0, 2, 3, 1))
 
     def _near(self, position: Tensor) -> Tensor:
         """Positions (N, 2) in units of each head's width, (N, H, 2)."""

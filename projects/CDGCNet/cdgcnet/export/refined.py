@@ -1,4 +1,4 @@
-"""Networks of :func:`cdgc.refine` in a form that ``torch.export`` and ``torch.onnx.export`` take."""
+"""Networks of :func:`cdgc.refine` in a form that torch.export and torch.onnx.export take."""
 
 import copy
 

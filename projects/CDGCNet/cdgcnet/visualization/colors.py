@@ -75,6 +75,18 @@ def color_map(
     return rgb
 
 
+def fit_screen(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scale an image (H, W, 3) and its labels (H, W) down to about two megapixels, if larger."""
+    scale = (_OVERLAY_PIXELS / labels.size) ** 0.5
+    if scale >= 1:
+        return image, labels
+    size = (max(1, round(labels.shape[1] * scale)), max(1, round(labels.shape[0] * scale)))
+    return (
+        cv2.resize(image, size, interpolation=cv2.INTER_AREA),
+        cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST),
+    )
+
+
 def overlay(
     image: np.ndarray, labels: np.ndarray, metadata: "Metadata", alpha: float = 0.5
 ) -> np.ndarray:
@@ -91,11 +103,7 @@ def overlay(
     Returns:
         (h, w, 3) uint8 RGB.
     """
-    scale = (_OVERLAY_PIXELS / labels.size) ** 0.5
-    if scale < 1:
-        size = (max(1, round(labels.shape[1] * scale)), max(1, round(labels.shape[0] * scale)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    image, labels = fit_screen(image, labels)
     colors = class_colors(metadata)
     image = np.ascontiguousarray(image)
     drawn = cv2.addWeighted(image, 1 - alpha, color_map(labels, colors), alpha, 0)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cdgcnet import Predictor
-from cdgcnet.export.exporter import prepare_export, write_export
+from cdgcnet.export.exporter import write_export
+from cdgcnet.export.preparation import prepare_export
 
 NAMES = ["road", "car", "tree", "sky", "person"]
 COLORS = [[i, 2 * i, 3 * i] for i in range(5)]

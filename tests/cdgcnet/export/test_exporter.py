@@ -13,7 +13,8 @@ from detectron2.engine import DefaultPredictor
 from cdgcnet import Predictor
 from cdgcnet.cli.main import main
 from cdgcnet.engine.export_metadata import METADATA_KEY, ExportMetadata
-from cdgcnet.export.exporter import compare, load_pt2, prepare_export, verify, write_export
+from cdgcnet.export.exporter import compare, load_pt2, verify, write_export
+from cdgcnet.export.preparation import prepare_export
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
 pytest.importorskip("onnxruntime", reason="needs the extra [export]")

@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args, overrides, datasets=False)
 
     from cdgcnet import Predictor
-    from cdgcnet.export.exporter import prepare_export, write_export
+    from cdgcnet.export.exporter import write_export
+    from cdgcnet.export.preparation import prepare_export
 
     export = prepare_export(
         Predictor(cfg),

@@ -5,30 +5,23 @@ Shape shorthand: B images of H x W pixels, M classes, C channels, h x w feature 
 
 import contextlib
 import copy
-import hashlib
 import io
 import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import cdgcnet
 from cdgcnet.engine.export_metadata import METADATA_KEY, ExportMetadata
 from cdgcnet.engine.onnx_predictor import open_session
-from cdgcnet.engine.predictor import Predictor
-from cdgcnet.export.graph import ExportableGraph
-from cdgcnet.export.network import ExportableNetwork
-from cdgcnet.modeling.cdgc_head import CDGCNetHead
+from cdgcnet.export.preparation import Export
 from cdgcnet.utils.io import atomic_write
 
 FORMATS = ("onnx", "pt2")
-PARTS = ("network", "graph")
 MAX_DIFFERENCE = 1e-4  # of logits or features, relative to their largest value where it exceeds 1
 # (B, H, W) of the images that a written file is compared on. torch.export takes no side of a whole
 # network for granted that is shorter than two nodes at stride 8, so pt2 is compared from there on.
@@ -39,132 +32,12 @@ _ATTEMPTS = 5
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Export:
-    """A module with all that is needed to write it and to check what was written.
-
-    Attributes:
-        module: in evaluation mode, in exportable form.
-        reference: what the eager model returns for the same inputs.
-        make_inputs: random inputs of a batch size, height and width.
-        inputs, outputs: their names in the file.
-        dynamic_axes: of each input.
-        metadata: written into the file.
-    """
-
-    module: nn.Module
-    reference: Callable[..., tuple[Tensor, ...]]
-    make_inputs: Callable[[int, int, int, torch.Generator], tuple[Tensor, ...]]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    dynamic_axes: tuple[int, ...]
-    metadata: ExportMetadata
-
-
-def prepare_export(
-    predictor: Predictor,
-    part: str = "network",
-    *,
-    coarse: bool = False,
-    opset: int | None = 18,
-) -> Export:
-    """Bring a trained model into exportable form.
-
-    Args:
-        predictor: of the trained model, on the CPU.
-        part: one of :data:`PARTS`.
-        coarse: whether a network also returns its coarse logits.
-        opset: recorded in the metadata; None for pt2.
-
-    Raises:
-        ValueError: if the model cannot be exported, saying why.
-    """
-    if part not in PARTS:
-        raise ValueError(f"part must be one of {PARTS}, got {part!r}")
-    metadata = _metadata(predictor, part, opset)
-    if part == "graph":
-        return _graph_export(predictor.model, metadata)
-    model, input_format = predictor.model, predictor.input_format
-    module = ExportableNetwork(model, input_format, coarse=coarse)
-
-    def make_inputs(b: int, h: int, w: int, generator: torch.Generator) -> tuple[Tensor]:
-        blocks = torch.rand(b, 3, h // 8 + 2, w // 8 + 2, generator=generator)
-        smooth = nn.functional.interpolate(blocks, (h, w), mode="bilinear")
-        noise = 0.2 * torch.rand(b, 3, h, w, generator=generator)
-        return ((smooth + noise).mul(212).permute(0, 2, 3, 1).contiguous().to(torch.uint8),)
-
-    def reference(image: Tensor) -> tuple[Tensor, ...]:
-        pixels = image.permute(0, 3, 1, 2).float()
-        pixels = pixels.flip(1) if input_format == "RGB" else pixels
-        features = model.backbone((pixels - model.pixel_mean) / model.pixel_std)
-        out = model.sem_seg_head.predict_logits(features)
-        size, aligned = image.shape[1:3], model.sem_seg_head.align_corners
-        logits = [
-            nn.functional.interpolate(x, size, mode="bilinear", align_corners=aligned)
-            for x in (out.refined, out.coarse if coarse else None)
-            if x is not None
-        ]
-        return logits[0].max(1).indices.to(torch.uint8), *logits
-
-    outputs = ("labels", "logits", "coarse_logits") if coarse else ("labels", "logits")
-    return Export(module.eval(), reference, make_inputs, ("image",), outputs, (0, 1, 2), metadata)
-
-
-def _graph_export(model: nn.Module, metadata: ExportMetadata) -> Export:
-    head = model.sem_seg_head
-    graph = head.graph if isinstance(head, CDGCNetHead) else None
-    if graph is None:
-        raise ValueError(
-            "the model has no class graph to export alone (MODEL.CDGC.ENABLED is False, or "
-            "MODEL.CDGC.CONTEXT_MODULE is another module)"
-        )
-
-    def make_inputs(b: int, h: int, w: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        # Never all 0, where all similarities would tie.
-        features = torch.randn(b, graph.in_channels, h, w, generator=generator).abs()
-        return features, torch.randn(b, graph.num_classes, h, w, generator=generator)
-
-    return Export(
-        ExportableGraph(graph).eval(),
-        lambda *inputs: (graph(*inputs),),
-        make_inputs,
-        ("features", "coarse_logits"),
-        ("refined_features",),
-        (0, 2, 3),
-        metadata,
-    )
-
-
-def _metadata(predictor: Predictor, part: str, opset: int | None) -> ExportMetadata:
-    cfg, classes = predictor.cfg, predictor.metadata
-    slide = cfg.TEST.SLIDE
-    return ExportMetadata(
-        part=part,
-        cdgcnet=cdgcnet.__version__,
-        torch=torch.__version__,
-        config_sha256=hashlib.sha256(cfg.dump().encode()).hexdigest(),
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        class_names=[] if classes is None else list(classes.stuff_classes),
-        class_colors=[] if classes is None else [list(map(int, c)) for c in classes.stuff_colors],
-        trained_format=cfg.INPUT.FORMAT,
-        pixel_mean=list(map(float, cfg.MODEL.PIXEL_MEAN)),
-        pixel_std=list(map(float, cfg.MODEL.PIXEL_STD)),
-        min_size=cfg.INPUT.MIN_SIZE_TEST,
-        max_size=cfg.INPUT.MAX_SIZE_TEST,
-        slide=[list(slide.CROP), list(slide.STRIDE)] if slide.ENABLED else None,
-        tta_scales=list(map(float, cfg.TEST.AUG.SCALES)),
-        tta_flip=bool(cfg.TEST.AUG.FLIP),
-        align_corners=bool(cfg.MODEL.CDGC.ALIGN_CORNERS),
-        opset=opset,
-    )
-
-
 @torch.no_grad()
 def write_export(export: Export, path: Path, file_format: str) -> float:
     """Write a file and compare it with the eager model before it gets its name.
 
     Args:
-        export: from :func:`prepare_export`.
+        export: from :func:`cdgcnet.export.preparation.prepare_export`.
         path: file to write; it is replaced only by a file that passed.
         file_format: one of :data:`FORMATS`.
 
@@ -173,41 +46,58 @@ def write_export(export: Export, path: Path, file_format: str) -> float:
 
     Raises:
         ModuleNotFoundError: without the packages of the extra ``export``.
-        ValueError: if the file does not compute what the eager model does.
+        ValueError: if PyTorch cannot export the model, or the file does not compute what the eager
+            model does.
         OSError: if it cannot be written.
     """
     if file_format not in FORMATS:
         raise ValueError(f"the format must be one of {FORMATS}, got {file_format!r}")
     if file_format == "onnx":
         _require_onnx()
-    example = export.make_inputs(2, 41, 67, torch.Generator().manual_seed(0))
-    dynamic = tuple(dict.fromkeys(export.dynamic_axes, torch.export.Dim.DYNAMIC) for _ in example)
     # PyTorch cannot differentiate the loops of the graph: without this, a pt2 archive would run
     # inside torch.no_grad() only.
     module = copy.deepcopy(export.module).requires_grad_(False)
-    with _quiet():
-        program = torch.export.export(module, example, dynamic_shapes=dynamic)
+    example = export.make_inputs(2, 41, 67, torch.Generator().manual_seed(0))
+    dynamic = tuple(dict.fromkeys(export.dynamic_axes, torch.export.Dim.DYNAMIC) for _ in example)
     with atomic_write(path) as tmp_path:
-        if file_format == "onnx":
-            with _quiet():
-                onnx_program = torch.onnx.export(
-                    program,
-                    dynamo=True,
-                    input_names=export.inputs,
-                    output_names=export.outputs,
-                    opset_version=export.metadata.opset,
-                    verbose=False,
-                )
-                assert onnx_program is not None
-                onnx_program.model.metadata_props[METADATA_KEY] = export.metadata.to_json()
-                onnx_program.save(str(tmp_path), external_data=False)
-        else:
-            _replace_symbolic_sums(program)
-            with _quiet():
-                torch.export.save(
-                    program, tmp_path, extra_files={METADATA_KEY: export.metadata.to_json()}
-                )
+        with _quiet(), _as_value_error(export.metadata.part):
+            program = torch.export.export(module, example, dynamic_shapes=dynamic)
+            if file_format == "onnx":
+                _save_onnx(program, export, tmp_path)
+            else:
+                _replace_symbolic_sums(program)
+                metadata = {METADATA_KEY: export.metadata.to_json()}
+                torch.export.save(program, tmp_path, extra_files=metadata)
         return verify(export, tmp_path, file_format)
+
+
+def _save_onnx(program: torch.export.ExportedProgram, export: Export, path: Path) -> None:
+    onnx_program = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=export.inputs,
+        output_names=export.outputs,
+        opset_version=export.metadata.opset,
+        verbose=False,
+    )
+    assert onnx_program is not None
+    onnx_program.model.metadata_props[METADATA_KEY] = export.metadata.to_json()
+    onnx_program.save(str(path), external_data=False)
+
+
+@contextlib.contextmanager
+def _as_value_error(part: str) -> Iterator[None]:
+    """Failures of PyTorch's exporters, which differ by version, as one line."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"PyTorch {torch.__version__} cannot export the {part}: {reason} (exporting is tested "
+            "with PyTorch 2.14)"
+        ) from error
 
 
 def _replace_symbolic_sums(program: torch.export.ExportedProgram) -> None:

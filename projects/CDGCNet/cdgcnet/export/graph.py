@@ -11,17 +11,16 @@ Shape shorthand: B images, C channels, h x w feature map, N = h*w pixels, M clas
 image (N, or 2N for soft nodes), n nodes of one class, H heads, D = C / H, q queries of a block.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._higher_order_ops.scan import scan
 from torch.fx.experimental import _config as fx_config
 
 from cdgc import CDGCModule
+from cdgcnet.export.loops import fold, map_steps, run_if
 
 # Queries whose attention is computed at once: the attention weights of four heads to the 9409 nodes
 # of an image of 769 x 769 pixels take 37 MiB.
@@ -85,7 +84,7 @@ class ExportableGraph(nn.Module):
         # Otherwise torch.export would decide by the example whether there is one node, or one block
         # of queries, and the file would refuse the sizes for which the answer is another one.
         exporting = torch.compiler.is_exporting()
-        with fx_config.patch(backed_size_oblivious=True) if exporting else nullcontext():
+        with _any_size() if exporting else nullcontext():
             return self._forward(x, coarse_logits)
 
     def _forward(self, x: Tensor, coarse_logits: Tensor) -> Tensor:
@@ -286,7 +285,7 @@ class ExportableGraph(nn.Module):
                         gathered = self._gather(q, k[:, :, own], v[:, own], own_bias, phi)
                     gathered = gathered.transpose(0, 1).flatten(1)  # (q, C)
                     message = torch.mm(torch.mm(gathered, w).relu(), u)
-                    if probability is not None:
+                    if probability is not None and own_weight is not None:
                         message = message * own_weight.index_select(1, m[None])
                     if own_class is not None:
                         mine = (own_class == m).float()
@@ -298,12 +297,12 @@ class ExportableGraph(nn.Module):
                 used = end > start
                 if not to_all:  # nodes receive from their own class only
                     used = used & (start < offset + _BLOCK) & (end > offset)
-                return _if(exporting, used, add, (total, start, end))
+                return run_if(exporting, used, add, (total, start, end))
 
             zero = torch.zeros(_BLOCK, channels, device=device)
-            return _fold(exporting, add_class, zero, (starts, ends, *per_class))
+            return fold(exporting, add_class, zero, (starts, ends, *per_class))
 
-        messages = _map(exporting, block, steps).unflatten(0, (images, blocks))
+        messages = map_steps(exporting, block, steps).unflatten(0, (images, blocks))
         return _contiguous(messages.flatten(1, 2).narrow(1, 0, per_image))
 
     def _gather(
@@ -335,13 +334,8 @@ class ExportableGraph(nn.Module):
         return torch.bmm(torch.zeros_like(similarity).scatter(2, neighbors, a), v)
 
 
-def _if(
-    exporting: bool, condition: Tensor, then: Callable[..., Tensor], operands: tuple[Tensor, ...]
-) -> Tensor:
-    """``then(*operands)`` if the condition holds, otherwise the first operand."""
-    if exporting:
-        return torch.cond(condition, then, _skip, operands)
-    return then(*operands) if bool(condition) else operands[0]
+def _any_size() -> AbstractContextManager:
+    return fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 def _rows(maps: Tensor) -> Tensor:
@@ -352,37 +346,6 @@ def _rows(maps: Tensor) -> Tensor:
 def _contiguous(x: Tensor) -> Tensor:
     """A copy in a layout that torch.export knows; it would ask whether sizes are 1 otherwise."""
     return x.clone(memory_format=torch.contiguous_format)
-
-
-def _skip(total: Tensor, *_: Tensor) -> Tensor:
-    return total.clone()
-
-
-def _fold(
-    exporting: bool,
-    add: Callable[[Tensor, tuple[Tensor, ...]], Tensor],
-    total: Tensor,
-    steps: tuple[Tensor, ...],
-) -> Tensor:
-    """``total = add(total, step)`` for each step along the first axis of the tensors."""
-    if exporting:
-        nothing = torch.zeros(1)
-        return scan(lambda total, step: (add(total, step), nothing.clone()), total, steps)[0]
-    for step in zip(*steps, strict=True):
-        total = add(total, step)
-    return total
-
-
-def _map(
-    exporting: bool,
-    function: Callable[[tuple[Tensor, ...]], Tensor],
-    steps: tuple[Tensor, ...],
-) -> Tensor:
-    """``function(step)`` for each step along the first axis of the tensors, stacked."""
-    if exporting:
-        nothing = torch.zeros(1)
-        return scan(lambda state, step: (state.clone(), function(step)), nothing, steps)[1]
-    return torch.stack([function(step) for step in zip(*steps, strict=True)])
 
 
 def _positions(size: tuple[int, int], like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from cdgcnet.config.reading import differences, flatten
+from cdgcnet.config.reading import flatten
 
 # "run": a resumed training must repeat the key. "row": it changes what a row of an experiment
 # measures. "evaluation": it changes what an evaluation predicts and counts for given weights.

@@ -186,7 +186,7 @@ def call(checkpoint, figure, output, *argv, weights="m.pth"):
 def test_png(checkpoint, tmp_path, capsys, figure):
     path = tmp_path / "fig.png"
     assert call(checkpoint, figure, path, "--num", 2) == 0
-    assert f"2 rows: {path}" in capsys.readouterr().out
+    assert f"{path}: 2 rows" in capsys.readouterr().out
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert picture.shape[1] == 1540  # 7 inches of 220 dots
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
@@ -195,7 +195,7 @@ def test_png(checkpoint, tmp_path, capsys, figure):
 
 def test_crops(checkpoint, tmp_path, capsys):
     assert call(checkpoint, "comparison", tmp_path / "a.png", "--num", 2, "--crops", 1) == 0
-    assert "1 rows" in capsys.readouterr().out
+    assert "a.png: 1 row\n" in capsys.readouterr().out
     with_one = np.asarray(Image.open(tmp_path / "a.png"))
     file = DatasetCatalog.get("cdgc_cityscapes_val")[0]["file_name"]  # without ground truth
     own = ("--images", file, "--crops", 3)

@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output)
     cfg = load_config(args, ("MODEL.WEIGHTS", args.weights))
     rows = make_figure(args, cfg)
-    print(f"{rows} rows: {args.output}")
+    print(f"{args.output}: {rows} {'row' if rows == 1 else 'rows'}")
 
 
 def make_figure(args: argparse.Namespace, cfg: "CfgNode") -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -80,7 +81,13 @@ def write_street_scenes(
         drawn: Iterator[None] = map(draw, jobs)
         if workers > 1:
             context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
+            # Ctrl-C ends the processes at once; the calling process reports it.
+            quiet = (signal.SIGINT, signal.SIG_DFL)
+            pool = stack.enter_context(
+                ProcessPoolExecutor(
+                    workers, mp_context=context, initializer=signal.signal, initargs=quiet
+                )
+            )
             drawn = pool.map(draw, jobs, chunksize=4)
         for _ in tqdm(drawn, desc=f"drawing {root.name}", total=len(jobs), unit="scene"):
             pass

@@ -135,8 +135,7 @@ def score(cfg: CfgNode, title: str, position: int, images: int, tta: bool = Fals
         cfg = trained(cfg)
         cfg.TEST.AUG.ENABLED = tta  # the loader then provides the images before any resize
         predictor = Predictor(cfg, tta=tta)
-        model = predictor.tta if tta else predictor.model
-        assert model is not None
+        model = predictor.model if predictor.tta is None else predictor.tta
         loader = FirstImages(Trainer.build_test_loader(cfg, VAL), images)
         bar = tqdm(loader, desc=f"evaluating {title}", unit="image", position=position)
         results = evaluate(cfg, model, bar, VAL)

@@ -81,6 +81,9 @@ def _save_onnx(program: torch.export.ExportedProgram, export: Export, path: Path
         verbose=False,
     )
     assert onnx_program is not None
+    written = onnx_program.model.opset_imports[""]
+    if written != export.metadata.opset:  # PyTorch only warns of a conversion that failed
+        raise ValueError(f"it wrote opset {written} instead of {export.metadata.opset}")
     onnx_program.model.metadata_props[METADATA_KEY] = export.metadata.to_json()
     onnx_program.save(str(path), external_data=False)
 
@@ -249,7 +252,8 @@ def _require_onnx() -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' progress texts and warnings about their own code."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.onnx")]
+    names = ("torch.export", "torch._export", "torch.onnx", "onnx_ir", "onnxscript")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

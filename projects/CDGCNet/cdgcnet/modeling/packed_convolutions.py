@@ -15,8 +15,6 @@ import detectron2.layers
 import torch
 from torch import Tensor, nn
 
-_CONVOLUTIONS = (nn.Conv2d, detectron2.layers.Conv2d)
-
 
 def can_pack(network: nn.Module, device: torch.device) -> bool:
     """Whether a network can run with packed convolutions here and now."""
@@ -28,7 +26,7 @@ def can_pack(network: nn.Module, device: torch.device) -> bool:
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     )
 
@@ -53,7 +51,7 @@ class PackedConvolutions:
     @contextmanager
     def use(self, network: nn.Module) -> Iterator[None]:
         """Run the convolutions of a network with packed weights until the context ends."""
-        chosen = [m for m in network.modules() if type(m) in _CONVOLUTIONS and _is_plain(m)]
+        chosen = [m for m in network.modules() if _is_plain_convolution(m)]
         for conv in chosen:
             conv.__dict__["forward"] = partial(self._forward, conv)
         try:
@@ -86,5 +84,8 @@ class PackedConvolutions:
         return self._packed[conv][1]
 
 
-def _is_plain(conv: nn.Conv2d) -> bool:
-    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+def _is_plain_convolution(module: nn.Module) -> bool:
+    """Whether a module is ``Conv2d`` of torch or Detectron2, no subclass, padded with zeros."""
+    if type(module) not in (nn.Conv2d, detectron2.layers.Conv2d):
+        return False
+    return module.padding_mode == "zeros" and not isinstance(module.padding, str)

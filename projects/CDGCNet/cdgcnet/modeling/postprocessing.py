@@ -20,8 +20,8 @@ from cdgc import resize_matrix, resize_taps
 
 # Values per band of full-size scores, sized to fit the cache of a CPU core.
 _BAND_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
-# Values gathered at a time for the pixels that lie between nodes of different classes.
-_GATHERED_VALUES = {"cpu": 1 << 20, "cuda": 1 << 25}
+# Pixels between nodes of different classes whose scores are interpolated at a time.
+_INTERPOLATED_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 17}
 # Pixels whose best class is found at a time; the scores of one class fit the cache of a CPU core.
 _ARGMAX_PIXELS = 1 << 15
 
@@ -155,10 +155,10 @@ def _taps(matrix: Tensor) -> _Taps:
 
 def _interpolated_labels(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _Taps) -> Tensor:
     """Classes of the given output pixels, by interpolating scores: (P,) -> (P,) uint8."""
-    classes, _, width = scores.shape
+    width = scores.shape[2]
     table = scores.flatten(1).t().contiguous()  # (h*w, M)
     labels = torch.empty(len(pixel), dtype=torch.uint8, device=scores.device)
-    step = max(1, _GATHERED_VALUES[scores.device.type] // classes)
+    step = _INTERPOLATED_PIXELS[scores.device.type]
     # 32-bit indices: most of the time is spent moving them.
     row_node, column_node = (rows.node * width).int(), columns.node.int()
     for begin in range(0, len(pixel), step):

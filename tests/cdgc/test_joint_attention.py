@@ -71,7 +71,7 @@ def dense(scene, module, nodes):
 @pytest.mark.parametrize("held", [1, 1 << 24])
 def test_equals_the_dense_form(nodes, heads, distance_bias, held, monkeypatch):
     # Two images, an absent class, no padding; blocks of one query, or of all.
-    monkeypatch.setattr(joint_attention, "_HELD_WEIGHTS", {"cpu": held})
+    monkeypatch.setattr(joint_attention, "_HELD_WEIGHTS", held)
     scene = make_scene(3, batch=2, channels=6, classes=4, h=3, w=4, stride=3, agree=0.5, padding=0)
     module = joint(scene, nodes=nodes, heads=heads, distance_bias=distance_bias)
     chosen = module.select(*scene.inputs[1:], valid=scene.valid)

@@ -28,7 +28,8 @@ from cdgc.messages import Segment
 
 # Attention weights that are held at once (64 MiB in float32; 256 MiB on a GPU, which prefers fewer,
 # larger launches). They are recomputed in the backward pass.
-_HELD_WEIGHTS = {"cpu": 1 << 24, "cuda": 1 << 26}
+_HELD_WEIGHTS = 1 << 24
+_HELD_WEIGHTS_CUDA = 1 << 26
 
 
 class DistanceBias(nn.Module):
@@ -127,7 +128,8 @@ def joint_messages(
             position = _positions(size, x)
             q, k = distance.extend(q, k, position, position[index])
         weights = [graph[m] for m in classes], [merge[m] for m in classes]
-        block = max(1, _HELD_WEIGHTS[x.device.type] // (heads * len(values)))
+        held = _HELD_WEIGHTS_CUDA if x.is_cuda else _HELD_WEIGHTS
+        block = max(1, held // (heads * len(values)))
         parts = [
             checkpoint(_block, part, k, v, counts, *weights, use_reentrant=False)
             for part in q.split(block, dim=1)

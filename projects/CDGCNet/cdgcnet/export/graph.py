@@ -273,6 +273,7 @@ class ExportableGraph(nn.Module):
 
                 def add(total: Tensor, start: Tensor, end: Tensor) -> Tensor:
                     first_node, end_node = start.item(), end.item()
+                    # These hold by construction; torch.export cannot know.
                     torch._check(first_node >= 0)
                     torch._check(first_node < end_node)
                     torch._check(end_node <= k.shape[2])

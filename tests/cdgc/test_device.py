@@ -1,10 +1,11 @@
 """Devices, dtypes, compilation, tracing and waits for the device."""
 
+import copy
 import warnings
 
 import pytest
 import torch
-from reference import build, make_scene
+from reference import build, make_scene, relative
 
 from cdgc import (
     CDGCModule,
@@ -137,3 +138,53 @@ def test_the_host_waits_once(nodes, edges, training):
         torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
     assert len(waits) == 1, [str(w.message) for w in waits]
+
+
+PATHS = [
+    {"nodes": nodes, "edges": edges, "receivers": receivers}
+    for nodes, edges in (
+        ("coarse", "similarity"),
+        ("dynamic", "similarity"),
+        ("dynamic", "uniform"),
+        ("dynamic", "topk"),
+        ("soft", "similarity"),
+    )
+    for receivers in ("nodes", "all")
+] + [
+    {"nodes": "coarse", "receivers": "all", "softmax": "image", "heads": 2, "distance_bias": True},
+    {"nodes": "dynamic", "hard_positives": "keys_only"},
+    {"scope": "image"},
+]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("options", PATHS, ids=lambda o: "-".join(map(str, o.values())))
+def test_every_path_equals_double_precision_on_the_cpu(options, device):
+    # Other tests compare that one with the oracle.
+    scene = make_scene(3, batch=2, channels=8, classes=5, h=9, w=9)
+    exact = build(scene, **options)
+    module = copy.deepcopy(exact).float().to(device)
+    x, logits, targets = scene.inputs
+    leaves = [x.detach().requires_grad_(), x.detach().float().to(device).requires_grad_()]
+    outputs, gradients = [], []
+    for leaf, graph in zip(leaves, (exact, module), strict=True):
+        like = {"dtype": leaf.dtype, "device": leaf.device}
+        valid = scene.valid.to(leaf.device)
+        out = graph(leaf, logits.to(**like), targets.to(leaf.device), valid=valid)
+        outputs.append(out)
+        parameters = [leaf, *graph.parameters()]
+        probe = torch.linspace(-1, 1, out.numel()).to(**like).view_as(out)
+        gradients.append(torch.autograd.grad(out, parameters, probe))
+    assert relative(outputs[1].double().cpu(), outputs[0]) <= 1e-4
+    for found, expected in zip(*reversed(gradients), strict=True):
+        assert relative(found.double().cpu(), expected) <= 1e-3

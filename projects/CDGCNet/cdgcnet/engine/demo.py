@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from cdgcnet.engine.predictor import Predictor
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.report import format_table, write_results
 from cdgcnet.evaluation.testing import evaluate
+from cdgcnet.utils.worker import start_worker
 from cdgcnet.visualization.paper_figures import draw_comparison
 
 VAL = "cdgc_streets_val"
@@ -101,9 +101,9 @@ def config_of(name: str, folder: Path, quick: bool) -> CfgNode:
     return load_cfg(config_path(f"Streets-SemanticSegmentation/{name}.yaml"), overrides)
 
 
-def start_worker(data: Path) -> None:
+def start_trainer(data: Path) -> None:
     """Prepare one of two processes that share the cores of the machine."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it; the main process reports that
+    start_worker()
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     register_all(data)
 
@@ -176,7 +176,7 @@ def train_and_score(cfgs: dict[str, CfgNode], data: Path, output: Path, images: 
     context = multiprocessing.get_context("spawn")
     plain, graph = cfgs["no graph"], cfgs["CDGCNet"]
     with ProcessPoolExecutor(
-        2, mp_context=context, initializer=start_worker, initargs=(data,)
+        2, mp_context=context, initializer=start_trainer, initargs=(data,)
     ) as pool:
         plain_training = pool.submit(train, plain, "no graph", 0)
         graph_training = pool.submit(train, graph, "CDGCNet", 1)

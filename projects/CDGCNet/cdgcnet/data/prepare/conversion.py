@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from cdgcnet.data.prepare.archives import Content, File
 from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.worker import start_worker
 
 # Writes the target itself, with atomic_write. Worker processes must be able to import it, so it is
 # a function of a module or a partial of one.
@@ -172,4 +173,5 @@ def _storage_order(job: Job) -> tuple[str, int]:
 
 
 def _leave_interrupts_to_parent() -> None:
+    start_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
 from cdgcnet.data.synthetic.renderer import Array
 from cdgcnet.data.synthetic.scene import MIN_SIZE, draw_scene
+from cdgcnet.utils.worker import start_worker
 
 GENERATOR_VERSION = 2  # raise it with every change that moves a pixel
 TRAIN_ID_OF_LABEL_ID = {label_id: i for i, label_id in enumerate(LABEL_IDS)}  # others: IGNORED
@@ -81,12 +81,8 @@ def write_street_scenes(
         drawn: Iterator[None] = map(draw, jobs)
         if workers > 1:
             context = multiprocessing.get_context("spawn")
-            # Ctrl-C ends the processes at once; the calling process reports it.
-            quiet = (signal.SIGINT, signal.SIG_DFL)
             pool = stack.enter_context(
-                ProcessPoolExecutor(
-                    workers, mp_context=context, initializer=signal.signal, initargs=quiet
-                )
+                ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
             )
             drawn = pool.map(draw, jobs, chunksize=4)
         for _ in tqdm(drawn, desc=f"drawing {root.name}", total=len(jobs), unit="scene"):

@@ -50,6 +50,13 @@ def test_best_class_by_hand():
     assert best_class(scores).tolist() == [[0, 1, 2, 1]]
 
 
+def test_labels_of_scores_with_gradients():
+    scores = torch.cat([torch.full((1, 1, 2), 0.5), ROW]).requires_grad_()
+    assert best_class(scores).tolist() == [[0, 1]]
+    geometry = ResizeGeometry((1, 4), (1, 4), (1, 4), False)
+    assert label_map(scores, geometry).tolist() == [[0, 0, 1, 1]]
+
+
 @pytest.mark.parametrize("classes", [1, 2, 19, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int32])
 def test_best_class_equals_argmax(classes, dtype, monkeypatch):

@@ -5,6 +5,7 @@ output size. Along each axis all of this is linear, so it is a single sparse mat
 Shape shorthand: M classes, h x w scores, H x W output pixels.
 """
 
+import functools
 import itertools
 import math
 import os
@@ -153,6 +154,13 @@ def _taps(matrix: Tensor) -> _Taps:
     return _Taps(torch.where(weight > 0, index, index[:, :1]), weight)
 
 
+@functools.lru_cache(maxsize=16)
+def _axis_taps(in_size: int, geometry: ResizeGeometry, axis: int, device: torch.device) -> _Taps:
+    """The taps of one axis, kept because most images of a dataset have one size."""
+    shape = (1, in_size, 1) if axis == 0 else (1, 1, in_size)
+    return _taps(_axis_matrix(torch.empty(shape, device=device), geometry, axis))
+
+
 def _interpolated_labels(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _Taps) -> Tensor:
     """Classes of the given output pixels, by interpolating scores: (P,) -> (P,) uint8."""
     width = scores.shape[2]
@@ -204,7 +212,7 @@ def best_class(scores: Tensor) -> Tensor:
         return scores.max(dim=0).indices.to(torch.uint8)
     labels = torch.empty(scores.shape[1:], dtype=torch.uint8)
     parts = zip(
-        scores.flatten(1).split(_ARGMAX_PIXELS, dim=1),
+        scores.detach().flatten(1).split(_ARGMAX_PIXELS, dim=1),
         labels.view(-1).split(_ARGMAX_PIXELS),
         strict=True,
     )
@@ -241,9 +249,11 @@ def label_map(scores: Tensor, geometry: ResizeGeometry) -> Tensor:
     Returns:
         (H, W) uint8, equal to the argmax of :func:`full_size_logits` except for rounding at ties.
     """
-    scores = scores.float()
+    scores = scores.detach().float()
     best = best_class(scores)
-    rows, columns = (_taps(_axis_matrix(scores, geometry, axis)) for axis in (0, 1))
+    rows, columns = (
+        _axis_taps(scores.shape[1 + axis], geometry, axis, scores.device) for axis in (0, 1)
+    )
     # Columns first, while there are only h rows; copying whole rows is fast.
     low = high = best.index_select(1, columns.node[:, 0])  # (h, W)
     for k in range(1, columns.node.shape[1]):

@@ -19,7 +19,7 @@ def demo(*argv) -> subprocess.CompletedProcess:
         [sys.executable, str(DEMO), *map(str, argv)],
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1500,  # minutes where nothing else runs; never for ever
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 

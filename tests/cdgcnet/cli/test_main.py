@@ -74,7 +74,7 @@ def test_help_of_every_tool_imports_nothing_heavy(tool):
         ([], 2, "the following arguments are required: COMMAND"),
         (["trian"], 2, "invalid choice: 'trian'"),
         (["train", "--config-file", "no.yaml"], 1, "--config-file no.yaml: there is no such file"),
-        (["predict", "--config-file", "c.yaml"], 2, "required: --weights, --input, --output"),
+        (["predict", "--config-file", "c.yaml"], 2, "required: --input, --output"),
         (["visualize", "--config-file", "c.yaml", "--output", "g.gif"], 2, "ends with .png"),
     ],
 )

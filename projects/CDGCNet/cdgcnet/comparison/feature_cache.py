@@ -23,9 +23,9 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from cdgcnet.comparison.digests import digest, digest_of
 from cdgcnet.comparison.features import FeatureExtractor, Projection, grid_size, label_size
 from cdgcnet.data.decoding import image_size
+from cdgcnet.utils.digests import digest, digest_of
 from cdgcnet.utils.io import atomic_write
 
 PROJECTION_IMAGES = 150  # that the principal components are computed from
@@ -62,7 +62,7 @@ class Plan:
         digests, nodes = [], []
         for entry in _progress(entries, desc="checking files", leave=False):
             contents = [Path(entry[key]).read_bytes() for key in ("file_name", "sem_seg_file_name")]
-            digests.append(digest(*contents, entry.get("sem_seg_lut") or b""))
+            digests.append(digest([*contents, entry.get("sem_seg_lut") or b""]))
             size = image_size(entry["file_name"], extractor.max_pixels)
             nodes.append(grid_size(*size, extractor.shorter_side, extractor.stride))
         return cls(entries, digests, nodes)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
-from cdgcnet.comparison.digests import digest
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_sample_labels
 from cdgcnet.data.label_spec import LabelSpec
+from cdgcnet.utils.digests import digest
 
 LABEL_STEP = 2  # pixels of the network's input per label
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -53,7 +53,7 @@ def weights_digest(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         raw = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         parts += [name.encode(), raw.tobytes()]
-    return digest(*parts)
+    return digest(parts)
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

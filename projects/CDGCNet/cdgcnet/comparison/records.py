@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cdgcnet.comparison.digests import digest_of
 from cdgcnet.comparison.rows import Row
+from cdgcnet.utils.digests import digest_of
 from cdgcnet.utils.io import atomic_write
 
 

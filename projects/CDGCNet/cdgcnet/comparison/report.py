@@ -8,10 +8,10 @@ from statistics import fmean
 
 from tabulate import tabulate
 
-from cdgcnet.comparison.digests import digest_of
 from cdgcnet.comparison.records import Record, same_instrument
 from cdgcnet.comparison.rows import CONTEXTS, CONTROL, HEADS, PEERS
 from cdgcnet.evaluation.estimates import Estimate, estimate, paired_difference, verdict
+from cdgcnet.utils.digests import digest_of
 from cdgcnet.utils.io import atomic_write
 
 HEADER = (

@@ -12,11 +12,11 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from cdgcnet.comparison.digests import digest_of
 from cdgcnet.comparison.options import Schedule
 from cdgcnet.config.identity import flat_config
 from cdgcnet.config.validation import check_cfg
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES
+from cdgcnet.utils.digests import digest_of
 
 CONTEXTS = ("none", "aspp")
 CONTROL = "pixelwise"

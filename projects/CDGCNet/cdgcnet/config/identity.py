@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from cdgcnet.config.reading import flatten
+from cdgcnet.utils.digests import digest
 
 # "run": a resumed training must repeat the key. "row": it changes what a row of an experiment
 # measures. "evaluation": it changes what an evaluation predicts and counts for given weights.
@@ -149,14 +150,6 @@ def row_hash(
     return hashlib.blake2b(repr(kept).encode(), digest_size=5).hexdigest()
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
-
-
 def _weights(model: nn.Module) -> Iterable[bytes]:
     for name, value in sorted(model.state_dict().items()):
         yield name.encode()
@@ -177,7 +170,7 @@ def evaluation_fingerprint(
     listed = (repr(sorted(d.items())).encode() for d in dicts)
     return {
         "dataset": dataset_name,
-        "images": f"{len(dicts)}, {_digest(listed)}",
-        "weights": _digest(_weights(model)),
+        "images": f"{len(dicts)}, {digest(listed, size=16)}",
+        "weights": digest(_weights(model), size=16),
         **{k: v for k, v in complete_config(cfg).items() if identifies(k, "evaluation")},
     }

@@ -1,7 +1,6 @@
 """What all processes of a run must have in common: command, config, data, weights and code."""
 
 import argparse
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,7 @@ import cdgc
 import cdgcnet
 from cdgcnet.config.identity import flat_config
 from cdgcnet.config.validation import weights_file
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+from cdgcnet.utils.digests import digest
 
 
 def _size(path: str) -> int:
@@ -60,7 +52,7 @@ def run_facts(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "--resume": args.resume,
         "--eval-only": args.eval_only,
-        "the source code of cdgcnet": f"{cdgcnet.__version__}, digest {_digest(_sources())}",
+        "the source code of cdgcnet": f"{cdgcnet.__version__}, digest {digest(_sources())}",
         "the version of torch": torch.__version__,
         "the version of detectron2": detectron2.__version__,
         **flat_config(cfg),
@@ -68,7 +60,7 @@ def run_facts(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     for name in {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}:
         dicts = DatasetCatalog.get(name)
         facts[f"the files of dataset {name}"] = (
-            f"{len(dicts)} images, digest of names and sizes {_digest(_files(dicts))}"
+            f"{len(dicts)} images, digest of names and sizes {digest(_files(dicts))}"
         )
     weights = weights_file(cfg)
     if weights and "://" not in weights:

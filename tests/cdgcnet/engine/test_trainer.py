@@ -123,6 +123,7 @@ def metrics_lines(folder: Path) -> dict[int, dict]:
         pytest.param(("SOLVER.HEAD_LR_FACTOR", "3.0", "SOLVER.WARMUP_ITERS", "3"), id="warm-up"),
         pytest.param(("INPUT.COLOR_JITTER", "True"), id="color"),
         pytest.param(("SOLVER.OPTIMIZER", "ADAMW"), id="AdamW"),
+        pytest.param(("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bf16"), id="bf16"),
     ],
 )
 def test_resume_repeats_the_uninterrupted_run(run_cfg, tmp_path, overrides):
@@ -426,6 +427,19 @@ def test_label_out_of_range_stops_training_with_the_file(run_cfg, run_root, tmp_
     with pytest.raises(ValueError, match=r"labelTrainIds\.png: label value 33 .*palette PNG"):
         trainer.train()
     assert not list((tmp_path / "run").glob("*.pth"))
+
+
+def test_emulated_bfloat16_warns(run_cfg, tmp_path, monkeypatch, caplog):
+    cfg = configured(
+        run_cfg, tmp_path, "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bf16"
+    )
+    warned = []
+    for native in (True, False):
+        monkeypatch.setattr("cdgcnet.engine.trainer.has_bfloat16", lambda _, native=native: native)
+        caplog.clear()
+        Trainer(cfg)
+        warned.append("no bfloat16 instructions" in caplog.text)
+    assert warned == [False, True]
 
 
 def test_small_batch_warns_and_prints_the_scaled_rate(run_cfg, caplog):

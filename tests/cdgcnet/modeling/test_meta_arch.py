@@ -389,8 +389,24 @@ def test_fp32_leaves_the_precision_to_the_caller(pair, make_batch):
     assert_same_labels(labels.labels[REFINED], found)
 
 
-def test_training_keeps_its_precision(tiny_cfg, make_batch):
-    # The key is of inference only; training has SOLVER.AMP.
+def test_training_in_bfloat16_keeps_float32_weights_and_gradients(tiny_cfg, make_batch):
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        amp = {"SOLVER.AMP.ENABLED": enabled, "SOLVER.AMP.PRECISION": "bf16"}
+        model = build_model(tiny_cfg(amp)).train()
+        found = model(make_batch((65, 97), (65, 97)))
+        assert {x.dtype for x in found.values()} == {torch.float32}
+        sum(found.values()).backward()
+        for parameter in model.parameters():
+            assert parameter.dtype == torch.float32
+            assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+        losses.append(torch.stack(list(found.values())).detach())
+    difference = (losses[1] - losses[0]).norm() / losses[0].norm()
+    assert 0 < difference < 0.02
+
+
+def test_training_does_not_take_the_precision_of_inference(tiny_cfg, make_batch):
     losses = []
     for precision in ("fp32", "bf16"):
         torch.manual_seed(0)

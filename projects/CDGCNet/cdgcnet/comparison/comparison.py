@@ -32,6 +32,7 @@ from cdgcnet.comparison.workers import (
 )
 from cdgcnet.config.adaptation import adapt_cfg
 from cdgcnet.engine.run_metadata import run_metadata
+from cdgcnet.modeling.precision import has_bfloat16
 from cdgcnet.utils.io import atomic_write
 
 
@@ -39,12 +40,7 @@ def choose_precision(choice: str, device: str) -> str:
     """ "fp32" or "bf16"; for "auto" the latter where the device multiplies it natively."""
     if choice != "auto":
         return choice
-    if device.startswith("cuda"):
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since PyTorch 2.10
-        native = any(known.get(key) for key in ("avx512_bf16", "amx_bf16"))
-    return "bf16" if native else "fp32"
+    return "bf16" if has_bfloat16(device) else "fp32"
 
 
 def _open_features(

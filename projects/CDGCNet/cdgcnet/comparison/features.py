@@ -24,10 +24,10 @@ from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_sample_labels
 from cdgcnet.data.label_spec import LabelSpec
+from cdgcnet.modeling.precision import DTYPES
 from cdgcnet.utils.digests import digest
 
 LABEL_STEP = 2  # pixels of the network's input per label
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def grid_size(height: int, width: int, shorter_side: int, stride: int) -> tuple[int, int]:

@@ -19,12 +19,12 @@ from detectron2.modeling.meta_arch.semantic_seg import build_sem_seg_head
 from torch import Tensor
 
 from cdgcnet.comparison.feature_cache import FeatureStore
-from cdgcnet.comparison.features import DTYPES
 from cdgcnet.comparison.options import Schedule
 from cdgcnet.comparison.rows import Row
 from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.modeling.cdgc_head import CDGCNetHead
 from cdgcnet.modeling.postprocessing import ResizeGeometry, label_map
+from cdgcnet.modeling.precision import DTYPES
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind
 
 _EVAL_BATCH = 8  # images of one size per forward pass

@@ -151,6 +151,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
 
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     cfg.SOLVER.WARMUP_ITERS = 0  # spec; Detectron2 warms up for 1000 iterations
+    cfg.SOLVER.AMP.PRECISION = "fp16"  # Detectron2's; or "bf16", which needs no scaled gradients
     cfg.SOLVER.OPTIMIZER = "SGD"  # Sec. 4.2; or "ADAMW"
     cfg.SOLVER.HEAD_LR_FACTOR = 1.0
     # Batch and rate that belong together in the recipe, to warn of a batch too small for its rate;

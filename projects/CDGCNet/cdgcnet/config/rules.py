@@ -195,6 +195,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Number(0, 1e9, above=True),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Number(1, 1000),
     "SOLVER.AMP.ENABLED": _FLAG,
+    "SOLVER.AMP.PRECISION": _choice("fp16", "bf16"),
     # ---- evaluation ----
     "TEST.EVAL_PERIOD": _ITERATIONS,
     "TEST.EXPECTED_RESULTS": Scores(),

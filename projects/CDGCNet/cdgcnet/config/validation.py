@@ -176,10 +176,11 @@ def _training_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         )
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV", "False with SOLVER.MOMENTUM 0"
-    if solver.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+    if solver.AMP.ENABLED and solver.AMP.PRECISION == "fp16" and cfg.MODEL.DEVICE == "cpu":
         yield (
             "SOLVER.AMP.ENABLED",
-            "False with MODEL.DEVICE cpu: Detectron2's mixed precision needs CUDA",
+            "False with MODEL.DEVICE cpu and SOLVER.AMP.PRECISION fp16: scaled gradients need "
+            "CUDA (on a CPU with bfloat16 instructions, use SOLVER.AMP.PRECISION bf16)",
         )
     pools = cdgc.ENABLED and cdgc.CONTEXT_MODULE == "psp" and cdgc.NORM.endswith("BN")
     if pools and cdgc.NORM != "FrozenBN" and comm.get_world_size() == solver.IMS_PER_BATCH:

@@ -42,6 +42,7 @@ from cdgcnet.evaluation.testing import (
     evaluate_dataset,
     evaluation_folder,
 )
+from cdgcnet.modeling.precision import has_bfloat16, training_precision
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 
 _SAMPLE_PREDICTIONS = 4  # images shown every VIS_PERIOD iterations
@@ -83,7 +84,13 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         devices = {} if cfg.MODEL.DEVICE != "cpu" else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **devices)
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        amp = cfg.SOLVER.AMP
+        if training_precision(cfg) == "bf16" and not has_bfloat16(cfg.MODEL.DEVICE):
+            logging.getLogger(__name__).warning(
+                f"SOLVER.AMP.PRECISION bf16: this {cfg.MODEL.DEVICE} has no bfloat16 instructions, "
+                "so the training is slower than with SOLVER.AMP.ENABLED False."
+            )
+        step = AMPTrainer if amp.ENABLED and amp.PRECISION == "fp16" else SimpleTrainer
         self._trainer = step(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         state = weakref.proxy(self)

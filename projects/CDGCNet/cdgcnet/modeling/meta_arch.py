@@ -24,12 +24,11 @@ from cdgcnet.modeling.cdgc_head import log_node_fractions
 from cdgcnet.modeling.image_validation import check_image_tensor
 from cdgcnet.modeling.packed_convolutions import PackedConvolutions, can_pack
 from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, label_map
+from cdgcnet.modeling.precision import autocast_to, training_precision
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind, ScorePrediction
 from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
 from cdgcnet.modeling.refinement_head import RefinementHead, check_head
 from cdgcnet.modeling.sliding_window import SlidingWindow
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _build_backbone(cfg: CfgNode) -> Backbone:
@@ -66,6 +65,7 @@ class CDGCSegmentor(nn.Module):
         pixel_std: list[float],
         slide: SlidingWindow | None = None,
         precision: str = "fp32",
+        training_precision: str = "fp32",
         channels_last: bool = False,
         accumulate: AccumulatorOptions | None = None,
     ):
@@ -78,6 +78,7 @@ class CDGCSegmentor(nn.Module):
             precision: of the network in inference. "bf16" or "fp16" enable autocast; "fp32" leaves
                 the precision to the caller, so that a surrounding ``torch.autocast`` takes effect.
                 The scores that leave the head are always float32.
+            training_precision: the same in training. "fp16" needs scaled gradients.
             channels_last: memory layout of convolutions and activations.
             accumulate: how windows are accumulated; None for float32 on the model's device.
 
@@ -92,6 +93,7 @@ class CDGCSegmentor(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.slide = slide
         self.precision = precision
+        self.training_precision = training_precision
         self.channels_last = channels_last
         self.accumulate = accumulate or AccumulatorOptions()
         self._packed = PackedConvolutions()
@@ -108,6 +110,7 @@ class CDGCSegmentor(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "slide": SlidingWindow.from_config(cfg),
             "precision": cfg.TEST.PRECISION,
+            "training_precision": training_precision(cfg),
             "channels_last": cfg.MODEL.CHANNELS_LAST,
             "accumulate": AccumulatorOptions.from_config(cfg),
         }
@@ -145,10 +148,11 @@ class CDGCSegmentor(nn.Module):
             self.backbone.size_divisibility,
             head.ignore_value,
         ).tensor
-        features = self.backbone(self._in_layout(images.tensor))
-        output = head.predict_logits(features, targets, self._valid(images, features))
-        log_node_fractions(output.nodes)
-        return head.losses(output, targets)
+        with autocast_to(self.training_precision, self.device):
+            features = self.backbone(self._in_layout(images.tensor))
+            output = head.predict_logits(features, targets, self._valid(images, features))
+            log_node_fractions(output.nodes)
+            return head.losses(output, targets)
 
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Predict scores; images of different sizes never share a padded tensor.
@@ -233,11 +237,6 @@ class CDGCSegmentor(nn.Module):
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def _precision(self) -> AbstractContextManager:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, _AUTOCAST[self.precision])
-
     def _packed_convolutions(self) -> AbstractContextManager:
         packs = self.channels_last and can_pack(self, self.device)
         return self._packed.use(self) if packs else nullcontext()
@@ -265,7 +264,7 @@ class CDGCSegmentor(nn.Module):
         if oracle is not None:
             padding = (0, tensor.shape[3] - oracle.shape[2], 0, tensor.shape[2] - oracle.shape[1])
             oracle = F.pad(oracle, padding, value=head.ignore_value)
-        with self._precision(), self._packed_convolutions():
+        with autocast_to(self.precision, self.device), self._packed_convolutions():
             features = self.backbone(tensor)
             out = head.predict_logits(features, valid=self._valid(images, features), oracle=oracle)
         logits = {PredictionKind.REFINED: out.refined}

@@ -20,7 +20,12 @@ from cdgcnet.experiments.rows import (
 from cdgcnet.experiments.table import Line, write_markdown
 
 ASPP = "control_03_aspp"  # the row whose time per iteration is 1
-_TITLES = {"control": "Controls", "baseline": "Baselines", "ablation": "Ablations"}
+_TITLES = {
+    "control": "Controls",
+    "baseline": "Baselines",
+    "ablation": "Ablations",
+    "default": "Default graph",
+}
 
 
 def make_line(row: Row, pairs: Sequence[str], records: Mapping[tuple[str, int], Record]) -> Line:

@@ -27,6 +27,7 @@ GROUPS = (
     "control",
     "baseline",
     "ablation",
+    "default",
 )
 _HEADER = re.compile(r"# (?P<table>[^,]+), (?P<label>.+); paper: (?P<paper>-|\d+(\.\d+)?)")
 

@@ -6,11 +6,11 @@
 #     exactness   tests that need a GPU, every path beside the dense oracle (2 minutes)
 #     claims      the graph and whole networks beside their peers (4 minutes)
 #     recipes     speed, memory and GPU hours of the paper's recipes (3 minutes)
-#     evidence    scores on CamVid; the same command continues unfinished rows (the rest)
+#     evidence    scores on voc_animals; the same command continues unfinished rows (the rest)
 #
 #     --minutes N      stop after N minutes, 12 if not given; installing counts
 #     --wheels DIR     install the wheels in DIR first, without an index or a compiler
-#     --weights FILE   ImageNet ResNet-50 for "evidence", which also needs camvid/ in
+#     --weights FILE   ImageNet ResNet-50 for "evidence", which also needs voc_animals/ in
 #                      DETECTRON2_DATASETS
 #     --opts "K V"     options for every training, e.g. "MODEL.RESNETS.STRIDE_IN_1X1 True"
 #     --pack FILE      at the end, archive all results in FILE (.tar.gz)
@@ -77,16 +77,17 @@ done
 [ -z "$wheels" ] || [ -d "$wheels" ] || fail "--wheels $wheels: no such folder"
 if [ $rehearse$dry = nono ] && [[ " ${pieces[*]} " = *" evidence "* ]]; then
     [ -f "$weights" ] || fail "--weights ${weights:-is missing}: evidence needs a weight file"
-    [ -d "${DETECTRON2_DATASETS-}/camvid" ] || fail "evidence needs DETECTRON2_DATASETS with camvid/"
+    [ -d "${DETECTRON2_DATASETS-}/voc_animals" ] ||
+        fail "evidence needs DETECTRON2_DATASETS with voc_animals/"
 fi
 
-device=cuda iterations=60 profile=camvid results=benchmarks/results
-compare=(--config-file configs/CamVid-SemanticSegmentation/cdgcnet_r50_os8_cpu.yaml)
-compare+=(--weights "$weights" --seeds 3 --shorter-side 360 --steps 2000)
+device=cuda iterations=60 results=benchmarks/results
+compare=(--config-file configs/VOCAnimals-SemanticSegmentation/cdgcnet_r50_os8_cpu.yaml)
+compare+=(--weights "$weights" --seeds 5)
 compare+=(--opts MODEL.DEVICE cuda "${extra[@]}")
-table=(--profile camvid --seeds 3)
+table=(--profile voc_animals --seeds 3)
 training=(MODEL.WEIGHTS "$weights" SOLVER.AMP.ENABLED True "${extra[@]}")
-recipe=(--amp) graph=(--rounds 6) records=results compared=results/compare/camvid_gpu
+recipe=(--amp) graph=(--rounds 6) records=results compared=output/compare/voc_animals_gpu
 if [ $rehearse = yes ]; then
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
@@ -149,15 +150,13 @@ rows() { # ROW ... --opts KEY VALUE ...
 }
 
 evidence() {
-    # Heads on the features of a frozen backbone, then whole networks, a few rows at a time. The
-    # last head and table3_07 are the paper's letter; without and with an ASPP, the last rows are the
-    # default graph.
+    # Heads on the features of a frozen backbone, then whole networks, the rows that decide first.
+    # The last head and table3_07 are the paper's letter.
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
     step python3 -m cdgcnet compare --heads "$heads" --context none,aspp --output "$compared" \
         --time-budget "$(($(left) / 120 + 1))" "${compare[@]}"
-    local default=(MODEL.CDGC.NODES coarse MODEL.CDGC.RECEIVERS all MODEL.CDGC.SOFTMAX image)
-    rows table1_01 control_03 baseline_01 table3_07 --opts "${training[@]}"
-    rows table2_03 table2_06 --opts "${training[@]}" "${default[@]}"
+    rows control_03 default_03 default_01 default_02 --opts "${training[@]}"
+    rows control_01 baseline_01 table3_07 --opts "${training[@]}"
 }
 
 [ -z "$wheels" ] || install

@@ -41,7 +41,7 @@ def options(words):
         (["--minutes", "ten", "claims"], "--minutes is ten; expected a whole number"),
         (["--wheels", "/nowhere", "claims"], "--wheels /nowhere: no such folder"),
         (["evidence"], "--weights is missing: evidence needs a weight file"),
-        (["--weights", str(SCRIPT), "evidence"], "needs DETECTRON2_DATASETS with camvid/"),
+        (["--weights", str(SCRIPT), "evidence"], "needs DETECTRON2_DATASETS with voc_animals/"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(arguments, message, monkeypatch):

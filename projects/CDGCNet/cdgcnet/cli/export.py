@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cdgcnet.cli.errors import UsageError
 from cdgcnet.cli.options import add_config_arguments, load_config
+from cdgcnet.engine.export_metadata import OPSETS
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
 
@@ -33,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coarse", action="store_true", help="the network also returns its coarse logits"
     )
-    parser.add_argument("--opset", type=int, help="of ONNX: 18 (default) to 22")
+    parser.add_argument(
+        "--opset",
+        type=int,
+        help=f"of ONNX: {OPSETS[0]} to {OPSETS[-1]}, default 18; 17 is for older runtimes, such as "
+        "ONNX Runtime 1.12",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
@@ -49,8 +55,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError("--coarse: the graph alone has no coarse logits, it takes them as input")
     if args.opset is not None and args.format == "pt2":
         raise UsageError("--opset: only ONNX files have one, not --format pt2")
-    if args.opset is not None and not 18 <= args.opset <= 22:
-        raise UsageError(f"--opset {args.opset}: expected 18 to 22, which PyTorch can write")
+    if args.opset is not None and args.opset not in OPSETS:
+        raise UsageError(f"--opset {args.opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
     if args.output.is_dir():
         raise ValueError(f"--output {args.output}: it is a folder; expected the name of a file")
     if args.output.exists() and not args.overwrite:

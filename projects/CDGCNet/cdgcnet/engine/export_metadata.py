@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 
 METADATA_KEY = "cdgcnet"
 FORMAT_VERSION = 1
+OPSETS = range(17, 23)  # of ONNX, that a file can be written in
 
 
 @dataclass(frozen=True)

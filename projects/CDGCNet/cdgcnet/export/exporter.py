@@ -60,32 +60,54 @@ def write_export(export: Export, path: Path, file_format: str) -> float:
     example = export.make_inputs(2, 41, 67, torch.Generator().manual_seed(0))
     dynamic = tuple(dict.fromkeys(export.dynamic_axes, torch.export.Dim.DYNAMIC) for _ in example)
     with atomic_write(path) as tmp_path:
-        with _quiet(), _as_value_error(export.metadata.part):
-            program = torch.export.export(module, example, dynamic_shapes=dynamic)
+        with _quiet():
+            with _as_value_error(export.metadata.part):
+                program = torch.export.export(module, example, dynamic_shapes=dynamic)
             if file_format == "onnx":
                 _save_onnx(program, export, tmp_path)
             else:
-                _replace_symbolic_sums(program)
-                metadata = {METADATA_KEY: export.metadata.to_json()}
-                torch.export.save(program, tmp_path, extra_files=metadata)
+                _save_pt2(program, export, tmp_path)
         return verify(export, tmp_path, file_format)
 
 
 def _save_onnx(program: torch.export.ExportedProgram, export: Export, path: Path) -> None:
-    onnx_program = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=export.inputs,
-        output_names=export.outputs,
-        opset_version=export.metadata.opset,
-        verbose=False,
-    )
-    assert onnx_program is not None
-    written = onnx_program.model.opset_imports[""]
-    if written != export.metadata.opset:  # PyTorch only warns of a conversion that failed
-        raise ValueError(f"it wrote opset {written} instead of {export.metadata.opset}")
-    onnx_program.model.metadata_props[METADATA_KEY] = export.metadata.to_json()
+    import onnx
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    from cdgcnet.export.opset_conversion import convert_to_opset_17
+
+    opset = export.metadata.opset
+    assert opset is not None
+    with _as_value_error(export.metadata.part):
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=export.inputs,
+            output_names=export.outputs,
+            opset_version=max(opset, 18),
+            verbose=False,
+        )
+        assert onnx_program is not None
+    model = onnx_program.model
+    if opset == 17:
+        convert_to_opset_17(model)
+    if model.opset_imports[""] != opset:  # PyTorch only warns of a conversion that failed
+        raise ValueError(
+            f"PyTorch {torch.__version__} wrote opset {model.opset_imports['']} instead of {opset}"
+        )
+    # Stack traces with paths of this machine, a third of a small file.
+    ClearMetadataAndDocStringPass()(model)
+    model.metadata_props[METADATA_KEY] = export.metadata.to_json()
     onnx_program.save(str(path), external_data=False)
+    with _as_value_error(export.metadata.part):
+        onnx.checker.check_model(str(path), full_check=True)
+
+
+def _save_pt2(program: torch.export.ExportedProgram, export: Export, path: Path) -> None:
+    metadata = {METADATA_KEY: export.metadata.to_json()}
+    with _as_value_error(export.metadata.part):
+        _replace_symbolic_sums(program)
+        torch.export.save(program, path, extra_files=metadata)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import cdgcnet
-from cdgcnet.engine.export_metadata import ExportMetadata
+from cdgcnet.engine.export_metadata import OPSETS, ExportMetadata
 from cdgcnet.engine.predictor import Predictor
 from cdgcnet.export.graph import ExportableGraph
 from cdgcnet.export.network import ExportableNetwork
@@ -55,13 +55,15 @@ def prepare_export(
         predictor: of the trained model, on the CPU.
         part: one of :data:`PARTS`.
         coarse: whether a network also returns its coarse logits.
-        opset: recorded in the metadata; None for pt2.
+        opset: of ONNX, one of :data:`~cdgcnet.engine.export_metadata.OPSETS`; None for pt2.
 
     Raises:
         ValueError: if the model cannot be exported, saying why.
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {PARTS}, got {part!r}")
+    if opset is not None and opset not in OPSETS:
+        raise ValueError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     metadata = _metadata(predictor, part, opset)
     if part == "graph":
         return _graph_export(predictor.model, metadata)

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cdgc.class_sums import class_sums
 from cdgc.messages import Segment
 
-# Attention weights that are held at once (64 MiB in float32; 256 MiB on a GPU, which prefers fewer,
-# larger launches). They are recomputed in the backward pass.
-_HELD_WEIGHTS = 1 << 24
-_HELD_WEIGHTS_CUDA = 1 << 26
+# Numbers that are held at once (64 MiB in float32; 256 MiB on a GPU, which prefers fewer, larger
+# launches). What exceeds them is recomputed in the backward pass.
+_HELD = 1 << 24
+_HELD_CUDA = 1 << 26
 
 
 class DistanceBias(nn.Module):
@@ -100,17 +101,19 @@ def joint_messages(
 
     Returns:
         (P, C). Cost: one attention over all pixels and nodes, and two C x C products per pixel and
-        present class; memory O(P·C), as blocks of queries are recomputed in the backward pass.
+        present class; memory O(P·C), as blocks of queries are recomputed in the backward pass where
+        all of them would take too much.
     """
     phi, phi_prime, graph, merge = projections
-    per_image = size[0] * size[1]
-    order = [[s for s, segment in enumerate(segments) if segment.image == b] for b in range(images)]
+    # unbind and split instead of indexing: the backward of an index allocates the full size.
+    ws, us = graph.unbind(0), merge.unbind(0)
     lengths = [s.length for s in segments]
     rows = nodes.split(lengths) if segments else ()
     places = node_pixels.split(lengths) if segments else ()
+    per_image = size[0] * size[1]
     out = []
     for b, x in enumerate(pixels.chunk(images) if images else ()):
-        own = order[b]
+        own = [s for s, segment in enumerate(segments) if segment.image == b]
         if not own:
             # Without nodes there still is a gradient path to every parameter.
             nothing = phi.sum() + phi_prime.sum() + graph.sum() + merge.sum()
@@ -118,8 +121,6 @@ def joint_messages(
                 nothing = nothing + distance.log_precision.sum() + distance.offset.sum()
             out.append(0 * (x + nothing.to(x.dtype)))
             continue
-        classes = [segments[s].class_index for s in own]
-        counts = [segments[s].length for s in own]
         values = torch.cat([rows[s] for s in own])  # (n, C)
         index = torch.cat([places[s] for s in own]) - b * per_image
         q = _by_head(x @ phi, heads) * scale
@@ -127,15 +128,35 @@ def joint_messages(
         if distance is not None:
             position = _positions(size, x)
             q, k = distance.extend(q, k, position, position[index])
-        weights = [graph[m] for m in classes], [merge[m] for m in classes]
-        held = _HELD_WEIGHTS_CUDA if x.is_cuda else _HELD_WEIGHTS
-        block = max(1, held // (heads * len(values)))
-        parts = [
-            checkpoint(_block, part, k, v, counts, *weights, use_reentrant=False)
-            for part in q.split(block, dim=1)
-        ]
-        out.append(torch.cat(parts))
+        classes = [segments[s].class_index for s in own]
+        w, u = [ws[m] for m in classes], [us[m] for m in classes]
+        out.append(_image_messages(q, k, v, [lengths[s] for s in own], w, u, images))
     return torch.cat(out) if out else torch.zeros_like(pixels)
+
+
+def _image_messages(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    counts: list[int],
+    graph: list[Tensor],
+    merge: list[Tensor],
+    images: int,
+) -> Tensor:
+    """Messages to the queries (H, N, D') of one of several images, (N, C)."""
+    held = _HELD_CUDA if q.is_cuda else _HELD
+    weights = len(q) * k.shape[1]  # of one query
+    # Small images are faster with stored weights, large ones do not fit into the caches.
+    fused = q.device.type == "cpu" and weights * q.shape[1] > held
+    sums = 3 * len(counts) * v.shape[0] * v.shape[2]  # y, y W and its ReLU, for each class
+    per_query = sums if fused else sums + weights
+    if images * q.shape[1] * per_query <= held:
+        return _block(q, k, v, counts, graph, merge, fused)
+    parts = [
+        checkpoint(_block, part, k, v, counts, graph, merge, fused, use_reentrant=False)
+        for part in q.split(max(1, held // per_query), dim=1)
+    ]
+    return torch.cat(parts)
 
 
 def _block(
@@ -145,13 +166,11 @@ def _block(
     counts: list[int],
     graph: list[Tensor],
     merge: list[Tensor],
+    fused: bool,
 ) -> Tensor:
     """Messages to one block of queries (H, q, D'), (q, C)."""
-    attention = (q @ k.transpose(1, 2)).softmax(dim=2)  # (H, q, n)
     total: Tensor | None = None
-    parts = zip(attention.split(counts, dim=2), v.split(counts, dim=1), graph, merge, strict=True)
-    for part, own, w, u in parts:
-        gathered = (part @ own).transpose(0, 1).flatten(1)  # (q, C)
+    for gathered, w, u in zip(class_sums(q, k, v, counts, fused), graph, merge, strict=True):
         message = (gathered @ w).relu() @ u
         total = message if total is None else total + message
     assert total is not None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from maps import blob_map, one_hot_logits
-from protocol import Unsteady, arguments, measure, mebibytes, one_thread, peak_memory, report
+from protocol import Unsteady, arguments, claim, measure, mebibytes, one_thread, peak_memory, report
 from torch import Tensor
 
 from cdgcnet.modeling.postprocessing import ResizeGeometry
@@ -95,7 +95,7 @@ def main() -> None:
     try:
         for labels, name in ((False, "probabilities"), (True, "label map")):
             times = measure({n: form(SCALES, labels) for n, form in forms.items()}, rounds=2)
-            rows.append([f"time, {name}, ours / naive", f"{times.ratio('ours', 'naive'):.3f}"])
+            rows.append(claim(f"time, {name}, ours / naive", times.ratio("ours", "naive"), 0.15))
     except Unsteady as error:
         sys.exit(f"bench_tta.py: error: {error}")
     for count in (1, 3, 6):
@@ -103,12 +103,12 @@ def main() -> None:
         scales = SCALES[-count:]
         for form in forms:
             peak = peak_memory(forms[form], scales, False)
-            rows.append([f"extra memory, {count} scales, {form}", mebibytes(peak)])
-    rows.append(["pixels of the label map that differ, of 2.1 M", wrong])
+            rows.append([f"extra memory, {count} scales, {form}", mebibytes(peak), "", ""])
+    rows.append(claim("pixels of the label map that differ, of 2.1 M", wrong, 0))
     report(
         "bench_tta",
         f"TTA beyond the forwards: {SIZE[0]} x {SIZE[1]}, M = {CLASSES}, {len(SCALES)} scales x 2",
-        ["cell", "value"],
+        ["cell", "found", "target", ""],
         rows,
         args.output,
     )

@@ -135,12 +135,14 @@ def test_smooth_labels_are_the_argmax(case):
     assert_same_labels(label_map(logits, geometry), whole)
 
 
-@given(cases(), st.booleans(), st.sampled_from([1, 40, 1 << 19]))
-def test_bands_equal_the_whole(case, flip, numbers):
+@given(cases(), st.booleans(), st.sampled_from([1, 40, 1 << 19]), st.sampled_from([3, 128]))
+def test_bands_equal_the_whole(case, flip, numbers, columns):
     logits, geometry = case
     whole = full_size_logits(logits, geometry)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(postprocess._BAND_VALUES, "cpu", numbers)
+        patch.setitem(postprocess._BLOCK_COLUMNS, "cpu", columns)
+        postprocess._column_blocks.cache_clear()
         rows, bands = zip(*score_bands(logits, geometry, flip), strict=True)
     assert [i for r in rows for i in range(r.start, r.stop)] == list(range(geometry.output[0]))
     found = torch.cat(bands, dim=1)

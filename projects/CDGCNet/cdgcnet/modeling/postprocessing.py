@@ -20,7 +20,9 @@ from torch import Tensor
 from cdgc import resize_matrix, resize_taps
 
 # Values per band of full-size scores, sized to fit the cache of a CPU core.
-_BAND_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
+_BAND_VALUES = {"cpu": 1 << 18, "cuda": 1 << 26}
+# Columns that are interpolated at a time: few, because the matrix of a block is nearly full.
+_BLOCK_COLUMNS = {"cpu": 128, "cuda": 1 << 30}
 # Pixels between nodes of different classes whose scores are interpolated at a time.
 _INTERPOLATED_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 17}
 # Pixels whose best class is found at a time; the scores of one class fit the cache of a CPU core.
@@ -94,25 +96,55 @@ def _axis_matrix(scores: Tensor, geometry: ResizeGeometry, axis: int) -> Tensor:
     return torch.lerp(matrix[low], matrix[high], weight[:, None])
 
 
-def _widen(scores: Tensor, geometry: ResizeGeometry) -> Tensor:
-    """The horizontal half of the resize: (M, h, w) -> (M, h, W)."""
-    height = scores.shape[1]
+class _Block(NamedTuple):
+    """Output columns that are interpolated from a few neighboring columns of the scores."""
 
-    def resize(x: Tensor, width: int, aligned: bool) -> Tensor:
-        if x.shape[2] == width:
-            return x
-        return F.interpolate(x[None], size=(height, width), mode="bilinear", align_corners=aligned)[
-            0
-        ]
+    source: slice
+    output: slice
+    matrix: Tensor  # (source columns, output columns)
 
-    wide = resize(scores, geometry.padded[1], geometry.align_corners)[:, :, : geometry.image[1]]
-    return resize(wide, geometry.output[1], False)
+
+@functools.lru_cache(maxsize=16)
+def _column_blocks(
+    in_size: int, geometry: ResizeGeometry, flip: bool, device: torch.device
+) -> list[_Block]:
+    """The horizontal resize, mirrored or not; kept like :func:`_axis_taps`."""
+    matrix = _axis_matrix(torch.empty(1, 1, in_size, device=device), geometry, 1)
+    matrix = matrix.flip(0) if flip else matrix
+    first, last = _nonzero_range(matrix)
+    width, step = geometry.output[1], _BLOCK_COLUMNS[device.type]
+    blocks = []
+    for begin in range(0, width, step):
+        output = slice(begin, min(begin + step, width))
+        source = slice(min(first[output]), max(last[output]))
+        blocks.append(_Block(source, output, matrix[output, source].t().contiguous()))
+    return blocks
+
+
+def _nonzero_range(matrix: Tensor) -> tuple[list[int], list[int]]:
+    """Of each row: the first column that is not zero, and the one after the last."""
+    touched = matrix != 0
+    first = touched.int().argmax(dim=1)
+    last = matrix.shape[1] - touched.flip(1).int().argmax(dim=1)
+    return first.tolist(), last.tolist()
+
+
+def _widen(scores: Tensor, geometry: ResizeGeometry, flip: bool) -> Tensor:
+    """The horizontal half of the resize: (M, h, w) -> (M, h, W), mirrored or not."""
+    classes, height, width = scores.shape
+    if {width, geometry.padded[1], geometry.image[1]} == {geometry.output[1]}:
+        return scores.flip(-1) if flip else scores
+    rows = scores.reshape(-1, width)
+    wide = rows.new_empty(len(rows), geometry.output[1])
+    for block in _column_blocks(width, geometry, flip, scores.device):
+        torch.mm(rows[:, block.source], block.matrix, out=wide[:, block.output])
+    return wide.view(classes, height, -1)
 
 
 def score_bands(
     scores: Tensor, geometry: ResizeGeometry, flip: bool = False
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Full-size scores, one band of rows at a time.
+    """Full-size scores, one band of rows at a time, without gradients.
 
     Args:
         scores: (M, h, w).
@@ -122,19 +154,17 @@ def score_bands(
     Yields:
         Rows of the output, and their scores (M, rows, W) in float32, which may be overwritten.
     """
-    scores = scores.float()
+    scores = scores.detach().float()
     height, width = geometry.output
     vertical = _axis_matrix(scores, geometry, 0)
-    touched = vertical != 0
-    first = touched.int().argmax(dim=1).tolist()
-    last = (vertical.shape[1] - touched.flip(1).int().argmax(dim=1)).tolist()
-    wide = _widen(scores, geometry)
-    wide = wide.flip(-1) if flip else wide.contiguous()
+    first, last = _nonzero_range(vertical)
+    with torch.autocast(scores.device.type, enabled=False):  # it would round the scores
+        wide = _widen(scores, geometry, flip)
     band_rows = max(1, _BAND_VALUES[scores.device.type] // (scores.shape[0] * width))
     for begin in range(0, height, band_rows):
         rows = slice(begin, min(begin + band_rows, height))
         source = slice(min(first[rows]), max(last[rows]))
-        # A surrounding autocast would round the scores; it must not extend over the yield either.
+        # A surrounding autocast must not be disabled over the yield.
         with torch.autocast(scores.device.type, enabled=False):
             band = vertical[rows, source] @ wide[:, source]
         yield rows, band

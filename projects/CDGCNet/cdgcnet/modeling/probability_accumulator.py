@@ -3,6 +3,7 @@
 Shape shorthand: M classes, H x W pixels.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from cdgcnet.modeling.postprocessing import (
     score_bands,
 )
 
+_LOG2_E = math.log2(math.e)
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -36,6 +38,17 @@ class AccumulatorOptions(NamedTuple):
         keys = cfg.TEST.ACCUMULATE
         device = None if keys.DEVICE == "model" else torch.device(keys.DEVICE)
         return cls(device, _DTYPES[keys.DTYPE])
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Probabilities over the first dimension; on a CPU they overwrite the logits.
+
+    There PyTorch computes powers of 2 three times as fast as exp, and its softmax uses exp.
+    """
+    if logits.is_cuda:
+        return logits.softmax(dim=0)
+    powers = logits.sub_(logits.amax(dim=0)).mul_(_LOG2_E).exp2_()
+    return powers.div_(powers.sum(dim=0))
 
 
 class ProbabilityAccumulator:
@@ -77,7 +90,7 @@ class ProbabilityAccumulator:
         """
         y, x = corner
         for rows, band in score_bands(scores, geometry, flip):
-            part = band.softmax(dim=0) if logits else band
+            part = _softmax(band) if logits else band
             target = self.total[:, y + rows.start : y + rows.stop, x : x + geometry.output[1]]
             target += part.to(target.device, target.dtype)
 

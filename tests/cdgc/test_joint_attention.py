@@ -68,11 +68,13 @@ def dense(scene, module, nodes):
 
 @pytest.mark.parametrize("nodes", ["coarse", "dynamic"])
 @pytest.mark.parametrize(("heads", "distance_bias"), [(1, False), (2, False), (1, True), (3, True)])
-@pytest.mark.parametrize("held", [1, 400, 1 << 24])
-def test_equals_the_dense_form(nodes, heads, distance_bias, held, monkeypatch):
-    # Two images, an absent class, no padding. Fused attention and recomputed blocks of one query,
-    # stored weights and recomputed blocks, or everything stored at once.
+@pytest.mark.parametrize("held", [1, 1 << 24])
+@pytest.mark.parametrize("stored", [0, 1 << 21])
+def test_equals_the_dense_form(nodes, heads, distance_bias, held, stored, monkeypatch):
+    # Two images, an absent class, no padding. Recomputed blocks of one query, or all queries at
+    # once; fused attention, or stored weights.
     monkeypatch.setattr(joint_attention, "_HELD", held)
+    monkeypatch.setattr(joint_attention, "_STORED_CPU", stored)
     scene = make_scene(3, batch=2, channels=6, classes=4, h=3, w=4, stride=3, agree=0.5, padding=0)
     module = joint(scene, nodes=nodes, heads=heads, distance_bias=distance_bias)
     chosen = module.select(*scene.inputs[1:], valid=scene.valid)

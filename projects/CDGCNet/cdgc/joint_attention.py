@@ -31,6 +31,9 @@ from cdgc.messages import Segment
 # launches). What exceeds them is recomputed in the backward pass.
 _HELD = 1 << 24
 _HELD_CUDA = 1 << 26
+# Attention weights of an image that a CPU stores (8 MiB in float32). Beyond its caches, fused
+# attention is faster.
+_STORED_CPU = 1 << 21
 
 
 class DistanceBias(nn.Module):
@@ -146,8 +149,7 @@ def _image_messages(
     """Messages to the queries (H, N, D') of one of several images, (N, C)."""
     held = _HELD_CUDA if q.is_cuda else _HELD
     weights = len(q) * k.shape[1]  # of one query
-    # Small images are faster with stored weights, large ones do not fit into the caches.
-    fused = q.device.type == "cpu" and weights * q.shape[1] > held
+    fused = q.device.type == "cpu" and weights * q.shape[1] > _STORED_CPU
     sums = 3 * len(counts) * v.shape[0] * v.shape[2]  # y, y W and its ReLU, for each class
     per_query = sums if fused else sums + weights
     if images * q.shape[1] * per_query <= held:

@@ -424,19 +424,66 @@ def predicted(times: Times, file: Path, coarse: Tensor, nodes: str, share: float
 
 
 def rates(rounds: int, setting: Setting) -> list[list[str]]:
-    """Achieved multiply-adds per second beside those of one large matrix product."""
+    """Multiply-adds per second of the graph and of its two parts beside one large matrix product.
+
+    The parts alone bound what the graph can reach: the softmax of an attention is no matrix
+    product, and a segment is smaller than the product.
+    """
     cell, size = Cell(GRAPHS[0]), 1024 if setting.device == "cpu" else 8192
-    counts = torch.bincount(blob_map(cell.side, cell.num_classes).flatten()).double()
+    counts = [n for n in torch.bincount(blob_map(cell.side, cell.num_classes).flatten()) if n]
     nodes, c = cell.side**2, cell.channels
     # Forward: 2·C per pair, 4 products of C×C per node. Backward: twice the products, and the
     # attention's two gradients of q kᵀ, one recomputation and two of A X, 5 for 2.
-    adds = 12 * nodes * c**2 + (2 + 5) * c * float((counts**2).sum())
+    products, attention = 12 * nodes * c**2, (2 + 5) * c * int(sum(n**2 for n in counts))
     a = torch.randn(size, size, device=setting.device, dtype=DTYPES[setting.dtype])
-    runs = {"graph": prepare(cell, setting), "product": lambda: a @ a}
+    segments = [one_attention(int(n), c, setting) for n in counts]
+    largest = one_attention(int(max(counts)), c, setting)
+    runs: dict[str, Callable[[], object]] = {
+        "graph": prepare(cell, setting),
+        "attention": lambda: [run() for run in segments],
+        "largest": largest,
+        "products": four_products([int(n) for n in counts], c, setting),
+        "one": lambda: a @ a,
+    }
     times = measure(runs, rounds=rounds, device=setting.device)
-    share = adds / size**3 / times.ratio("graph", "product")
-    return [["rate of the similarity graph / rate of one large matrix product", f"{share:.2f}",
-             "", ""]]  # fmt: skip
+
+    def rate(name: str, adds: int) -> float:
+        return adds / size**3 / times.ratio(name, "one")
+
+    parts = {
+        "fused attention alone, all segments": ("attention", attention),
+        "fused attention alone, the largest segment": ("largest", 7 * c * int(max(counts)) ** 2),
+        "products with φ, φ', W and U alone": ("products", products),
+    }
+    shares = [times.ratio(name, "graph") for name in ("attention", "products")]
+    one = "rate of one large matrix product"
+    rows = [claim(f"rate of the similarity graph / {one}", rate("graph", products + attention),
+                  0.85, at_least=True)]  # fmt: skip
+    rows += [[f"rate of {w}, / {one}", f"{rate(*part):.2f}", "", ""] for w, part in parts.items()]
+    floor = rate("graph", products + attention) / sum(shares)
+    rows.append([f"rate of both parts alone, without the rest of the graph, / {one}",
+                 f"{floor:.2f}", "", ""])  # fmt: skip
+    what = "share of the similarity graph's time: attention, products, rest"
+    rows.append([what, " + ".join(f"{s:.2f}" for s in (*shares, 1 - sum(shares))), "", ""])
+    return rows
+
+
+def four_products(counts: list[int], channels: int, setting: Setting) -> Callable[[], None]:
+    """The products of all nodes with φ and φ' and of each class's with W and U, nothing else."""
+
+    def draw(*shape: int) -> Tensor:
+        dtype = DTYPES[setting.dtype]
+        return torch.randn(*shape, device=setting.device, dtype=dtype).requires_grad_()
+
+    sizes = [sum(counts), sum(counts), *counts, *counts]
+    pairs = [(draw(n, channels), draw(channels, channels)) for n in sizes]
+    grads = [torch.ones_like(rows) for rows, _ in pairs]
+
+    def run() -> None:
+        for leaves, grad in zip(pairs, grads, strict=True):
+            torch.autograd.grad(leaves[0] @ leaves[1], leaves, grad)
+
+    return run
 
 
 def syncs(setting: Setting) -> list[list[str]]:

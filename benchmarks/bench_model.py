@@ -16,6 +16,8 @@ Inference goes from normalized image (ours: from pixel values) to logits of the 
 
 - ours: ``CDGCSegmentor`` without graph (ASPP baseline), with uniform and with similarity edges;
   "contiguous" is MODEL.CHANNELS_LAST False. Dynamic nodes in training, OHEM, auxiliary head.
+- the convolutions of our network with similarity edges alone, forward and backward, which bound
+  what a training step can take.
 - torchvision's DeepLabV3 with its auxiliary classifier, cross entropy on both.
 - mmsegmentation's ASPPHead network (512 channels) as its DeepLabv3 R-101-D8 configs have it, where
   it is installed (``--compile`` reaches its inference only).
@@ -53,6 +55,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet
 from cdgcnet import add_cdgcnet_config
 
 BASE, UNIFORM, SIMILARITY = "ours: ASPP", "ours: CDGC uniform", "ours: CDGC similarity"
+CONVOLUTIONS = "convolutions of ours alone"
 OURS = (BASE, UNIFORM, SIMILARITY)
 LAST, FIRST = "channels_last", "contiguous"
 TORCHVISION, MMSEG = "torchvision deeplabv3", "mmseg ASPPHead"
@@ -77,7 +80,7 @@ class Setting:
 
 def contestants(setting: Setting) -> list[str]:
     if setting.depth == 50:  # beside torchvision's alone
-        return [BASE, SIMILARITY, TORCHVISION, f"{TORCHVISION}, {LAST}"]
+        return [BASE, SIMILARITY, CONVOLUTIONS, TORCHVISION, f"{TORCHVISION}, {LAST}"]
     names = [*OURS, f"{SIMILARITY}, {FIRST}", TORCHVISION, f"{TORCHVISION}, {LAST}"]
     return [*names, MMSEG] if mmseg_version() else names
 
@@ -218,10 +221,41 @@ def mmseg_step(setting: Setting) -> tuple[nn.Module, Callable[[], Tensor]]:
     return network, losses
 
 
-def prepare(name: str, setting: Setting) -> Callable[[], Tensor]:
+def convolutions_step(setting: Setting) -> Callable[[], None]:
+    """Forward and backward of every convolution in our network, on inputs of the same shapes."""
+    network, call = our_step(SIMILARITY, setting)
+    network.train()
+    found: list[tuple[nn.Conv2d, Tensor]] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        assert isinstance(module, nn.Conv2d)
+        # The images need no gradient.
+        x = torch.randn_like(inputs[0]).requires_grad_(inputs[0].requires_grad)
+        found.append((module, x))
+
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [m.register_forward_pre_hook(record) for m in convolutions]
+    call()
+    for hook in hooks:
+        hook.remove()
+
+    def run() -> None:
+        for module, x in found:
+            out = F.conv2d(x, module.weight, module.bias, module.stride, module.padding,
+                           module.dilation, module.groups)  # fmt: skip
+            leaves = [t for t in (x, module.weight, module.bias) if t is not None]
+            wanted = [t for t in leaves if t.requires_grad]
+            torch.autograd.grad(out, wanted, torch.ones_like(out))
+
+    return run
+
+
+def prepare(name: str, setting: Setting) -> Callable[[], object]:
     """A call of a contestant: inference, or a training step."""
     warnings.simplefilter("ignore")  # mmsegmentation's remarks on its own defaults
     torch.manual_seed(0)
+    if name == CONVOLUTIONS:
+        return convolutions_step(setting)
     if name.startswith("ours"):
         network, call = our_step(name, setting)
     elif name.startswith(TORCHVISION):
@@ -309,6 +343,8 @@ def compare(setting: Setting, rounds: int) -> dict:
         if setting.depth == 50:
             found = times.ratio(SIMILARITY, TORCHVISION)
             claims.append(claim(f"{cell}: {SIMILARITY} / {TORCHVISION}", found, 0.8))
+            floor = f"{times.ratio(CONVOLUTIONS, TORCHVISION):.3g}"
+            claims.append([f"{cell}: {CONVOLUTIONS} / {TORCHVISION}", floor, "", ""])
         if setting.device == "cuda":
             share = 1 - 1 / times.ratio(SIMILARITY, BASE)
             claims.append(claim(f"{cell}: share of the graph", share, 0.05))

@@ -125,7 +125,7 @@ def test_subfolders_are_kept_and_earlier_predictions_are_no_input(call, images, 
     assert call(images, output=out, options=["--no-overlay"]) == 0
     assert names(out) == ["b.png", "c.png", "sub/b.png"]
     assert call(images, output=out, options=["--no-overlay"]) == 0
-    assert "0 of 0 images" in capsys.readouterr().out
+    assert "nothing new predicted into" in capsys.readouterr().out
     assert names(out) == ["b.png", "c.png", "sub/b.png"]
 
 

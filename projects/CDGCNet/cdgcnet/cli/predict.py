@@ -187,11 +187,11 @@ def run(args: argparse.Namespace) -> int:
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     parts = []
-    if images:
+    if new_images:
         parts.append(f"{predicted} of {len(new_images)} images")
-    if videos:
+    if new_videos:
         parts.append(f"{frames} video frames")
-    print(f"{' and '.join(parts)} predicted into {args.output}")
+    print(f"{' and '.join(parts) or 'nothing new'} predicted into {args.output}")
     if skipped := len(images) + len(videos) - len(new_images) - len(new_videos):
         print(f"{skipped} inputs were finished before and are skipped")
     return 1 if failures else 0

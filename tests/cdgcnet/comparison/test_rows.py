@@ -33,7 +33,10 @@ def test_every_head_and_context(tiny_cfg):
 
 
 def test_keys_reach_the_config_and_make_another_row(tiny_cfg):
-    plain, uniform = rows(tiny_cfg, "graph,graph:EDGES=uniform,LOSS.COARSE_WEIGHT=1.0")
+    plain, uniform = rows(
+        tiny_cfg, "graph,graph:EDGES=uniform,SAMPLES=[easy_positive],LOSS.COARSE_WEIGHT=1.0"
+    )
+    assert uniform.cfg.MODEL.CDGC.SAMPLES == ["easy_positive"]
     assert uniform.cfg.MODEL.CDGC.EDGES == "uniform"
     assert uniform.cfg.MODEL.CDGC.LOSS.COARSE_WEIGHT == 1.0
     assert plain.settings() != uniform.settings()

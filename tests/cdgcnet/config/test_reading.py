@@ -42,6 +42,10 @@ def test_base_files_come_first(write):
         ("SOLVER.BASE_LR", "1e-3", 0.001),  # a text in YAML 1.1
         ("TEST.AUG.SCALES", "[1, 2]", [1.0, 2.0]),
         ("DATASETS.TRAIN", "['a']", ("a",)),
+        ("MODEL.CDGC.SAMPLES", "['easy_positive']", ["easy_positive"]),
+        ("MODEL.CDGC.SAMPLES", "[easy_positive]", ["easy_positive"]),  # as a shell leaves it
+        ("DATASETS.TRAIN", "[a, b_2,]", ("a", "b_2")),
+        ("OUTPUT_DIR", "[a]", "[a]"),
         ("INPUT.CROP.SIZE", "(65, 97)", [65, 97]),
         ("SOLVER.WEIGHT_DECAY_NORM", "0", 0.0),
         ("OUTPUT_DIR", "2024", "2024"),  # a folder may be called so

@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from cdgcnet.comparison.options import Schedule
+from cdgcnet.config.defaults import decode
 from cdgcnet.config.identity import flat_config
 from cdgcnet.config.validation import check_cfg
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES
@@ -123,7 +124,7 @@ def _row_cfg(cfg: CfgNode, head: str, context: str, schedule: Schedule) -> CfgNo
     node.LOSS.OHEM_MIN_KEPT = 1.0 * schedule.batch * (4 * schedule.crop) ** 2
     for key, value in _changes(head):
         try:
-            cfg.merge_from_list([f"MODEL.CDGC.{key}", value])
+            cfg.merge_from_list([f"MODEL.CDGC.{key}", decode(value)])
         except (AssertionError, KeyError) as error:
             parent = node.LOSS if key.startswith("LOSS.") else node
             known = [k for k in parent if k not in _FIXED]

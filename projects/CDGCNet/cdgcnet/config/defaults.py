@@ -1,6 +1,7 @@
 """Every configuration key of CDGCNet: default, unit and where it comes from."""
 
 import os
+import re
 import warnings
 from ast import literal_eval
 from collections.abc import Sequence
@@ -259,7 +260,7 @@ def _set(cfg: CfgNode, key: str, value: Any, origin: str, known: set[str]) -> No
         raise ValueError(f"{origin}: there is no key {key}{suggest(key, sorted(known))}")
     default = value_of(cfg, key)
     rule = RULES.get(key)
-    value = _decode(value, keep_text=isinstance(rule, Text))
+    value = decode(value, keep_text=isinstance(rule, Text))
     if rule is None:  # a key that only other projects' models read: any value of its type
         if type(default) is float and type(value) is int:
             value = float(value)
@@ -273,8 +274,10 @@ def _set(cfg: CfgNode, key: str, value: Any, origin: str, known: set[str]) -> No
     _put(cfg, key, _convert(value, default, rule))
 
 
-def _decode(value: Any, keep_text: bool) -> Any:
+def decode(value: Any, keep_text: bool = False) -> Any:
     """A string as the Python literal it stands for, such as "(1, 2)", as yacs does.
+
+    A list of names needs no quotes, because a shell takes them away: "[easy_positive]".
 
     Args:
         value: from YAML or the command line.
@@ -287,8 +290,17 @@ def _decode(value: Any, keep_text: bool) -> Any:
             warnings.simplefilter("ignore")
             decoded = literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return value
+        return value if keep_text else _names(value.strip()) or value
     return value if keep_text and not (decoded is None or isinstance(decoded, str)) else decoded
+
+
+def _names(text: str) -> list[str]:
+    """The names in "[easy_positive, hard_positive]"; empty for any other text."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return []
+    names = [name.strip() for name in text[1:-1].split(",")]
+    names = names[:-1] if names[-1] == "" else names
+    return names if all(re.fullmatch(r"[a-zA-Z_][\w./-]*", name) for name in names) else []
 
 
 def _convert(value: Any, default: Any, rule: Any) -> Any:

@@ -105,6 +105,60 @@ def test_a_model_from_the_hub(predictor, image, monkeypatch, tmp_path):
     assert torch.equal(again(image)["sem_seg"], predictor(image)["sem_seg"])
 
 
+@pytest.fixture
+def fake_hub(monkeypatch):
+    """The Hub's API without the network: calls, and (files, message) of each commit by name."""
+    hub = pytest.importorskip("huggingface_hub")
+
+    class FakeApi:
+        def __init__(self):
+            self.created, self.commits = [], {}
+
+        def create_repo(self, repo_id, *, private, exist_ok):
+            if repo_id.startswith("stranger/"):
+                raise ConnectionError("403 Forbidden: you have no rights\nRequest ID: 1")
+            self.created.append((repo_id, private, exist_ok))
+            return hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+            self.commits.setdefault(repo_id, []).append((files, commit_message))
+
+    api = FakeApi()
+    monkeypatch.setattr(hub, "HfApi", lambda: api)
+    monkeypatch.setattr(hub, "get_token", lambda: "hf_token")
+    return api
+
+
+def test_push_to_hub_uploads_the_folder(predictor, image, fake_hub, tmp_path):
+    url = predictor.push_to_hub("owner/name", private=True, commit_message="First")
+    assert url == "https://huggingface.co/owner/name"
+    predictor.push_to_hub("owner/name")
+    assert fake_hub.created == [("owner/name", True, True), ("owner/name", None, True)]
+    (files, first), (again, second) = fake_hub.commits["owner/name"]
+    assert (first, second) == ("First", "Upload model")
+    assert files.keys() == {"model.safetensors", "config.yaml", "README.md"}
+    assert files == again
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    loaded = Predictor.from_pretrained(tmp_path, device="cpu")
+    assert torch.equal(loaded(image)["sem_seg"], predictor(image)["sem_seg"])
+
+
+def test_uploads_that_fail_say_why(predictor, fake_hub, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"stranger/name was not uploaded: 403 .* no rights$"):
+        predictor.push_to_hub("stranger/name")
+    with pytest.raises(FileNotFoundError, match=r"missing\.json"):
+        predictor.push_to_hub("owner/name", results=tmp_path / "missing.json")
+    assert not fake_hub.created  # nothing was created for a model that cannot be saved
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ValueError, match=r"not logged in .* hf auth login"):
+        predictor.push_to_hub("owner/name")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"pip install 'cdgcnet\[hub\]'"):
+        predictor.push_to_hub("owner/name")
+
+
 def test_training_can_start_from_the_folder(predictor, tmp_path):
     predictor.save_pretrained(tmp_path / "shared")
     weights = str(tmp_path / "shared" / "model.safetensors")

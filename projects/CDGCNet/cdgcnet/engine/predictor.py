@@ -134,6 +134,37 @@ class Predictor:
         scores = {} if results is None else read_scores(Path(results), list(cfg.DATASETS.TEST))
         save_folder(Path(folder), cfg, self.model.state_dict(), scores)
 
+    def push_to_hub(
+        self,
+        name: str,
+        results: str | os.PathLike | None = None,
+        *,
+        private: bool | None = None,
+        commit_message: str = "Upload model",
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face Hub.
+
+        Args:
+            name: "OWNER/NAME" of a repository, which is created if it does not exist.
+            results: as in :meth:`save_pretrained`.
+            private: visibility of a new repository; None leaves it to the owner's settings.
+            commit_message: of the upload.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            ValueError: without huggingface_hub or a token, or saying what the Hub refused.
+        """
+        from cdgcnet.engine.sharing import upload_folder
+
+        return upload_folder(
+            name,
+            lambda folder: self.save_pretrained(folder, results),
+            private=private,
+            commit_message=commit_message,
+        )
+
     def _class_metadata(self, checkpoint: Mapping[str, Any]) -> Metadata | None:
         """Names and colors of the classes: the config's, the checkpoint's or the test set's."""
         from detectron2.data import MetadataCatalog

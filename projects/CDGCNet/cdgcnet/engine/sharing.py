@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,47 @@ def _from_hub(name: str, download: bool) -> Path:
     except (HFValidationError, HfHubHTTPError) as error:
         raise ValueError(f"{name}: {str(error).strip().splitlines()[0]}") from error
     return Path(found)
+
+
+def upload_folder(
+    name: str, write: Callable[[Path], None], *, private: bool | None, commit_message: str
+) -> str:
+    """Make a repository on the Hugging Face Hub, or add a commit to it.
+
+    Args:
+        name: "OWNER/NAME".
+        write: writes the files of the model to a folder.
+        private: visibility of a new repository; None leaves it to the owner's settings.
+        commit_message: of the upload.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ValueError: without huggingface_hub or a token, or saying what the Hub refused.
+    """
+    try:
+        from huggingface_hub import HfApi, get_token
+    except ImportError as error:
+        raise ValueError(
+            "uploading needs huggingface_hub; run `pip install 'cdgcnet[hub]'`"
+        ) from error
+    if get_token() is None:
+        raise ValueError("you are not logged in to the Hugging Face Hub; run `hf auth login`")
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp) / "model"
+        write(folder)
+        try:
+            api = HfApi()
+            repository = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=repository.repo_id, folder_path=folder, commit_message=commit_message
+            )
+        # The errors of the Hub, of its HTTP client and of the network have no common base class.
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{name} was not uploaded: {reason}") from error
+    return str(repository)
 
 
 def model_card(cfg: CfgNode, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

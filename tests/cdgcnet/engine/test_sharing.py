@@ -148,11 +148,11 @@ def test_push_to_hub_uploads_the_folder(predictor, image, fake_hub, tmp_path):
 def test_uploads_that_fail_say_why(predictor, fake_hub, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"stranger/name was not uploaded: 403 .* no rights$"):
         predictor.push_to_hub("stranger/name")
-    with pytest.raises(FileNotFoundError, match=r"missing\.json"):
+    with pytest.raises(ValueError, match=r"missing\.json"):
         predictor.push_to_hub("owner/name", results=tmp_path / "missing.json")
     assert not fake_hub.created  # nothing was created for a model that cannot be saved
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(ValueError, match=r"not logged in .* hf auth login"):
+    with pytest.raises(ValueError, match=r"not logged in .* run `hf auth login`"):
         predictor.push_to_hub("owner/name")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"pip install 'cdgcnet\[hub\]'"):

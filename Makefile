@@ -65,6 +65,7 @@ bench: env  ## measure every claim on this CPU (about 20 minutes), tables in ben
 	$(BENCH) benchmarks/bench_model.py --rounds 3 $(RESULTS)
 	$(BENCH) benchmarks/bench_loss.py $(RESULTS)
 	$(BENCH) benchmarks/bench_evaluation.py $(RESULTS)
+	$(BENCH) benchmarks/bench_evaluation_extras.py $(RESULTS)
 	$(BENCH) benchmarks/bench_dataloader.py $(RESULTS)
 	$(BENCH) benchmarks/bench_tta.py $(RESULTS)
 	$(BENCH) benchmarks/bench_predict.py --rounds 3 $(RESULTS)

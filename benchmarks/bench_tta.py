@@ -94,7 +94,7 @@ def main() -> None:
     rows = []
     try:
         for labels, name in ((False, "probabilities"), (True, "label map")):
-            times = measure({n: form(SCALES, labels) for n, form in forms.items()}, rounds=2)
+            times = measure({n: form(SCALES, labels) for n, form in forms.items()}, rounds=4)
             rows.append(claim(f"time, {name}, ours / naive", times.ratio("ours", "naive"), 0.15))
     except Unsteady as error:
         sys.exit(f"bench_tta.py: error: {error}")

@@ -163,7 +163,9 @@ def run(args: argparse.Namespace) -> int:
         failures.append(message if known else f"{source.path}: {message}")
 
     results = predict_images(predictor, new_images, files, record, metadata, args.batch_size)
-    with tqdm(total=len(new_images), desc="images", unit="image", disable=not new_images) as bar:
+    with tqdm(
+        total=len(new_images), desc="images", unit="image", disable=None if new_images else True
+    ) as bar:
         for source, error in results:
             bar.update()
             if error is not None:
@@ -173,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     for source, reader in zip(new_videos, readers, strict=True):
         if not reader.camera:
             record.add(source)
-        with tqdm(total=reader.count, desc=source.name, unit="frame") as bar:
+        with tqdm(total=reader.count, desc=source.name, unit="frame", disable=None) as bar:
             try:
                 done = predict_video(
                     predictor, reader, source, files, metadata, args.batch_size, bar.update

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -11,6 +12,7 @@ import numpy as np
 
 from cdgcnet.engine.onnx_predictor import OnnxPredictor
 from cdgcnet.utils.image_validation import check_bgr_image
+from cdgcnet.utils.progress import progress
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -58,7 +60,8 @@ class Predictor:
         checkpointer.allow_backbone_only = False
         checkpointer.metadata = class_metadata(cfg)
         checkpoint = checkpointer.load(cfg.MODEL.WEIGHTS)
-        self.tta = SemanticSegmentorWithTTA(cfg, self.model) if tta else None
+        bar = partial(progress, desc="scales", unit="scale")
+        self.tta = SemanticSegmentorWithTTA(cfg, self.model, bar) if tta else None
         self.augmentation = build_test_augmentations(cfg)[0]
         self.input_format = cfg.INPUT.FORMAT
         self.max_pixels = cfg.INPUT.MAX_PIXELS

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from logging import StreamHandler
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from cdgcnet.engine.distributed import is_dead_worker, is_lost_connection, on_main_process
+from cdgcnet.utils.progress import AboveBars
 
 _LOGGERS = ("fvcore", "detectron2", "cdgcnet", "cdgc")
 
@@ -41,8 +43,9 @@ def start_logging(folder: Path) -> None:
     for name in _LOGGERS:
         logger = setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
         for handler in logger.handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
+            if isinstance(handler, StreamHandler) and handler.stream is sys.stdout:
                 handler.setLevel(logging.INFO)
+                handler.setStream(AboveBars(sys.stdout))
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_fault)
 
 

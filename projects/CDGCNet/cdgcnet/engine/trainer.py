@@ -44,6 +44,7 @@ from cdgcnet.evaluation.testing import (
 )
 from cdgcnet.modeling.precision import has_bfloat16, training_precision
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
+from cdgcnet.utils.progress import progress
 
 _SAMPLE_PREDICTIONS = 4  # images shown every VIS_PERIOD iterations
 
@@ -341,7 +342,8 @@ class Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, name, str(evaluation_folder(cfg, name, TTA_SUFFIX)))
             for name in names
         ]
-        wrapped = SemanticSegmentorWithTTA(cfg, model)
+        bar = partial(progress, desc="scales", unit="scale", shown=comm.is_main_process())
+        wrapped = SemanticSegmentorWithTTA(cfg, model, bar)
         results = cls.test(cfg, wrapped, evaluators, report_results)
         if len(names) == 1:
             return with_suffix(results)

@@ -15,6 +15,7 @@ from cdgcnet.evaluation.notable_images import choose_images, decode
 from cdgcnet.evaluation.report import COLUMNS, format_graph_table, format_table
 from cdgcnet.modeling.predictions import PredictionKind
 from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.progress import progress
 
 # Name of a count -> file name, title, label of the columns and color map of its picture.
 _MATRICES = {
@@ -112,9 +113,10 @@ def draw_matrices(evaluator: CDGCEvaluator, folder: Path) -> None:
     if confusion is None:
         return
     truth = confusion.sum(axis=1, keepdims=True).astype(float)
-    for name, (file_name, title, columns, colors) in _MATRICES.items():
-        matrix = evaluator.total(name)
+    matrices = {name: evaluator.total(name) for name in _MATRICES}
+    for name, matrix in progress(matrices.items(), "drawing matrices", "matrix"):
         if matrix is not None:
+            file_name, title, columns, colors = _MATRICES[name]
             percent = np.divide(100 * matrix, truth, out=np.zeros(matrix.shape), where=truth > 0)
             path = folder / f"{file_name}.png"
             draw_confusion_matrix(path, percent, evaluator.names, title, columns, colors)
@@ -131,7 +133,8 @@ def draw_images(evaluator: CDGCEvaluator, folder: Path, chosen: dict[str, str]) 
     """
     dicts = {d["file_name"]: d for d in DatasetCatalog.get(evaluator.dataset_name)}
     records = {r.file_name: r for r in evaluator.records}
-    for number, (name, reasons) in enumerate(chosen.items()):
+    bar = progress(chosen.items(), "drawing images", "image")
+    for number, (name, reasons) in enumerate(bar):
         if not records[name].label_maps:  # a resumed evaluation that kept fewer images
             logging.getLogger(__name__).warning(
                 f"{name} is not drawn: the interrupted evaluation has not kept its label maps"

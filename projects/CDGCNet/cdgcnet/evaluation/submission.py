@@ -134,7 +134,7 @@ def pack(server: Server, images: Sequence[str], label_maps: Sequence[Path], pack
     with atomic_write(package) as tmp_path:
         entries = (
             (server.entry(Path(image)), _png(server, labels, image_size(image)))
-            for image, labels in tqdm(pairs, desc="packing", unit="image")
+            for image, labels in tqdm(pairs, desc="packing", unit="image", disable=None)
         )
         if server.suffixes == (".zip",):
             with zipfile.ZipFile(tmp_path, "w", zipfile.ZIP_STORED) as archive:  # PNGs are deflated
@@ -230,7 +230,10 @@ def verify(server: Server, images: Sequence[str], package: Path, limit: int = 20
     prefixes = {name.removesuffix("_labelIds.png"): name for name in expected}
     reasons = []
     seen: Counter[str] = Counter()
-    for name, data in tqdm(_members(package), desc="verifying", unit="file", total=len(images)):
+    members = tqdm(
+        _members(package), desc="verifying", unit="file", total=len(images), disable=None
+    )
+    for name, data in members:
         path = PurePosixPath(name)
         key = str(path)
         if flat:

@@ -23,6 +23,7 @@ from cdgcnet.evaluation.reporter import report
 from cdgcnet.evaluation.resume import ResumableEvaluator
 from cdgcnet.evaluation.writers import LabelMapWriter
 from cdgcnet.utils.io import backup_existing
+from cdgcnet.utils.progress import progress
 
 TTA_SUFFIX = "_TTA"  # of folders and task names
 
@@ -163,7 +164,8 @@ def evaluate_dataset(
         comm.synchronize()  # no process may write before the old files are moved
     checked = FailedImages(evaluator)
     loader = build_loader(resumable.finished if resumable else ())
-    results = inference_on_dataset(EvaluatedSegmentor(model, cfg.TEST.ORACLE), loader, checked)
+    bar = progress(loader, dataset_name, "image", shown=comm.is_main_process())
+    results = inference_on_dataset(EvaluatedSegmentor(model, cfg.TEST.ORACLE), bar, checked)
     if comm.is_main_process():
         if on_results is not None and not checked.failed:
             on_results(dataset_name, results)

@@ -4,7 +4,7 @@ Detectron2's ``DatasetMapperTTA`` derives absolute sizes from an image that has 
 resized; here the ratios refer to the original image, as in the paper's protocol.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -40,13 +40,20 @@ class SemanticSegmentorWithTTA(nn.Module):
     has ``predict_scores``, such as ``CDGCSegmentor``, saves it from storing full-size logits.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        progress: Callable[[list[float]], Iterable[float]] = iter,
+    ):
         """
         Args:
             cfg: TEST.AUG.{SCALES, FLIP} and TEST.ACCUMULATE.*.
             model: maps a list of dicts to a list of {"sem_seg": (M, H, W) logits}.
+            progress: is given the scales of an image and returns them, with a progress bar.
         """
         super().__init__()
+        self.progress = progress
         self.model = getattr(model, "module", model)
         self.scales = list(cfg.TEST.AUG.SCALES)
         self.flip = cfg.TEST.AUG.FLIP
@@ -107,7 +114,7 @@ class SemanticSegmentorWithTTA(nn.Module):
     def _views(self, image: np.ndarray, base: tuple[int, int]) -> Iterator[Tensor]:
         """The image (H, W, 3) at each scale of the base size, (3, scale * h, scale * w)."""
         height, width = image.shape[:2]
-        for scale in self.scales:
+        for scale in self.progress(self.scales):
             size = max(1, round(base[0] * scale)), max(1, round(base[1] * scale))
             resized = image
             if size != (height, width):

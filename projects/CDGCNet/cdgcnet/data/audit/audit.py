@@ -72,12 +72,14 @@ def audit(
     )
     with ThreadPool(max(workers, 1)) as pool:
         found = pool.imap(partial(inspect, rules=rules), dicts)
-        samples = list(tqdm(found, desc=name, total=len(dicts), unit="image"))
+        samples = list(tqdm(found, desc=name, total=len(dicts), unit="image", disable=None))
         issues = [issue for s in samples for issue in s.issues]
         sizes = frozenset(size_of(d) for d in dicts) - {None}
         for other, other_dicts in others.items():
             hashed = pool.imap(partial(_digest_if_sized, sizes=sizes), other_dicts)
-            digests = list(tqdm(hashed, desc=other, total=len(other_dicts), unit="image"))
+            digests = list(
+                tqdm(hashed, desc=other, total=len(other_dicts), unit="image", disable=None)
+            )
             issues += find_shared(samples, other, other_dicts, digests)
     issues += find_twins(samples)
     issues += find_odd_palettes(samples)

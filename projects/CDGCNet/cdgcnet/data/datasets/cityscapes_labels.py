@@ -111,5 +111,5 @@ def make_missing_train_ids(targets: Sequence[Path]) -> None:
     )
     with ThreadPoolExecutor() as pool:
         made = pool.map(lambda pair: _make_if_missing(*pair), sources)
-        for _ in tqdm(made, total=len(sources), desc="train ids", unit="image"):
+        for _ in tqdm(made, total=len(sources), desc="train ids", unit="image", disable=None):
             pass

@@ -99,7 +99,9 @@ class Runner:
         remove_leftovers({job.target.parent for job in todo})
         # A compressed archive can only be read forwards.
         todo.sort(key=_storage_order)
-        bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=title, unit="file")
+        bar = tqdm(
+            total=len(jobs), initial=len(jobs) - len(todo), desc=title, unit="file", disable=None
+        )
         with bar:
             if self.workers and any(job.convert for job in todo):
                 self._run_in_pool(todo, bar)

@@ -85,7 +85,9 @@ def write_street_scenes(
                 ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
             )
             drawn = pool.map(draw, jobs, chunksize=4)
-        for _ in tqdm(drawn, desc=f"drawing {root.name}", total=len(jobs), unit="scene"):
+        for _ in tqdm(
+            drawn, desc=f"drawing {root.name}", total=len(jobs), unit="scene", disable=None
+        ):
             pass
         (tree / "streets.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         try:

@@ -19,6 +19,7 @@ from cdgcnet.data.image_io import read_image
 from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.evaluation.image_result import ImageRecord
 from cdgcnet.evaluation.notable_images import decode
+from cdgcnet.utils.progress import progress
 from cdgcnet.visualization.change_map import WRONG
 from cdgcnet.visualization.colors import BROKEN, FIXED, class_colors, palette_of
 
@@ -60,7 +61,7 @@ def draw_pictures(evaluator: CDGCEvaluator, chosen: dict[str, str]) -> tuple[lis
     records = {r.file_name: r for r in evaluator.records}
     pictures: list[Picture] = []
     size = 0
-    for name, reasons in chosen.items():
+    for name, reasons in progress(chosen.items(), "drawing report.html", "image"):
         if not records[name].label_maps:  # an interrupted evaluation may have kept fewer
             continue
         picture = _draw(evaluator, dicts[name], records[name], reasons)

@@ -93,7 +93,8 @@ def test_numbers_told_are_those_of_the_records(told):
 
 # ---------------------------------------------------------------- tables of `cdgcnet compare`
 COMPARED = sorted(path for path in (RESULTS / "compare").iterdir() if path.is_dir())
-PAGES = [EXPERIMENTS, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAPER = RESULTS / "compare" / "voc_animals_paper" / "README.md"
+PAGES = [EXPERIMENTS, ROOT / "README.md", PAPER, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("folder", COMPARED, ids=lambda path: path.name)
@@ -105,9 +106,9 @@ def test_a_page_has_the_table_that_the_records_of_a_comparison_give(folder):
     assert found == expected, f"cdgcnet compare --render {folder} --into the page"
 
 
-def compared_cells() -> dict[str, list[str]]:
-    """Label -> cells of the final comparison, the one that pages quote."""
-    lines = make_lines(load_compared(RESULTS / "compare" / "voc_animals"))
+def compared_cells(name: str = "voc_animals") -> dict[str, list[str]]:
+    """Label -> cells of a comparison, by default the final one, which pages quote."""
+    lines = make_lines(load_compared(RESULTS / "compare" / name))
     return {line.label: cells for line, cells in zip(lines, table_of(lines), strict=True)}
 
 
@@ -118,3 +119,14 @@ def test_scores_of_a_comparison_are_quoted_as_they_are(page):
     quoted = set(re.findall(r"\d\d\.\d\d(?: ± \d\.\d\d)? \(\d+\)", text))
     measured = {cells[1] for cells in compared_cells().values()}
     assert quoted and quoted <= measured, quoted - measured
+
+
+def test_the_papers_ablations_are_told_as_they_are():
+    """Lines "| `table1_02_plain_gcn` | `graph:SCOPE=image` | 78.2 | 61.42 ± 0.41 (2) |"."""
+    told = re.findall(r"^\| `(table\w+)` \| `(.+?)` \| (\S+) \| (.+) \|$", PAPER.read_text(), re.M)
+    assert {name[:6] for name, *_ in told} == {"table1", "table2", "table3", "table5"}
+    measured = compared_cells(PAPER.parent.name)
+    rows = {row.name: row for row in find_rows(PROFILES / "paper.yaml", "all")}
+    for name, head, paper, here in told:
+        assert float(paper) == rows[name].paper, name
+        assert here == measured[head][1], name

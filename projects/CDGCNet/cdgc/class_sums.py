@@ -18,8 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# Private operators: a version of torch without them stores the weights.
+_flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_flash_backward: Any = getattr(
+    torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None
+)
+CAN_FUSE = _flash is not None and _flash_backward is not None
 
 
 def class_sums(
@@ -32,7 +36,7 @@ def class_sums(
         k: (H, n, E) keys.
         v: (H, n, D) values.
         counts: the positive n_m, in the order of the nodes.
-        fused: for CPU tensors: whether to use fused attention instead of storing H·N·n weights.
+        fused: for CPU tensors, if CAN_FUSE: use fused attention instead of storing H·N·n weights.
 
     Returns:
         One (N, H·D) tensor per class.

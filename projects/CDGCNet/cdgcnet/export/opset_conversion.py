@@ -20,7 +20,8 @@ def convert_to_opset_17(model: ir.Model) -> None:
     Raises:
         ValueError: naming the node, if opset 17 cannot express it.
     """
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
         for node in ir.traversal.RecursiveGraphIterator(graph):
             if node.domain == "" and _changed_in_18(node.op_type):
                 _REWRITES.get(node.op_type, _refuse)(node)

@@ -68,7 +68,8 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         if gray.min() < 0 or gray.max() > 65535:
             raise ValueError("it has 32-bit pixels; expected 8 or 16 bits per channel")
         return np.repeat((gray >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    # Pillow copies an image even where it changes nothing.
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 class ImageFile:
@@ -108,7 +109,8 @@ class ImageFile:
 
     def _decode_with_pillow(self, data: bytes) -> np.ndarray:
         with open_image(io.BytesIO(data), self.path, max_pixels=self.max_pixels) as image:
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
             if self.image_format == "BGR":
                 return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
             return np.require(rgb, requirements=["C", "W", "O"])

@@ -171,17 +171,21 @@ def score_bands(
 
 
 class _Taps(NamedTuple):
-    """The nodes that each output row (or column) is interpolated from, (H, K) each."""
+    """The nodes that each output row (or column) is interpolated from."""
 
-    node: Tensor  # index along the axis
-    weight: Tensor
+    node: Tensor  # (H, K): index along the axis
+    weight: Tensor  # (H, K)
+    groups: Tensor  # (G, K): the different rows of ``node``, which are few: G <= 2 h or so
+    group: Tensor  # (H,): the group of each output row
 
 
 def _taps(matrix: Tensor) -> _Taps:
     count = int((matrix != 0).sum(dim=1).max())
     weight, index = matrix.topk(count, dim=1)
     # A tap of weight 0 must not count as another node.
-    return _Taps(torch.where(weight > 0, index, index[:, :1]), weight)
+    node = torch.where(weight > 0, index, index[:, :1])
+    groups, group = node.sort(dim=1).values.unique_consecutive(dim=0, return_inverse=True)
+    return _Taps(node, weight, groups, group)
 
 
 @functools.lru_cache(maxsize=16)
@@ -265,6 +269,15 @@ def _true_indices(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than PyTorch
 
 
+def _extremes(low: Tensor, high: Tensor, nodes: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The smallest value of ``low`` and the largest of ``high`` among the nodes (G, K)."""
+    least, most = (x.index_select(axis, nodes[:, 0]) for x in (low, high))
+    for node in nodes.unbind(1)[1:]:
+        torch.minimum(least, low.index_select(axis, node), out=least)
+        torch.maximum(most, high.index_select(axis, node), out=most)
+    return least, most
+
+
 def label_map(scores: Tensor, geometry: ResizeGeometry) -> Tensor:
     """The class of each output pixel, without storing (M, H, W) scores.
 
@@ -284,17 +297,13 @@ def label_map(scores: Tensor, geometry: ResizeGeometry) -> Tensor:
     rows, columns = (
         _axis_taps(scores.shape[1 + axis], geometry, axis, scores.device) for axis in (0, 1)
     )
-    # Columns first, while there are only h rows; copying whole rows is fast.
-    low = high = best.index_select(1, columns.node[:, 0])  # (h, W)
-    for k in range(1, columns.node.shape[1]):
-        other = best.index_select(1, columns.node[:, k])
-        low, high = torch.minimum(low, other), torch.maximum(high, other)
-    labels, highest = (x.index_select(0, rows.node[:, 0]) for x in (low, high))  # (H, W)
-    for k in range(1, rows.node.shape[1]):
-        index = rows.node[:, k]
-        torch.minimum(labels, low.index_select(0, index), out=labels)
-        torch.maximum(highest, high.index_select(0, index), out=highest)
-    pixel = _true_indices((labels != highest).flatten())
+    # Pixels in the same group of rows and group of columns have the same nodes.
+    low, high = _extremes(*_extremes(best, best, columns.groups, 1), rows.groups, 0)
+    labels, differ = (
+        of_groups.index_select(1, columns.group).index_select(0, rows.group)
+        for of_groups in (low, low != high)
+    )
+    pixel = _true_indices(differ.flatten())
     if 2 * len(pixel) < labels.numel():
         labels.view(-1)[pixel] = _interpolated_labels(scores, pixel, rows, columns)
         return labels

@@ -81,8 +81,14 @@ def fit_screen(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nd
     if scale >= 1:
         return image, labels
     size = (max(1, round(labels.shape[1] * scale)), max(1, round(labels.shape[0] * scale)))
+    # Halving (an odd last row is left out) and then interpolating takes a third of the time of
+    # averaging over areas of any size.
+    while scale <= 0.5 and min(image.shape[:2]) > 1:
+        half = (image.shape[1] // 2, image.shape[0] // 2)
+        even = image[: 2 * half[1], : 2 * half[0]]
+        image, scale = cv2.resize(even, half, interpolation=cv2.INTER_AREA), 2 * scale
     return (
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA),
+        cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
         cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST),
     )
 

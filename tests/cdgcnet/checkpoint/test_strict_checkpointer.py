@@ -153,7 +153,9 @@ def test_missing_backbone_key(wide_cfg, save, torchvision_18, key):
 
 def test_wrong_depth(wide_cfg, save, torchvision_18):
     # ResNet-34 has blocks that ResNet-18 has not, and the other way round.
-    with pytest.raises(ValueError, match=r"not in the file[\s\S]*MODEL\.RESNETS"):
+    with pytest.raises(
+        ValueError, match=r"not in the file[\s\S]*MODEL\.RESNETS[\s\S]*config\.yaml"
+    ):
         load(build_model(wide_cfg({"MODEL.RESNETS.DEPTH": 34})), save(torchvision_18))
     state = torchvision.models.resnet34(weights=None).state_dict()
     with pytest.raises(ValueError, match=r"not in the model[\s\S]*MODEL\.RESNETS"):

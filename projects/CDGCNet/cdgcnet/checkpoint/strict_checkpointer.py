@@ -217,7 +217,8 @@ class StrictCheckpointer(DetectionCheckpointer):
                 else ""
             )
             + "\nCheck MODEL.RESNETS.{DEPTH,STEM_TYPE}, MODEL.CDGC and "
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES against the run that made the file."
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES against config.yaml of the run that made the file. "
+            "CHANGELOG.md names keys whose defaults have changed."
             + (
                 "\nTo fine-tune on other classes, set MODEL.WEIGHTS_PARTIAL True."
                 if classes_differ and len(problems) == len(shapes)

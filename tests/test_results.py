@@ -91,6 +91,21 @@ def test_numbers_told_are_those_of_the_records(told):
     assert said and said == {column: measured[column] for column in said}
 
 
+# ---------------------------------------------------------------- trained features
+def test_trained_features_are_told_as_they_are():
+    """Lines "| `control_03_aspp` | ASPP | 62.29 | 55.37 | |": mIoU of seeds 1 and 2, and oracle."""
+    pattern = r"^\| `(\w+)` \| [^|]+ \| ([\d.]*) ?\| ([\d.]*) ?\| ([\d.]*) ?\|$"
+    told = re.findall(pattern, EXPERIMENTS.read_text("utf-8"), re.MULTILINE)
+    found = load_records(RESULTS / "voc_animals_cpu" / "val")
+    records = {(record.row, seed): record.scores for (_, seed), record in found.items()}
+    assert {(name, i) for name, *seeds, _ in told for i in (1, 2) if seeds[i - 1]} == set(records)
+    for name, *seeds, oracle in told:
+        for seed, score in enumerate(seeds, 1):
+            assert not score or score == f"{records[name, seed]['sem_seg']['mIoU']:.2f}"
+        if oracle:
+            assert oracle == f"{records[name, 1]['sem_seg_oracle']['mIoU']:.2f}"
+
+
 # ---------------------------------------------------------------- tables of `cdgcnet compare`
 COMPARED = sorted(path for path in (RESULTS / "compare").iterdir() if path.is_dir())
 PAPER = RESULTS / "compare" / "voc_animals_paper" / "README.md"

@@ -7,7 +7,15 @@ import pytest
 from detectron2.data import Metadata
 
 from cdgcnet.visualization.change_map import WRONG, change_map
-from cdgcnet.visualization.colors import BROKEN, FIXED, IGNORED, color_map, label_image, overlay
+from cdgcnet.visualization.colors import (
+    BROKEN,
+    FIXED,
+    IGNORED,
+    color_map,
+    fit_screen,
+    label_image,
+    overlay,
+)
 
 METADATA = Metadata(
     stuff_classes=["road", "sky"], stuff_colors=[(200, 0, 0), (0, 100, 0)], ignore_label=255
@@ -89,3 +97,15 @@ def test_change_map_by_hand():
     assert [tuple(c) == FIXED for c in unlabeled.tolist()] == (coarse != refined)[0].tolist()
     without = change_map(image, truth, None, refined, 255)[0]
     assert [tuple(c) for c in without[2:4].tolist()] == [WRONG, WRONG]
+
+
+@pytest.mark.parametrize(("height", "width"), [(2999, 3001), (4096, 2000), (6001, 5999)])
+def test_a_large_photo_and_its_labels_are_scaled_down_alike(height, width):
+    """Odd rows are left out while an image is halved; its edges stay where the labels' are."""
+    labels = np.zeros((height, width), np.uint8)
+    labels[height // 3 :, width // 4 :] = 1
+    image, small = fit_screen(np.repeat(labels[..., None] * 255, 3, axis=2), labels)
+    assert image.shape == (*small.shape, 3)
+    assert small.size == pytest.approx(2e6, rel=0.01)
+    differ = (image[..., 0] > 127) != (small == 1)
+    assert differ.sum() <= sum(small.shape)  # one pixel along the outline

@@ -67,6 +67,9 @@ def comparable(line: Line, controls: Sequence[Line]) -> list[Line]:
 def best_control(line: Line, controls: Sequence[Line]) -> tuple[Line, Estimate] | None:
     """The control with the highest mean over the seeds it shares with a line, and the difference.
 
+    A control that lacks some of the line's seeds counts only where all do: means over different
+    seeds say more about the seeds than about the controls.
+
     Args:
         line: compared.
         controls: measured as the line is.
@@ -81,7 +84,7 @@ def best_control(line: Line, controls: Sequence[Line]) -> tuple[Line, Estimate] 
         shared = ours.keys() & theirs.keys()
         return fmean(theirs[seed] for seed in shared) if shared else float("-inf")
 
-    best = max(controls, key=level, default=None)
+    best = max(comparable(line, controls) or controls, key=level, default=None)
     if best is None:
         return None
     difference = paired_difference(ours, best.values())

@@ -340,7 +340,10 @@ def test_windows_by_hand(tiny_cfg, build, make_batch, output):
         if output:
             x |= {"height": output[0], "width": output[1]}
             expected = F.interpolate(expected[None], size=output, mode="bilinear")[0]
+        shown: list = []
+        slide.window_progress = lambda windows: shown.append(len(windows)) or windows
         found = slide([x])[0]["sem_seg"]
+        assert shown == [6]  # for a progress bar
         result = slide.predict_labels([x])[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert_same_labels(result.labels[REFINED], expected)

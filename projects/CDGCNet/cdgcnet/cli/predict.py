@@ -130,8 +130,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_model_arguments(args)
 
-    from tqdm import tqdm
-
     from cdgcnet.engine.prediction import OutputFiles, predict_images
     from cdgcnet.engine.prediction_record import (
         PredictionRecord,
@@ -139,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         unfinished,
     )
     from cdgcnet.engine.video import VideoReader, ended_early, predict_video, video_paths
+    from cdgcnet.utils.progress import progress
 
     images, videos = find_sources(args.input, args.output)
     if videos and args.probabilities:
@@ -163,8 +162,9 @@ def run(args: argparse.Namespace) -> int:
         failures.append(message if known else f"{source.path}: {message}")
 
     results = predict_images(predictor, new_images, files, record, metadata, args.batch_size)
-    with tqdm(
-        total=len(new_images), desc="images", unit="image", disable=None if new_images else True
+    total = len(new_images)
+    with progress(
+        desc="images", unit="image", total=total, shown=bool(new_images), leave=True
     ) as bar:
         for source, error in results:
             bar.update()
@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     for source, reader in zip(new_videos, readers, strict=True):
         if not reader.camera:
             record.add(source)
-        with tqdm(total=reader.count, desc=source.name, unit="frame", disable=None) as bar:
+        with progress(desc=source.name, unit="frame", total=reader.count, leave=True) as bar:
             try:
                 done = predict_video(
                     predictor, reader, source, files, metadata, args.batch_size, bar.update

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from tqdm import tqdm
 
 from cdgcnet.checkpoint.strict_checkpointer import check_weights_path
 from cdgcnet.comparison.datasets import choose_images
@@ -34,6 +33,7 @@ from cdgcnet.config.adaptation import adapt_cfg
 from cdgcnet.engine.run_metadata import run_metadata
 from cdgcnet.modeling.precision import has_bfloat16
 from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.progress import progress
 
 
 def choose_precision(choice: str, device: str) -> str:
@@ -155,12 +155,11 @@ def _run_missing(
             f"{available / 2**30:.1f} GiB are available; use fewer --jobs"
         )
     failures, finished = [], 0
-    pause = 1 if sys.stderr.isatty() else 30  # a log file need not hold every step
     total = len(missing) * setting.schedule.steps
     before = signal.signal(signal.SIGTERM, _stop)  # so that it ends the rows' processes too
     try:
         # smoothing 0: the estimate of the time left goes by the average of all rows.
-        with tqdm(total=total, unit="step", smoothing=0, mininterval=pause) as bar:
+        with progress(desc="training", unit="step", total=total, leave=True, smoothing=0) as bar:
             for job, problem in run_jobs(missing, setting, parallel, deadline, bar.update):
                 finished += 1
                 name = f"{job.row.label}, seed {job.seed}"

@@ -14,28 +14,22 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from cdgcnet.comparison.features import FeatureExtractor, Projection, grid_size, label_size
 from cdgcnet.data.decoding import image_size
 from cdgcnet.utils.digests import digest, digest_of
 from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.progress import progress
 
 PROJECTION_IMAGES = 150  # that the principal components are computed from
 _FLUSH = 50  # images after which finished ones are written down
 _FILES = ("identity.json", "features.npy", "labels.npy", "finished")
-
-
-def _progress(*args: Any, **kwargs: Any) -> tqdm:
-    pause = 0.5 if sys.stderr.isatty() else 30  # a log file need not hold every image
-    return tqdm(*args, unit="image", mininterval=pause, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Plan:
             FileNotFoundError, ValueError: naming the file.
         """
         digests, nodes = [], []
-        for entry in _progress(entries, desc="checking files", leave=False):
+        for entry in progress(entries, "checking files", "image"):
             contents = [Path(entry[key]).read_bytes() for key in ("file_name", "sem_seg_file_name")]
             digests.append(digest([*contents, entry.get("sem_seg_lut") or b""]))
             size = image_size(entry["file_name"], extractor.max_pixels)
@@ -200,7 +194,7 @@ class FeatureCache:
         path = self.root / f"projection-{digest_of(identity)}.npz"
         if not path.is_file():
             chosen = _spread(train.entries, PROJECTION_IMAGES)
-            bar = _progress(chosen, desc="principal components")
+            bar = progress(chosen, "principal components", "image", leave=True)
             fitted = Projection.fit((self.extractor(entry)[0] for entry in bar), self.channels)
             with atomic_write(path) as tmp_path, tmp_path.open("wb") as file:
                 np.savez(file, **vars(fitted))
@@ -233,7 +227,9 @@ class FeatureCache:
             stride = self.extractor.stride
             row = sum(h * w for h, w in plan.nodes[:done])
             pixel = sum(math.prod(label_size(h, w, stride)) for h, w in plan.nodes[:done])
-            bar = _progress(total=count, initial=done, desc=f"features, {what}")
+            bar = progress(
+                desc=f"features, {what}", unit="image", total=count, leave=True, initial=done
+            )
             for index in range(done, count):
                 rows, kept = self.extractor(plan.entries[index])
                 projected = projection(rows)

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm import tqdm
 
 from cdgcnet.data.datasets.catalog import EVALUATOR_TYPE
 from cdgcnet.data.decoding import image_size
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_sample_labels
 from cdgcnet.data.label_spec import LabelSpec
+from cdgcnet.utils.progress import progress
 
 _SHOWN = 5
 
@@ -126,12 +126,7 @@ def _classes_in(name: str, dicts: Sequence[dict], cfg: CfgNode) -> np.ndarray:
         return _inspect(sample, spec, cfg.INPUT.MAX_PIXELS, cfg.DATASETS.CHECK == "all")
 
     with ThreadPoolExecutor() as pool:
-        results = list(
-            tqdm(
-                pool.map(inspect, dicts), total=len(dicts), desc=f"checking {name}", unit="image",
-                disable=None, leave=False,
-            )
-        )  # fmt: skip
+        results = list(progress(pool.map(inspect, dicts), f"checking {name}", "image", len(dicts)))
     problems = [problem for _, problem in results if problem]
     if problems:
         raise ValueError(

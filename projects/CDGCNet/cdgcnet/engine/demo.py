@@ -15,7 +15,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from tqdm import tqdm
 
 from cdgcnet.config.defaults import load_cfg
 from cdgcnet.config.files import config_path
@@ -26,6 +25,7 @@ from cdgcnet.engine.predictor import Predictor
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.report import format_table, write_results
 from cdgcnet.evaluation.testing import evaluate
+from cdgcnet.utils.progress import progress
 from cdgcnet.utils.worker import start_worker
 from cdgcnet.visualization.paper_figures import draw_comparison
 
@@ -48,8 +48,8 @@ class ProgressBar(HookBase):
         self.position = position
 
     def before_train(self) -> None:
-        self.bar = tqdm(
-            total=self.trainer.max_iter, desc=self.title, unit="it", position=self.position
+        self.bar = progress(
+            desc=self.title, total=self.trainer.max_iter, leave=True, position=self.position
         )
 
     def after_step(self) -> None:
@@ -137,7 +137,7 @@ def score(cfg: CfgNode, title: str, position: int, images: int, tta: bool = Fals
         predictor = Predictor(cfg, tta=tta)
         model = predictor.model if predictor.tta is None else predictor.tta
         loader = FirstImages(Trainer.build_test_loader(cfg, VAL), images)
-        bar = tqdm(loader, desc=f"evaluating {title}", unit="image", position=position)
+        bar = progress(loader, f"evaluating {title}", "image", leave=True, position=position)
         results = evaluate(cfg, model, bar, VAL)
         bar.close()
         return results

@@ -19,6 +19,7 @@ from cdgcnet.data.decoding import MAX_PIXELS
 from cdgcnet.engine.export_metadata import METADATA_KEY, ExportMetadata
 from cdgcnet.utils.image_size import shortest_edge_size
 from cdgcnet.utils.image_validation import check_bgr_image
+from cdgcnet.utils.progress import progress
 
 
 def open_session(path: str | os.PathLike, threads: int | None = None) -> tuple[Any, ExportMetadata]:
@@ -166,7 +167,8 @@ class OnnxPredictor:
         height, width = image.shape[:2]
         total = np.zeros((self.export.num_classes, height, width), np.float32)
         count = np.zeros((height, width), np.float32)
-        for rows, columns in self._windows((height, width)):
+        windows = list(self._windows((height, width)))
+        for rows, columns in progress(windows, "windows", "window"):
             total[:, rows, columns] += _softmax(self._logits(image[rows, columns]))
             count[rows, columns] += 1
         return total / count, False

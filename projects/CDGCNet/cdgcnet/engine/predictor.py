@@ -56,6 +56,7 @@ class Predictor:
         check_weights_path(cfg.MODEL.WEIGHTS)
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg).eval()
+        self.model.window_progress = partial(progress, desc="windows", unit="window")
         checkpointer = StrictCheckpointer(self.model)
         checkpointer.allow_backbone_only = False
         checkpointer.metadata = class_metadata(cfg)

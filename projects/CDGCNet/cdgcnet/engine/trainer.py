@@ -197,6 +197,15 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model, with a progress bar for the windows of an image that takes long."""
+        model = super().build_model(cfg)
+        model.window_progress = partial(
+            progress, desc="windows", unit="window", shown=comm.is_main_process()
+        )
+        return model
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """SGD (the paper's) or AdamW; the head's rate is BASE_LR * HEAD_LR_FACTOR."""
         params = []

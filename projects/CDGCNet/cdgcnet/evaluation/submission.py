@@ -16,12 +16,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from cdgcnet.data.datasets import cityscapes_classes, voc
 from cdgcnet.data.decoding import UnusableImageError, image_size, open_image
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.progress import progress
 from cdgcnet.visualization.colors import palette_of
 
 _MAX_MEMBER = 1 << 28  # bytes in a package that one label map may take
@@ -134,7 +134,7 @@ def pack(server: Server, images: Sequence[str], label_maps: Sequence[Path], pack
     with atomic_write(package) as tmp_path:
         entries = (
             (server.entry(Path(image)), _png(server, labels, image_size(image)))
-            for image, labels in tqdm(pairs, desc="packing", unit="image", disable=None)
+            for image, labels in progress(pairs, "packing", "image", leave=True)
         )
         if server.suffixes == (".zip",):
             with zipfile.ZipFile(tmp_path, "w", zipfile.ZIP_STORED) as archive:  # PNGs are deflated
@@ -230,9 +230,7 @@ def verify(server: Server, images: Sequence[str], package: Path, limit: int = 20
     prefixes = {name.removesuffix("_labelIds.png"): name for name in expected}
     reasons = []
     seen: Counter[str] = Counter()
-    members = tqdm(
-        _members(package), desc="verifying", unit="file", total=len(images), disable=None
-    )
+    members = progress(_members(package), "verifying", "file", len(images), leave=True)
     for name, data in members:
         path = PurePosixPath(name)
         key = str(path)

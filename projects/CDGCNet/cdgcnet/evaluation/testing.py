@@ -4,6 +4,7 @@ Everything is written to ``OUTPUT_DIR/inference/DATASET``, or ``DATASET_TTA`` wi
 augmentation.
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
@@ -164,7 +165,9 @@ def evaluate_dataset(
         comm.synchronize()  # no process may write before the old files are moved
     checked = FailedImages(evaluator)
     loader = build_loader(resumable.finished if resumable else ())
-    bar = progress(loader, dataset_name, "image", shown=comm.is_main_process())
+    # Detectron2 logs the progress, too, which is enough for a log file.
+    shown = comm.is_main_process() and sys.stderr.isatty()
+    bar = progress(loader, dataset_name, "image", shown=shown)
     results = inference_on_dataset(EvaluatedSegmentor(model, cfg.TEST.ORACLE), bar, checked)
     if comm.is_main_process():
         if on_results is not None and not checked.failed:

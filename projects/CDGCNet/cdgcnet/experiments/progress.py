@@ -1,15 +1,13 @@
 """Runs missing jobs one after another, with a progress bar over all of their iterations."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cdgcnet.experiments.jobs import Job
 from cdgcnet.experiments.run_folder import resumed_iteration, trained_iterations
 from cdgcnet.experiments.runner import Runner
+from cdgcnet.utils.progress import progress
 
 
 def run_jobs(runner: Runner, jobs: Sequence[Job], deadline: float | None) -> list[str]:
@@ -48,9 +46,8 @@ class Progress:
     """A progress bar over all missing iterations, fed from the runs' ``metrics.json``."""
 
     def __init__(self, total: int):
-        pause = 1 if sys.stderr.isatty() else 30  # keep log files short
         # smoothing 0: the ETA follows the average, which includes evaluations.
-        self.bar = tqdm(total=total, unit="it", smoothing=0, mininterval=pause)
+        self.bar = progress(total=total, leave=True, smoothing=0)
         self.seen: dict[Path, int] = {}
         self.looked = 0.0
 

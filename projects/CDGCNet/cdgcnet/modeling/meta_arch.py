@@ -8,6 +8,7 @@ Shape shorthand: B images, M classes, h x w scores, H x W pixels.
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -28,7 +29,7 @@ from cdgcnet.modeling.precision import autocast_to, training_precision
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind, ScorePrediction
 from cdgcnet.modeling.probability_accumulator import AccumulatorOptions, ProbabilityAccumulator
 from cdgcnet.modeling.refinement_head import RefinementHead, check_head
-from cdgcnet.modeling.sliding_window import SlidingWindow
+from cdgcnet.modeling.sliding_window import SlidingWindow, Window
 
 
 def _build_backbone(cfg: CfgNode) -> Backbone:
@@ -96,6 +97,8 @@ class CDGCSegmentor(nn.Module):
         self.training_precision = training_precision
         self.channels_last = channels_last
         self.accumulate = accumulate or AccumulatorOptions()
+        # Is given the windows of an image and returns them; may show a progress bar.
+        self.window_progress: Callable[[list[Window]], Iterable[Window]] = iter
         self._packed = PackedConvolutions()
         if channels_last:
             self.to(memory_format=torch.channels_last)
@@ -292,7 +295,7 @@ class CDGCSegmentor(nn.Module):
         size = images.image_sizes[0]
         sums: list[dict[PredictionKind, ProbabilityAccumulator]] = [{} for _ in images.image_sizes]
         nodes: list[Tensor | None] = [None] * len(sums)
-        for rows, columns in slide.windows(size):
+        for rows, columns in self.window_progress(list(slide.windows(size))):
             window = ImageList.from_tensors(
                 list(images.tensor[:, :, rows, columns]), self.backbone.size_divisibility
             )

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
+
+Window: TypeAlias = tuple[slice, slice]  # rows and columns
 
 
 def starts(length: int, crop: int, stride: int) -> list[int]:
@@ -31,7 +33,7 @@ class SlidingWindow(NamedTuple):
         """Whether a single window covers an image (H, W)."""
         return size[0] <= self.crop[0] and size[1] <= self.crop[1]
 
-    def windows(self, size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    def windows(self, size: tuple[int, int]) -> Iterator[Window]:
         """Rows and columns of each window of an image (H, W), clipped to the image."""
         for y in starts(size[0], self.crop[0], self.stride[0]):
             for x in starts(size[1], self.crop[1], self.stride[1]):

@@ -9,7 +9,6 @@ from functools import partial
 from multiprocessing.pool import ThreadPool
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tqdm import tqdm
 
 from cdgcnet.data.audit.checks import (
     Rules,
@@ -27,6 +26,7 @@ from cdgcnet.data.datasets import voc
 from cdgcnet.data.datasets.catalog import EVALUATOR_TYPE
 from cdgcnet.data.decoding import MAX_PIXELS
 from cdgcnet.data.label_spec import LabelSpec
+from cdgcnet.utils.progress import progress
 from cdgcnet.visualization.colors import class_colors
 
 # Overrides for looking at data: the config of a GPU training then loads on any machine.
@@ -72,14 +72,12 @@ def audit(
     )
     with ThreadPool(max(workers, 1)) as pool:
         found = pool.imap(partial(inspect, rules=rules), dicts)
-        samples = list(tqdm(found, desc=name, total=len(dicts), unit="image", disable=None))
+        samples = list(progress(found, name, "image", len(dicts), leave=True))
         issues = [issue for s in samples for issue in s.issues]
         sizes = frozenset(size_of(d) for d in dicts) - {None}
         for other, other_dicts in others.items():
             hashed = pool.imap(partial(_digest_if_sized, sizes=sizes), other_dicts)
-            digests = list(
-                tqdm(hashed, desc=other, total=len(other_dicts), unit="image", disable=None)
-            )
+            digests = list(progress(hashed, other, "image", len(other_dicts), leave=True))
             issues += find_shared(samples, other, other_dicts, digests)
     issues += find_twins(samples)
     issues += find_odd_palettes(samples)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from cdgcnet.data.datasets.catalog import UNKNOWN_LABEL, look_up_table
 from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.progress import progress
 
 # The other label ids, 0 to 33 in all, are not scored.
 _LUT = np.frombuffer(
@@ -111,5 +111,5 @@ def make_missing_train_ids(targets: Sequence[Path]) -> None:
     )
     with ThreadPoolExecutor() as pool:
         made = pool.map(lambda pair: _make_if_missing(*pair), sources)
-        for _ in tqdm(made, total=len(sources), desc="train ids", unit="image", disable=None):
+        for _ in progress(made, "train ids", "image", len(sources), leave=True):
             pass

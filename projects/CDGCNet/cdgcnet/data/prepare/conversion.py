@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cdgcnet.data.prepare.archives import Content, File
 from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.progress import Bar, progress
 from cdgcnet.utils.worker import start_worker
 
 # Writes the target itself, with atomic_write. Worker processes must be able to import it, so it is
@@ -95,13 +94,12 @@ class Runner:
         if not jobs:
             return
         todo = [job for job in jobs if not self._is_done(job)]
-        self.kept += len(jobs) - len(todo)
+        total, kept = len(jobs), len(jobs) - len(todo)
+        self.kept += kept
         remove_leftovers({job.target.parent for job in todo})
         # A compressed archive can only be read forwards.
         todo.sort(key=_storage_order)
-        bar = tqdm(
-            total=len(jobs), initial=len(jobs) - len(todo), desc=title, unit="file", disable=None
-        )
+        bar = progress(desc=title, unit="file", total=total, leave=True, initial=kept)
         with bar:
             if self.workers and any(job.convert for job in todo):
                 self._run_in_pool(todo, bar)
@@ -115,7 +113,7 @@ class Runner:
         in_place = job.source.archive is None and job.target.samefile(job.source.name)
         return in_place or not self.overwrite
 
-    def _run_in_pool(self, jobs: Sequence[Job], bar: tqdm) -> None:
+    def _run_in_pool(self, jobs: Sequence[Job], bar: Bar) -> None:
         """Read archives here, in order; convert in worker processes."""
         pool = ProcessPoolExecutor(
             min(self.workers, len(jobs)),
@@ -142,13 +140,13 @@ class Runner:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _collect(self, pending: dict[Future[None], Job], bar: tqdm, at_most: int) -> None:
+    def _collect(self, pending: dict[Future[None], Job], bar: Bar, at_most: int) -> None:
         """Wait until no more than ``at_most`` jobs are pending."""
         while len(pending) > at_most:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 self._finish(pending.pop(future), future.result, bar)
 
-    def _finish(self, job: Job, result: Callable[[], None], bar: tqdm) -> None:
+    def _finish(self, job: Job, result: Callable[[], None], bar: Bar) -> None:
         try:
             result()
             self.made += 1

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
 from cdgcnet.data.synthetic.renderer import Array
 from cdgcnet.data.synthetic.scene import MIN_SIZE, draw_scene
+from cdgcnet.utils.progress import progress
 from cdgcnet.utils.worker import start_worker
 
 GENERATOR_VERSION = 2  # raise it with every change that moves a pixel
@@ -85,9 +85,7 @@ def write_street_scenes(
                 ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
             )
             drawn = pool.map(draw, jobs, chunksize=4)
-        for _ in tqdm(
-            drawn, desc=f"drawing {root.name}", total=len(jobs), unit="scene", disable=None
-        ):
+        for _ in progress(drawn, f"drawing {root.name}", "scene", len(jobs), leave=True):
             pass
         (tree / "streets.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         try:

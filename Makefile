@@ -61,7 +61,7 @@ chaos: env  ## kill, fill up and attack everything, and count what goes wrong (h
 	CDGC_KILLS=20 $(BENCH) -m pytest -m slow tests/cdgcnet/engine/test_distributed.py -k killed
 
 bench: env  ## measure every claim on this CPU (about half an hour), tables in benchmarks/results
-	$(BENCH) benchmarks/bench_graph.py --rounds 4 $(RESULTS)
+	$(BENCH) benchmarks/bench_graph.py --rounds 3 $(RESULTS)
 	$(BENCH) benchmarks/bench_model.py --rounds 3 $(RESULTS)
 	$(BENCH) benchmarks/bench_loss.py $(RESULTS)
 	$(BENCH) benchmarks/bench_evaluation.py $(RESULTS)

@@ -315,78 +315,105 @@ def whole_image(setting: Setting) -> list[list[str]]:
     return [claim(what, extra, 130)]
 
 
+# ---------------------------------------------------------------- beside one attention
+def beside_attention(
+    name: str, options: dict, x: Tensor, extra: tuple[Tensor, ...], setting: Setting
+) -> tuple[dict[str, Callable[[], Tensor]], float]:
+    """The steps of a graph and of its linear part, and its pairs over those of all pixels.
+
+    The pairs are Σn², or N·Σn where every pixel receives. The linear part is the same module
+    without attention; with all receivers it has N·C² for every class present, for U.
+
+    Args:
+        options: of the module.
+        x: features, (1, C, h, w).
+        extra: logits (1, M, h, w), and targets for dynamic nodes.
+    """
+    runs = {}
+    for kind in (CDGCModule, LinearPart):
+        torch.manual_seed(0)
+        module = kind(x.shape[1], extra[0].shape[1], **options)
+        runs[f"{name} {kind.__name__}"] = step(module, x, extra, True, setting)
+    counts = module.select(*(e.to(setting.device) for e in extra)).counts.double()
+    nodes = x[0, 0].numel()
+    all_pixels = options.get("receivers") == "all"
+    pairs = nodes * counts.sum() if all_pixels else (counts**2).sum()
+    return runs, float(pairs) / nodes**2
+
+
+def to_bound(times: Times, name: str, share: float) -> float:
+    """Time of a graph over that of its pairs in the attention and its linear part: the median."""
+    ours, linear, whole = (
+        times.seconds[k] for k in (f"{name} CDGCModule", f"{name} LinearPart", "attention")
+    )
+    ratios = [t / (share * c + b) for t, b, c in zip(ours, linear, whole, strict=True)]
+    return float(np.median(ratios))
+
+
 def real_maps(files: list[Path], rounds: int, setting: Setting) -> list[list[str]]:
     """Graph time on labels of real images, beside what Σn²/N² of one attention predicts.
 
     Coarse nodes are the labels moved by one node to the right, so that boundaries are wrong;
     dynamic nodes are those of Eq. 4 with the labels as targets.
     """
-    rows = []
+    by_size: dict[int, list[Path]] = {}
     for file in files:
-        coarse, targets = label_maps(file)
-        classes = int(max(coarse.max(), targets[targets != 255].max())) + 1
-        g = torch.Generator().manual_seed(0)
-        x = torch.randn(1, 256, *coarse.shape, generator=g).relu()
-        logits = one_hot_logits(coarse, classes)
-        runs, share = {}, {}
-        for nodes in ("coarse", "dynamic"):
-            extra = (logits,) if nodes == "coarse" else (logits, targets[None])
-            for kind in (CDGCModule, LinearPart):
-                torch.manual_seed(0)
-                module = kind(256, classes, nodes=nodes)
-                runs[f"{nodes} {kind.__name__}"] = step(module, x, extra, True, setting)
-            counts = module.select(*(e.to(setting.device) for e in extra)).counts.double()
-            share[nodes] = float((counts**2).sum()) / coarse.numel() ** 2
-        runs["attention"] = one_attention(coarse.numel(), 256, setting)
+        by_size.setdefault(label_maps(file)[0].numel(), []).append(file)
+    rows = []
+    for size, maps in by_size.items():  # those of one size share the attention
+        runs: dict[str, Callable[[], Tensor]] = {"attention": one_attention(size, 256, setting)}
+        found = []
+        for file, nodes in itertools.product(maps, ("coarse", "dynamic")):
+            coarse, targets = label_maps(file)
+            classes = int(max(coarse.max(), targets[targets != 255].max())) + 1
+            g = torch.Generator().manual_seed(0)
+            x = torch.randn(1, 256, *coarse.shape, generator=g).relu()
+            extra = (one_hot_logits(coarse, classes), targets[None])
+            name = f"{file} {nodes}"
+            extra = extra if nodes == "dynamic" else extra[:1]
+            steps, share = beside_attention(name, {"nodes": nodes}, x, extra, setting)
+            runs |= steps
+            height, width = coarse.shape
+            found.append(([file.stem, f"{height}×{width}", nodes, f"{share:.3f}"], name, share))
         times = measure(runs, rounds=rounds, device=setting.device)
-        rows += [predicted(times, file, coarse, nodes, share[nodes]) for nodes in share]
+        for row, name, share in found:
+            kinds = ("CDGCModule", "LinearPart")
+            row += [f"{times.ratio(f'{name} {kind}', 'attention'):.3f}" for kind in kinds]
+            bound = to_bound(times, name, 1.15 * share)
+            rows.append([*row, f"{bound:.2f}", "met" if bound <= 1 else "**missed**"])
     return rows
 
 
-# Beside one attention over all pixels: name, options, M, limit.
-BOUNDED: tuple[tuple[str, dict[str, str], int, float], ...] = (
-    ("all receivers, coarse nodes", {"nodes": "coarse", "receivers": "all"}, 19, 1.15),
-    ("all receivers, coarse nodes", {"nodes": "coarse", "receivers": "all"}, 171, 1.15),
-    ("dynamic nodes", {"nodes": "dynamic"}, 19, 1.15),
-    ("soft nodes", {"nodes": "soft"}, 19, 1.15),
+# Name, options, M. All stay below 1.15 times their bound.
+BOUNDED: tuple[tuple[str, dict[str, str], int], ...] = (
+    ("all receivers, coarse nodes", {"nodes": "coarse", "receivers": "all"}, 19),
+    ("all receivers, coarse nodes", {"nodes": "coarse", "receivers": "all"}, 171),
+    ("dynamic nodes", {"nodes": "dynamic"}, 19),
+    ("soft nodes", {"nodes": "soft"}, 19),
 )
 
 
 def against_bound(rounds: int, setting: Setting) -> list[list[str]]:
-    """Graphs relative to what their pairs cost in one fused attention, plus their linear part.
-
-    The pairs are Σn², or N·Σn where every pixel receives. The linear part is the same module
-    without attention; with all receivers it has N·C² for every class present, for U.
-    """
-    side, channels, rows = shrunk(97), 256, []
+    """Graphs relative to what their pairs cost in one fused attention, plus their linear part."""
+    side, channels = shrunk(97), 256
     g = torch.Generator().manual_seed(0)
     x = torch.randn(1, channels, side, side, generator=g).relu()
-    for name, options, num_classes, limit in BOUNDED:
+    runs: dict[str, Callable[[], Tensor]] = {"attention": one_attention(side**2, channels, setting)}
+    shares = {}
+    for kind, options, num_classes in BOUNDED:
         class_map = blob_map(side, num_classes)
         extra: tuple[Tensor, ...] = (smooth_logits(class_map, num_classes),)
         if options["nodes"] == "dynamic":
             extra = (one_hot_logits(class_map.roll(1, 1), num_classes), class_map[None])
-        runs: dict[str, Callable[[], Tensor]] = {}
-        for kind in (CDGCModule, LinearPart):
-            torch.manual_seed(0)
-            module = kind(channels, num_classes, **options)  # type: ignore[arg-type]
-            runs[kind.__name__] = step(module, x, extra, True, setting)
-        counts = module.select(*(e.to(setting.device) for e in extra)).counts.double()
-        all_pixels = options.get("receivers") == "all"
-        pairs = side**2 * counts.sum() if all_pixels else (counts**2).sum()
-        runs["attention"] = one_attention(side**2, channels, setting)
-        times = measure(runs, rounds=rounds, device=setting.device)
-        bound = [
-            float(pairs) / side**4 * attention + linear
-            for attention, linear in zip(
-                times.seconds["attention"], times.seconds["LinearPart"], strict=True
-            )
-        ]
-        found = np.median([t / b for t, b in zip(times.seconds["CDGCModule"], bound, strict=True)])
-        what = f"{name}, M = {num_classes}: time / (its pairs in one attention + linear part)"
-        rows.append(claim(what, float(found), limit))
-        print(rows[-1], flush=True)
-    return rows
+        name = f"{kind}, M = {num_classes}"
+        steps, shares[name] = beside_attention(name, options, x, extra, setting)
+        runs |= steps
+    times = measure(runs, rounds=rounds, device=setting.device)
+    what = "time / (its pairs in one attention + linear part)"
+    return [
+        claim(f"{name}: {what}", to_bound(times, name, share), 1.15)
+        for name, share in shares.items()
+    ]
 
 
 def one_attention(nodes: int, channels: int, setting: Setting) -> Callable[[], Tensor]:
@@ -402,25 +429,6 @@ def one_attention(nodes: int, channels: int, setting: Setting) -> Callable[[], T
         return out.detach()
 
     return run
-
-
-def predicted(times: Times, file: Path, coarse: Tensor, nodes: str, share: float) -> list[str]:
-    """A row: Σn²/N², graph / attention, and graph / (1.15·share·attention + linear part)."""
-    ours, linear, whole = (
-        times.seconds[k] for k in (f"{nodes} CDGCModule", f"{nodes} LinearPart", "attention")
-    )
-    bound = [a / (1.15 * share * c + b) for a, b, c in zip(ours, linear, whole, strict=True)]
-    found = float(np.median(bound))
-    return [
-        file.stem,
-        f"{coarse.shape[0]}×{coarse.shape[1]}",
-        nodes,
-        f"{share:.3f}",
-        f"{times.ratio(f'{nodes} CDGCModule', 'attention'):.3f}",
-        f"{times.ratio(f'{nodes} LinearPart', 'attention'):.3f}",
-        f"{found:.2f}",
-        "met" if found <= 1 else "**missed**",
-    ]
 
 
 def rates(rounds: int, setting: Setting) -> list[list[str]]:

@@ -311,7 +311,9 @@ def compare(setting: Setting, rounds: int) -> dict:
     cell = title(setting)
     with_memory = setting.train and setting.depth == 101
     try:
-        memory = {name: peak(name, setting) for name in names} if with_memory else {}
+        # Each is a fresh process: those of the claims, and the peers' usual layout.
+        of = [n for n in names if LAST not in n and FIRST not in n] if with_memory else []
+        memory = {name: peak(name, setting) for name in of}
     except (RuntimeError, MemoryError) as reason:  # a killed child, or CUDA's out of memory
         return {"rows": [[cell, "all", f"does not fit ({reason})", "", ""]], "claims": []}
     try:
@@ -322,7 +324,7 @@ def compare(setting: Setting, rounds: int) -> dict:
     rows = []
     for name in names:
         row = [cell, name, f"{times.ratio(name, BASE):.3f}", f"{times.ratio(SIMILARITY, name):.3f}"]
-        row.append(mebibytes(memory[name]) if memory else "")
+        row.append(mebibytes(memory[name]) if name in memory else "")
         if setting.device == "cuda":
             middle = sorted(times.seconds[name])[len(times.seconds[name]) // 2]
             row[1] += f" ({setting.batch / middle:.1f} images/s)"

@@ -43,7 +43,9 @@ from protocol import (
     Times,
     Unsteady,
     arguments,
+    attempt,
     claim,
+    exit_code,
     host_syncs,
     measure,
     mebibytes,
@@ -51,6 +53,7 @@ from protocol import (
     peak_device_memory,
     peak_memory,
     report,
+    save,
     shrunk,
 )
 from torch import Tensor, nn
@@ -214,10 +217,10 @@ def dense_fits(cell: Cell, device: str) -> bool:
 
 
 def agree(ours: Tensor, theirs: Tensor, what: str, limit: float = 1e-4) -> None:
-    """Leave with a message if two results that should be one differ."""
+    """Raise an error if two results that should be one differ."""
     error = float((ours - theirs).norm() / theirs.norm())
     if not error <= limit:
-        sys.exit(f"bench_graph.py: error: {what}: the outputs differ by {error:.1e}")
+        raise ArithmeticError(f"{what}: the outputs differ by {error:.1e}")
 
 
 # ---------------------------------------------------------------- the cells with a target
@@ -547,14 +550,6 @@ def full_grid(rounds: int, setting: Setting, output: Path | None, suffix: str) -
 
 
 # ---------------------------------------------------------------- command line
-def attempt(what: str, part: Callable[[], list[list[str]]]) -> list[list[str]]:
-    """The rows of a part, or one row that says why there are none."""
-    try:
-        return part()
-    except Unsteady as error:
-        return [[what, f"not reported: {error}", "", ""]]
-
-
 def label_files(given: list[Path]) -> list[Path]:
     """Two label maps each of CamVid and VOC below DETECTRON2_DATASETS, and the ``given`` ones."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
@@ -589,10 +584,14 @@ def main() -> None:
         return
     beside = mmseg_version() or "mmsegmentation not installed: minimal modules alone"
     share = pair_share(blob_map(97, 19))
-    try:
-        rows, claims = against_peers(args.rounds, setting)
-    except Unsteady as error:
-        rows, claims = [["", f"not reported: {error}", *[""] * 5]], []
+    claims: list[list[str]] = []
+
+    def peers() -> list[list[str]]:
+        rows, found = against_peers(args.rounds, setting)
+        claims.extend(found)
+        return rows
+
+    rows = attempt("peers", peers)
     report(
         f"bench_graph_peers{suffix}",
         f"Graph relative to context modules, {Cell('').title()}, Σn²/N² = {share:.2f} ({beside})",
@@ -601,21 +600,27 @@ def main() -> None:
         rows,
         args.output,
     )  # fmt: skip
-    claims += attempt("literal dense", lambda: against_dense(setting))
-    claims += attempt("cost of classes", lambda: cost_of_classes(args.rounds, setting))
-    claims += attempt("worst case", lambda: worst_case(args.rounds, setting))
-    claims += memory_law(setting)
-    claims += whole_image(setting)
-    claims += attempt("bound", lambda: against_bound(args.rounds, setting))
-    claims += attempt("rate", lambda: rates(args.rounds, setting))
-    claims += syncs(setting)
-    report(
-        f"bench_graph{suffix}",
-        f"Claims on the graph, C = 256, forward + backward where not said otherwise ({beside})",
-        ["cell", "found", "target", ""],
-        claims,
-        args.output,
-    )
+    parts = {
+        "literal dense": partial(against_dense, setting),
+        "cost of classes": partial(cost_of_classes, args.rounds, setting),
+        "worst case": partial(worst_case, args.rounds, setting),
+        "memory law": partial(memory_law, setting),
+        "whole image": partial(whole_image, setting),
+        "bound": partial(against_bound, args.rounds, setting),
+        "rate": partial(rates, args.rounds, setting),
+        "host synchronisations": partial(syncs, setting),
+    }
+    text = ""
+    for what, part in parts.items():
+        claims += attempt(what, part)
+        text = save(  # after each part, for runs that are cut off
+            f"bench_graph{suffix}",
+            f"Claims on the graph, C = 256, forward + backward where not said otherwise ({beside})",
+            ["cell", "found", "target", ""],
+            claims,
+            args.output,
+        )
+    print(text)
     files = label_files(args.labels)
     rows = [["no label maps found", *[""] * 7]]
     if files:
@@ -628,6 +633,7 @@ def main() -> None:
         rows,
         args.output,
     )
+    sys.exit(exit_code())
 
 
 if __name__ == "__main__":

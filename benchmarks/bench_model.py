@@ -40,13 +40,15 @@ from protocol import (
     Cells,
     Unsteady,
     arguments,
+    attempt,
     claim,
+    exit_code,
     measure,
     mebibytes,
     one_thread,
     peak_device_memory,
     peak_memory,
-    report,
+    save,
     shrunk,
 )
 from torch import Tensor, nn
@@ -393,37 +395,39 @@ def main() -> None:
         suffix += f"_{args.device}_{args.dtype}" + ("_compiled" if args.compile else "")
     path = (args.output or Path("benchmarks/results")) / "cells" / f"bench_model{suffix}.json"
     kept = Cells(path) if args.full else None
-    rows, claims = [], []
+    rows: list[list[str]] = []
+    claims: list[list[str]] = []
 
-    def publish() -> None:
+    def measured(setting: Setting) -> list[list[str]]:
+        make = partial(compare, setting, args.rounds)
+        found = make() if kept is None else kept.get(title(setting), make)
+        claims.extend(found["claims"])
+        return found["rows"]
+
+    tables: list[str] = []
+    for setting in settings(args.device, args.dtype, args.compile, args.full):
+        rows += attempt(title(setting), partial(measured, setting))
         beside = mmseg_version() or NO_MMSEG
         if kept is not None:
             beside += f", cells measured at {kept.commits()}"
-        best = f"“ours” is {SIMILARITY}"
-        report(
-            f"bench_model{suffix}",
-            f"Whole networks, output stride 8 ({beside}); {best}",
-            ["cell", "network", f"time / {BASE}", "ours / it: time", "extra memory"],
-            rows,
-            args.output,
-        )
-        report(
-            f"bench_model_claims{suffix}",
-            "Claims on whole networks",
-            ["cell", "found", "target", ""],
-            claims,
-            args.output,
-        )
-
-    for setting in settings(args.device, args.dtype, args.compile, args.full):
-        make = partial(compare, setting, args.rounds)
-        found = make() if kept is None else kept.get(title(setting), make)
-        rows += found["rows"]
-        claims += found["claims"]
-        if args.full:  # an interrupted run leaves the table of what it has
-            publish()
-    if not args.full:
-        publish()
+        tables = [  # after each setting, for runs that are cut off
+            save(
+                f"bench_model{suffix}",
+                f"Whole networks, output stride 8 ({beside}); “ours” is {SIMILARITY}",
+                ["cell", "network", f"time / {BASE}", "ours / it: time", "extra memory"],
+                rows,
+                args.output,
+            ),
+            save(
+                f"bench_model_claims{suffix}",
+                "Claims on whole networks",
+                ["cell", "found", "target", ""],
+                claims,
+                args.output,
+            ),
+        ]
+    print(*tables, sep="\n")
+    sys.exit(exit_code())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ nothing else uses; ``--device cpu`` with a small ``--crop`` only shows that it r
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from maps import blob_map
 from PIL import Image
-from protocol import ROOT, arguments, mebibytes, report
+from protocol import ROOT, arguments, attempt, exit_code, mebibytes, save
 
 from cdgcnet import Trainer, load_cfg
 from cdgcnet.config.adaptation import adapt_cfg
@@ -105,6 +106,24 @@ def train(recipe: str, folder: Path, iterations: int, options: list[str]) -> dic
     }
 
 
+def row(
+    recipe: str, folder: Path, iterations: int, options: list[str], crop: int | None
+) -> list[list[str]]:
+    """The one row of a recipe."""
+    found = train(recipe, folder, iterations, options)
+    return [
+        [
+            recipe + (f" at {crop}²" if crop else ""),
+            str(found["images"]),
+            f"{found['seconds']:.3f}",
+            f"{found['loading'] / found['seconds']:.1%}",
+            f"{found['images'] / found['seconds']:.1f}",
+            mebibytes(int(found["bytes"])) if found["bytes"] else "",
+            "" if crop else f"{found['hours']:.1f}",
+        ]
+    ]
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--weights", default="", help="ImageNet ResNet-101; time needs none")
@@ -124,31 +143,25 @@ def main() -> None:
     options += ["MODEL.WEIGHTS", args.weights]
     if args.crop:
         options += ["INPUT.CROP.SIZE", f"[{args.crop}, {args.crop}]"]
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for recipe in args.recipes:
-            found = train(recipe, Path(folder), args.iterations, options)
-            rows.append(
-                [
-                    recipe + (f" at {args.crop}²" if args.crop else ""),
-                    found["images"],
-                    f"{found['seconds']:.3f}",
-                    f"{found['loading'] / found['seconds']:.1%}",
-                    f"{found['images'] / found['seconds']:.1f}",
-                    mebibytes(found["bytes"]) if found["bytes"] else "",
-                    "" if args.crop else f"{found['hours']:.1f}",
-                ]
-            )
     header = ["recipe", "images per GPU", "s/iter", "of it waiting for data", "images/s"]
     header += ["peak GPU memory", "hours of the whole run, per GPU"]
     precision = "AMP" if args.amp else "fp32"
-    report(
-        f"bench_recipe_{precision.lower()}",
-        f"The paper's recipes, a GPU's share, {precision}, medians of {args.iterations} iterations",
-        header,
-        rows,
-        args.output,
-    )
+    rows: list[list[str]] = []
+    text = ""
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in args.recipes:
+            part = partial(row, recipe, Path(folder), args.iterations, options, args.crop)
+            rows += attempt(recipe, part)
+            text = save(  # after each recipe, for runs that are cut off
+                f"bench_recipe_{precision.lower()}",
+                f"The paper's recipes, a GPU's share, {precision}, medians of {args.iterations} "
+                "iterations",
+                header,
+                rows,
+                args.output,
+            )
+    print(text)
+    sys.exit(exit_code())
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,13 @@ import numpy as np
 import PIL
 import torch
 
+from cdgcnet.engine.run_metadata import commit, hardware
+
 MAX_DRIFT = 0.2
 # Divides the sides of maps and images: a rehearsal, whose numbers mean nothing.
 SHRINK = int(os.environ.get("CDGC_BENCH_SHRINK", "1"))
 ROOT = Path(__file__).resolve().parent.parent
+FAILED: list[str] = []  # parts of this process that failed
 
 
 class Unsteady(Exception):
@@ -175,6 +178,27 @@ def host_syncs(function: Callable[[], Any]) -> int:
     return sum("synchronizing CUDA operation" in str(w.message) for w in caught)
 
 
+def attempt(what: str, part: Callable[[], list[list[str]]]) -> list[list[str]]:
+    """The rows of a part, or one row that says why there are none; the next parts then still run.
+
+    The process ends with exit code 1 if a part failed for another reason than a busy machine.
+    """
+    try:
+        return part()
+    except Unsteady as reason:
+        return [[what, f"not reported: {reason}", "", ""]]
+    except Exception as error:
+        traceback.print_exc()
+        FAILED.append(what)
+        reason = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        return [[what, reason, "", ""]]
+
+
+def exit_code() -> int:
+    """Of a benchmark: 1 if a part of it failed."""
+    return 1 if FAILED else 0
+
+
 def claim(cell: str, found: float, limit: float, *, at_least: bool = False) -> list[str]:
     """A row (cell, found, target, verdict) of a table of claims."""
     met = found >= limit if at_least else found <= limit
@@ -209,31 +233,12 @@ def mebibytes(number: int) -> str:
     return f"{number / 2**20:.0f} MiB"
 
 
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _git(*args: str) -> str:
-    result = subprocess.run(["git", *args], capture_output=True, text=True, cwd=ROOT)
-    return result.stdout.strip()
-
-
 def circumstances() -> dict[str, str]:
     """Hardware, commit, versions and command: what a number needs beside it."""
-    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
-    changed = _git(
-        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
-    )
-    if changed:
-        commit += " with uncommitted changes"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit,
-        "hardware": f"{_cpu_name()}, one thread; {device}",
+        "commit": commit(),
+        "hardware": hardware(),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, detectron2 "
         f"{detectron2.__version__}, NumPy {np.__version__}, OpenCV {cv2.__version__}, Pillow "
         f"{PIL.__version__}",
@@ -254,15 +259,22 @@ def report(
     name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | None
 ) -> None:
     """Print a Markdown table and write it with the circumstances, as Markdown and JSON."""
+    print(save(name, title, header, rows, output))
+
+
+def save(
+    name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], output: Path | None
+) -> str:
+    """Write a table, whole or as far as it is measured; return its Markdown."""
     facts = circumstances()
     table = [header, ["---"] * len(header), *rows]
     lines = [f"# {title}", ""]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
     lines += ["", *(f"- {key}: {value}" for key, value in facts.items())]
     text = "\n".join(lines) + "\n"
-    print(text)
     if output:
         output.mkdir(parents=True, exist_ok=True)
         (output / f"{name}.md").write_text(text, encoding="utf-8")
         content = {**facts, "header": list(header), "rows": [list(row) for row in rows]}
         (output / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return text

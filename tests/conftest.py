@@ -27,6 +27,15 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture
+def gpu():
+    """The device of a test that is marked ``gpu``; CDGC_TEST_GPU=cpu rehearses such tests."""
+    device = os.environ.get("CDGC_TEST_GPU", "cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return device
+
+
 # ---- a tiny run: used by tests/cdgcnet/test_{loader,evaluation,trainer,run}.py, tests/tools ----
 
 

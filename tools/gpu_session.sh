@@ -1,24 +1,31 @@
 #!/usr/bin/env bash
-# All that waits for a GPU, in pieces that fit into a lent machine's minutes:
+# Everything that waits for a GPU, in pieces that fit into the minutes of a borrowed machine:
 #
 #     tools/gpu_session.sh [OPTION ...] PIECE ...
 #
-#     exactness   tests that need a GPU, every path beside the dense oracle (2 minutes)
+#     exactness   the tests that need a GPU: every path and every kernel (2 minutes)
 #     claims      the graph and whole networks beside their peers (4 minutes)
 #     recipes     speed, memory and GPU hours of the paper's recipes (3 minutes)
-#     evidence    scores on voc_animals; the same command continues unfinished rows (the rest)
+#     evidence    scores on voc_animals (the rest)
 #
-#     --minutes N      stop after N minutes, 12 if not given; installing counts
+#     --minutes N      stop after N minutes, 9 if not given; installing counts
 #     --wheels DIR     install the wheels in DIR first, without an index or a compiler
 #     --weights FILE   ImageNet ResNet-50 for "evidence", which also needs voc_animals/ in
 #                      DETECTRON2_DATASETS
 #     --opts "K V"     options for every training, e.g. "MODEL.RESNETS.STRIDE_IN_1X1 True"
-#     --pack FILE      at the end, archive all results in FILE (.tar.gz)
+#     --pack FILE      archive the results in FILE (.tar.gz) after every step; if FILE exists,
+#                      continue from it
+#     --commit NAME    of these files, for a copy without its Git repository
 #     --rehearse       run everything on the CPU in tiny sizes; no weights, data or GPU needed
 #     --dry-run        print the commands only
 #
-# The wheels for a machine that has torch, torchvision and what they need, but no index (DIR/):
-#     tools/gpu_session.sh wheels 3.12 DIR
+# Results are written to output/gpu_session. A step that fails does not end the others, minutes
+# that a piece leaves go to the next, and the same command continues: steps that have finished
+# with this commit are left out, and unfinished rows of "evidence" resume.
+#
+# The wheels for a machine without an index that has torch, torchvision, OpenCV, SciPy, Matplotlib,
+# TensorBoard, safetensors, tabulate, cloudpickle, pytest and Hypothesis; NAME adds what it lacks:
+#     tools/gpu_session.sh wheels 3.12 DIR [NAME ...]
 set -uo pipefail
 
 fail() { # a mistake of the user
@@ -27,44 +34,46 @@ fail() { # a mistake of the user
 }
 
 usage() {
-    sed -n '2,/^set -u/s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,/^set -u/s/^# \{0,1\}//p' "$script" >&2
     exit 2
 }
 
-collect_wheels() { # PYTHON DIR
-    [ $# = 2 ] || usage
-    local names=(iopath fvcore yacs omegaconf hydra-core antlr4-python3-runtime==4.9.3 termcolor)
-    mkdir -p "$2" || exit
-    python3 -m pip wheel --quiet --no-deps --wheel-dir "$2" "${names[@]}" || exit
-    python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "$1" \
-        --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --dest "$2" \
-        pycocotools pydantic=="$(version pydantic)" pydantic-core=="$(version pydantic-core)" \
-        annotated-types typing-inspection || exit
+collect_wheels() { # PYTHON DIR [NAME ...]
+    [ $# -ge 2 ] || usage
+    local tested=(--quiet --no-deps --constraint requirements-tested.txt)
+    local target=(--only-binary=:all: --python-version "$1")
+    target+=(--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64)
+    # Pure Python, some of them published as source alone.
+    python3 -m pip wheel "${tested[@]}" --wheel-dir "$2" iopath fvcore yacs omegaconf hydra-core \
+        antlr4-python3-runtime termcolor || exit
+    python3 -m pip download "${tested[@]}" "${target[@]}" --dest "$2" pycocotools pydantic \
+        pydantic-core annotated-types typing-inspection "${@:3}" || exit
     python3 tools/install_detectron2.py --wheel-dir "$2" || exit
+    # Every file fits that Python, and none is there in two versions.
+    python3 -m pip install --quiet --dry-run --no-index --no-deps "${target[@]}" --target "$2" \
+        "$2"/*.whl || exit
     du -sh "$2"
 }
 
-version() { # of an installed package
-    python3 -c 'import sys; from importlib.metadata import version; print(version(sys.argv[1]))' "$1"
-}
-
-started=$SECONDS minutes=12 wheels="" weights="" pack="" rehearse=no dry=no extra=() pieces=()
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
-[ -x .venv/bin/python ] && PATH=$PWD/.venv/bin:$PATH
-export PYTHONPATH=$PWD/projects/CDGCNet${PYTHONPATH:+:$PYTHONPATH}
+script=$(realpath "${BASH_SOURCE[0]}") root=$(dirname "$(dirname "$script")")
+started=$SECONDS minutes="" wheels="" weights="" pack="" rehearse=no dry=no extra=() pieces=()
+[ -x "$root/.venv/bin/python" ] && PATH=$root/.venv/bin:$PATH
+export PYTHONPATH=$root/projects/CDGCNet${PYTHONPATH:+:$PYTHONPATH}
 if [ "${1-}" = wheels ]; then
-    shift
-    collect_wheels "$@"
+    [ $# -ge 3 ] || usage
+    folder=$(realpath --canonicalize-missing "$3")
+    cd "$root" && collect_wheels "$2" "$folder" "${@:4}"
     exit
 fi
 while [ $# -gt 0 ]; do
     case $1 in
-        --minutes | --wheels | --weights | --pack | --opts) [ $# -gt 1 ] || usage ;;&
+        --minutes | --wheels | --weights | --pack | --opts | --commit) [ $# -gt 1 ] || usage ;;&
         --minutes) minutes=$2; shift ;;
-        --wheels) wheels=$2; shift ;;
-        --weights) weights=$2; shift ;;
-        --pack) pack=$2; shift ;;
+        --wheels) wheels=$(realpath --canonicalize-missing "$2"); shift ;;
+        --weights) weights=$(realpath --canonicalize-missing "$2"); shift ;;
+        --pack) pack=$(realpath --canonicalize-missing "$2"); shift ;;
         --opts) read -ra extra <<<"$2"; shift ;;
+        --commit) export CDGCNET_COMMIT=$2; shift ;;
         --rehearse) rehearse=yes ;;
         --dry-run) dry=yes ;;
         exactness | claims | recipes | evidence) pieces+=("$1") ;;
@@ -73,101 +82,147 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ ${#pieces[@]} -gt 0 ] || usage
-[[ $minutes =~ ^[0-9]+$ ]] || fail "--minutes is $minutes; expected a whole number"
+[[ ${minutes:-1} =~ ^[0-9]+$ ]] || fail "--minutes is $minutes; expected a whole number"
 [ -z "$wheels" ] || [ -d "$wheels" ] || fail "--wheels $wheels: no such folder"
+[ -z "$pack" ] || [ -d "$(dirname "$pack")" ] || fail "--pack $pack: its folder does not exist"
 if [ $rehearse$dry = nono ] && [[ " ${pieces[*]} " = *" evidence "* ]]; then
     [ -f "$weights" ] || fail "--weights ${weights:-is missing}: evidence needs a weight file"
     [ -d "${DETECTRON2_DATASETS-}/voc_animals" ] ||
         fail "evidence needs DETECTRON2_DATASETS with voc_animals/"
 fi
+cd "$root" || exit
 
-device=cuda iterations=60 results=benchmarks/results
+device=cuda iterations=60 session=$root/output/gpu_session
+declare -A share=([exactness]=2 [claims]=4 [recipes]=3 [evidence]=1000) # in minutes
 compare=(--config-file configs/VOCAnimals-SemanticSegmentation/cdgcnet_r50_os8_cpu.yaml)
 compare+=(--weights "$weights" --seeds 5)
 compare+=(--opts MODEL.DEVICE cuda "${extra[@]}")
 table=(--profile voc_animals --seeds 3)
 training=(MODEL.WEIGHTS "$weights" SOLVER.AMP.ENABLED True "${extra[@]}")
-recipe=(--amp) graph=(--rounds 6) records=results compared=output/compare/voc_animals_gpu
+recipe=(--amp) graph=(--rounds 6)
 if [ $rehearse = yes ]; then
-    scratch=$(mktemp -d)
-    trap 'rm -rf "$scratch"' EXIT
-    minutes=60 device=cpu iterations=1 results=$scratch/benchmarks records=$scratch/results
-    compared=$scratch/compare
-    graph=(--rounds 2)
-    recipe=(--device cpu --crop 33 --recipes voc)
+    session=$(mktemp --directory)
+    trap 'rm -rf "$session"' EXIT
+    : "${minutes:=60}"
+    share=([exactness]=60 [claims]=60 [recipes]=60 [evidence]=60)
+    device=cpu iterations=1 graph=(--rounds 2) recipe=(--device cpu --crop 33)
     compare=(--config-file configs/Streets-SemanticSegmentation/cdgcnet_r18_cpu.yaml --steps 2)
     compare+=(--weights from_scratch --seeds 1 --shorter-side 64 --train-images 4 --eval-images 2)
     compare+=(--batch 2 --crop 4 --width 16 --channels 16)
-    table=(--profile tiny --seeds 1 --work "$scratch/work")
+    table=(--profile tiny --seeds 1)
     training=(SOLVER.MAX_ITER 2)
-    export CDGC_BENCH_SHRINK=8
+    export CDGC_BENCH_SHRINK=8 CDGC_TEST_GPU=cpu
 fi
-failed=()
+end=$((started + 60 * ${minutes:-9})) until=$end failed=() unfinished=()
 
-left() { echo $((60 * minutes - (SECONDS - started))); }
+left() { echo $((until - SECONDS)); }
 
-step() { # a command; one that fails does not end the others
+step() { # COMMAND ...
     if [ $dry = yes ]; then
         printf '%q ' "$@"
         echo
-        return
+        return 1
     fi
     if [ "$(left)" -lt 20 ]; then
-        echo "time is up before: $*"
-        return
+        echo "== no time left: $*"
+        unfinished+=("$*")
+        return 1
     fi
+    archive # what the steps before have measured, should the machine end this one
     echo "== $(left) s left: $*"
-    timeout "$(left)" "$@" || failed+=("$*")
+    local code=0 begin=$SECONDS
+    timeout --kill-after 10 "$(left)" "$@" || code=$?
+    echo "== exit code $code after $((SECONDS - begin)) s"
+    case $code in
+        0) ;;
+        124 | 137) unfinished+=("$*") ;;
+        *) failed+=("$*") ;;
+    esac
+    return $code
 }
 
-install() {
-    local site
-    site=$(mktemp -d)
-    step python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
-        --target "$site" "$wheels"/*.whl
-    export PYTHONPATH=$PYTHONPATH:$site
+once() { # NAME COMMAND ...: left out if it has finished with this commit
+    local mark="$commit $device $1"
+    if grep --no-messages --quiet --line-regexp --fixed-strings "$mark" "$session/finished"; then
+        echo "== finished before: $1"
+    elif step "${@:2}"; then
+        echo "$mark" >>"$session/finished"
+    fi
+}
+
+archive() { # what this session has measured, without checkpoints and cached features
+    [ -n "$pack" ] || return 0
+    tar --create --gzip --file "$pack.part" --directory "$session" --exclude ./work . &&
+        mv "$pack.part" "$pack"
+}
+
+prepare() { # earlier results, wheels, and what identifies a measurement
+    if [ $dry = no ]; then
+        mkdir --parents "$session/work" || exit
+        if [ -f "$pack" ]; then
+            tar --extract --gzip --file "$pack" --directory "$session" ||
+                fail "--pack $pack: not an archive of an earlier session"
+        fi
+        touch "$session/finished"
+    fi
+    if [ -n "$wheels" ]; then
+        local site
+        site=$(mktemp --directory)
+        step python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
+            --target "$site" "$wheels"/*.whl || [ $dry = yes ] || exit 1
+        export PYTHONPATH=$PYTHONPATH:$site
+    fi
+    step python3 benchmarks/check_machine.py --device "$device" --output "$session" ||
+        [ $dry = yes ] || exit 1
 }
 
 exactness() {
-    step python3 -m pytest -q -m gpu -o log_cli=true -o log_cli_level=INFO tests/cdgc
+    once exactness python3 -m pytest -q -m gpu -p no:cacheprovider -o log_cli=true \
+        -o log_cli_level=INFO -o junit_logging=all --junitxml "$session/exactness.xml" tests/cdgc
 }
 
 claims() {
-    local options=(--device "$device" --output "$results" "${graph[@]}")
-    step python3 benchmarks/bench_graph.py "${options[@]}" --dtype bf16
-    step python3 benchmarks/bench_model.py "${options[@]}" --dtype bf16
-    step python3 benchmarks/bench_graph.py "${options[@]}"
+    local options=(--device "$device" --output "$session/benchmarks" "${graph[@]}")
+    once "bench_graph bf16" python3 benchmarks/bench_graph.py "${options[@]}" --dtype bf16
+    once "bench_model bf16" python3 benchmarks/bench_model.py "${options[@]}" --dtype bf16
+    once "bench_graph fp32" python3 benchmarks/bench_graph.py "${options[@]}"
 }
 
 recipes() {
-    step python3 benchmarks/bench_recipe.py "${recipe[@]}" --iterations "$iterations" \
-        --output "$results"
+    once recipes python3 benchmarks/bench_recipe.py "${recipe[@]}" --iterations "$iterations" \
+        --output "$session/benchmarks"
+}
+
+budget() { # PART: minutes for a command that ends by itself, so that its work is kept
+    awk "BEGIN {print ($(left) > 40 ? $(left) - 30 : 10) / 60 / $1}"
 }
 
 rows() { # ROW ... --opts KEY VALUE ...
-    step python3 tools/run_experiments.py all "${table[@]}" --results "$records" \
-        --time-budget "$(($(left) / 60 + 1))" --rows "$@"
+    step python3 tools/run_experiments.py all "${table[@]}" --work "$session/work/experiments" \
+        --results "$session/results" --time-budget "$(budget 1)" --rows "$@"
 }
 
 evidence() {
     # Heads on the features of a frozen backbone, then whole networks, the rows that decide first.
     # The last head and table3_07 are the paper's letter.
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
-    step python3 -m cdgcnet compare --heads "$heads" --context none,aspp --output "$compared" \
-        --time-budget "$(($(left) / 120 + 1))" "${compare[@]}"
+    step python3 -m cdgcnet compare --heads "$heads" --context none,aspp \
+        --output "$session/compare" --cache "$session/work/features" \
+        --time-budget "$(budget 2)" "${compare[@]}"
     rows control_03 default_03 default_01 default_02 --opts "${training[@]}"
     rows control_01 baseline_01 table3_07 --opts "${training[@]}"
 }
 
-[ -z "$wheels" ] || install
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo "${CDGCNET_COMMIT-unknown}")
+prepare
+stop=$SECONDS
 for piece in "${pieces[@]}"; do
     echo "# $piece"
+    stop=$((stop + 60 * share[$piece])) until=$((stop < end ? stop : end))
     $piece
 done
-if [ -n "$pack" ]; then
-    step tar --create --gzip --file "$pack" benchmarks/results results
-fi
-if [ ${#failed[@]} -gt 0 ]; then
-    printf 'failed: %s\n' "${failed[@]}" >&2
-    exit 1
-fi
+[ $dry = no ] || exit 0
+archive
+[ ${#unfinished[@]} = 0 ] || printf 'unfinished: %s\n' "${unfinished[@]}" >&2
+[ ${#failed[@]} = 0 ] || printf 'failed: %s\n' "${failed[@]}" >&2
+[ ${#failed[@]} = 0 ] && [ ${#unfinished[@]} = 0 ]

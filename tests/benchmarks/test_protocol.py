@@ -4,7 +4,17 @@ import json
 
 import pytest
 import torch
-from protocol import Cells, Times, Unsteady, claim, measure, peak_memory, report
+from protocol import (
+    Cells,
+    Times,
+    Unsteady,
+    attempt,
+    claim,
+    exit_code,
+    measure,
+    peak_memory,
+    report,
+)
 
 
 def test_ratio_is_the_median_of_paired_ratios():
@@ -51,6 +61,21 @@ def test_a_cell_that_fails_is_not_kept(tmp_path):
     with pytest.raises(ZeroDivisionError):
         cells.get("one", lambda: 1 / 0)
     assert cells.get("one", lambda: 3) == 3
+
+
+def test_a_part_that_fails_leaves_a_row_and_ends_no_other(monkeypatch, capsys):
+    monkeypatch.setattr("protocol.FAILED", [])
+
+    def busy():
+        raise Unsteady("a: 30%")
+
+    assert attempt("one", lambda: [["one", "1", "", ""]]) == [["one", "1", "", ""]]
+    assert attempt("two", busy) == [["two", "not reported: a: 30%", "", ""]]
+    assert exit_code() == 0
+    [row] = attempt("three", lambda: 1 / 0)
+    assert row == ["three", "failed: ZeroDivisionError: division by zero", "", ""]
+    assert exit_code() == 1
+    assert "division by zero" in capsys.readouterr().err
 
 
 def test_report_has_the_circumstances(tmp_path, capsys):

@@ -20,7 +20,6 @@ from cdgc.kernels import KernelChoice, loop_only, segment_ends
 LENGTHS = st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(any)
 # torch's remark on the layout that its own CPU path for nested tensors uses
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def rows(seed, lengths, channels=8):
@@ -251,17 +250,16 @@ def test_autocast_casts_once_for_every_kernel(kernels_on_cpu):
 
 # ---------------------------------------------------------------- on a GPU
 @pytest.mark.gpu
-@ON_GPU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [64, 128, 256, 512])
-def test_chosen_kernels_on_a_gpu(dtype, channels, caplog):
+def test_chosen_kernels_on_a_gpu(dtype, channels, gpu, caplog):
     limit = 1e-4 if dtype == torch.float32 else 0.03
-    lengths = [3000, 1, 0, 700, 64]
+    lengths = [3000, 1, 0, 700, 64] if gpu == "cuda" else [30, 1, 0, 7, 2]
     g = torch.Generator().manual_seed(0)
     leaves = [torch.randn(sum(lengths), channels, generator=g) for _ in range(3)]
-    leaves = [t.to("cuda", dtype).requires_grad_() for t in leaves]
+    leaves = [t.to(gpu, dtype).requires_grad_() for t in leaves]
     weight = torch.randn(5, channels, channels, generator=g).mul(channels**-0.5)
-    weight = weight.to("cuda", dtype).requires_grad_()
+    weight = weight.to(gpu, dtype).requires_grad_()
     with caplog.at_level(logging.INFO, logger="cdgc"):
         found = segment_attention(*leaves, lengths, channels**-0.5)
         product = class_linear(leaves[0], weight, lengths)

@@ -1,10 +1,13 @@
-"""tools/gpu_session.sh: every command that it would run exists and knows its options."""
+"""tools/gpu_session.sh: its commands exist and know their options; what ends, stays and resumes."""
 
 import argparse
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -40,6 +43,8 @@ def options(words):
         (["claims", "--minutes"], "in pieces that fit"),
         (["--minutes", "ten", "claims"], "--minutes is ten; expected a whole number"),
         (["--wheels", "/nowhere", "claims"], "--wheels /nowhere: no such folder"),
+        (["--pack", "/nowhere/a.tar.gz", "claims"], "its folder does not exist"),
+        (["wheels", "3.12"], "in pieces that fit"),
         (["evidence"], "--weights is missing: evidence needs a weight file"),
         (["--weights", str(SCRIPT), "evidence"], "needs DETECTRON2_DATASETS with voc_animals/"),
     ],
@@ -54,16 +59,17 @@ def test_mistakes_are_found_before_anything_runs(arguments, message, monkeypatch
 
 def test_wheels_are_installed_first(tmp_path):
     (tmp_path / "one.whl").touch()
-    first, second = commands("--wheels", str(tmp_path), "exactness")
+    first, second, third = commands("--wheels", str(tmp_path), "exactness")
     assert first[:4] == ["python3", "-m", "pip", "install"]
     assert first[-1] == str(tmp_path / "one.whl")
-    assert second[:4] == ["python3", "-m", "pytest", "-q"]
+    assert second[:2] == ["python3", "benchmarks/check_machine.py"]
+    assert third[:4] == ["python3", "-m", "pytest", "-q"]
 
 
 @pytest.mark.parametrize("rehearse", [[], ["--rehearse"]])
 def test_rows_heads_and_configs_exist(rehearse, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    heads, *tables = commands(*rehearse, "--weights", "w.pth", "evidence")
+    _, heads, *tables = commands(*rehearse, "--weights", "w.pth", "evidence")
     assert heads[:4] == ["python3", "-m", "cdgcnet", "compare"]
     assert [words[:3] for words in tables] == [["python3", "tools/run_experiments.py", "all"]] * 2
     for module, words in ((compare, heads[4:]), *((experiments, words[2:]) for words in tables)):
@@ -88,7 +94,7 @@ def test_benchmarks_know_their_options():
     used = {}
     for words in [*commands(*pieces), *commands("--rehearse", *pieces)]:
         used[words[1]] = used.get(words[1], set()) | options(words)
-    assert len(used) == 3
+    assert len(used) == 4
     for script, found in used.items():
         usage = subprocess.run(
             [sys.executable, "-W", "ignore", ROOT / script, "--help"],
@@ -97,3 +103,160 @@ def test_benchmarks_know_their_options():
         )
         assert usage.returncode == 0, usage.stderr
         assert found <= options(re.split(r"[\s,\[\]=]+", usage.stdout))
+
+
+# ---------------------------------------------------------------- with stand-ins for the commands
+# Notes its arguments; writes "measured" where a benchmark would write its table.
+PYTHON = """#!/bin/sh
+echo "$*" >> "$CALLS"
+case "$*" in *"$FAIL_AT"*) [ -z "$FAIL_AT" ] || exit 3 ;; esac
+case "$*" in *bench_*)
+    while [ "$1" != --output ]; do shift; done
+    mkdir -p "$2" && echo measured > "$2/table.md" ;;
+esac
+"""
+# Called as: timeout --kill-after 10 SECONDS COMMAND ...
+TIMEOUT = """#!/bin/sh
+shift 2; echo "$*" >> "$LIMITS"; shift
+case "$*" in *"$CUT_AT"*) [ -z "$CUT_AT" ] || exit 124 ;; esac
+exec "$@"
+"""
+STEPS = ["pytest", "bench_graph bf16", "bench_model bf16", "bench_graph fp32", "bench_recipe"]
+
+
+@pytest.fixture
+def borrowed(tmp_path, monkeypatch):
+    """``borrowed(ARGUMENT, ...)`` runs the script; its attribute ``steps()`` names what ran."""
+    root = tmp_path / "copy"  # no Git repository
+    (root / "tools").mkdir(parents=True)
+    script = shutil.copy(SCRIPT, root / "tools")
+    (tmp_path / "bin").mkdir()
+    for name, text in (("python3", PYTHON), ("timeout", TIMEOUT)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    calls, limits = tmp_path / "calls.txt", tmp_path / "limits.txt"
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    for name, value in (("CALLS", calls), ("LIMITS", limits), ("FAIL_AT", ""), ("CUT_AT", "")):
+        monkeypatch.setenv(name, str(value))
+
+    def call(*arguments):
+        calls.unlink(missing_ok=True)
+        limits.unlink(missing_ok=True)
+        return subprocess.run(["bash", script, *arguments], capture_output=True, text=True)
+
+    def steps():
+        """Benchmarks and tests that ran, in their order."""
+        found = []
+        for line in calls.read_text().splitlines():
+            if name := re.match(r"-m (pytest) |benchmarks/(bench_\w+)\.py", line):
+                found.append(name[1] or name[2])
+                if "--rounds" in line:
+                    found[-1] += " bf16" if "--dtype bf16" in line else " fp32"
+        return found
+
+    call.steps, call.root, call.limits = steps, root, limits
+    return call
+
+
+def test_a_step_that_fails_or_is_cut_off_does_not_end_the_others(borrowed, monkeypatch):
+    monkeypatch.setenv("FAIL_AT", "bench_model")
+    monkeypatch.setenv("CUT_AT", "bench_recipe")
+    result = borrowed("exactness", "claims", "recipes")
+    assert result.returncode == 1
+    assert borrowed.steps() == STEPS[:-1]
+    failed, unfinished = (
+        re.findall(f"(?m)^{w}: (.*)", result.stderr) for w in ("failed", "unfinished")
+    )
+    assert ["bench_model" in command for command in failed] == [True]
+    assert ["bench_recipe" in command for command in unfinished] == [True]
+
+
+def test_finished_steps_are_not_repeated(borrowed, monkeypatch):
+    monkeypatch.setenv("FAIL_AT", "bench_model")
+    borrowed("--commit", "abc", "exactness", "claims")
+    monkeypatch.setenv("FAIL_AT", "")
+    result = borrowed("--commit", "abc", "exactness", "claims", "recipes")
+    assert result.returncode == 0
+    assert borrowed.steps() == ["bench_model bf16", "bench_recipe"]
+    assert result.stdout.count("finished before: ") == 3
+    # Another commit has not been measured, and a rehearsal counts for nothing.
+    borrowed("--commit", "def", "exactness")
+    assert borrowed.steps() == ["pytest"]
+    borrowed("--commit", "abc", "--rehearse", "claims")
+    assert borrowed.steps() == STEPS[1:4]
+
+
+def test_the_archive_has_what_was_measured_and_continues_elsewhere(borrowed, tmp_path, monkeypatch):
+    pack = tmp_path / "results.tar.gz"
+    monkeypatch.setenv("CUT_AT", "bench_model")
+    result = borrowed("--pack", str(pack), "--commit", "abc", "claims")
+    assert result.returncode == 1
+    with tarfile.open(pack) as tar:
+        names = tar.getnames()
+    assert {"./benchmarks/table.md", "./finished"} <= set(names)
+    assert not [name for name in names if "work" in name]
+    shutil.rmtree(borrowed.root / "output")  # a fresh machine
+    borrowed("--pack", str(pack), "--commit", "abc", "claims")
+    assert borrowed.steps() == []  # bench_model is cut off again, before it runs
+    assert "bench_model" in borrowed.limits.read_text()
+
+
+def test_a_broken_archive_is_not_overwritten(borrowed, tmp_path):
+    pack = tmp_path / "results.tar.gz"
+    pack.write_text("something else")
+    result = borrowed("--pack", str(pack), "claims")
+    assert result.returncode == 2
+    assert "not an archive of an earlier session" in result.stderr
+    assert pack.read_text() == "something else"
+
+
+def test_a_machine_that_cannot_run_anything_is_given_back_at_once(borrowed, monkeypatch):
+    monkeypatch.setenv("FAIL_AT", "check_machine")
+    assert borrowed("exactness", "claims").returncode == 1
+    assert borrowed.steps() == []
+
+
+def test_every_piece_has_its_minutes_and_those_left_by_the_ones_before(borrowed):
+    borrowed("exactness", "claims", "recipes")
+    limits = [line.split()[0] for line in borrowed.limits.read_text().splitlines()]
+    expected = [9, 2, 6, 6, 6, 9]  # check_machine may take all
+    for seconds, minutes in zip(limits, expected, strict=True):
+        assert 0 <= 60 * minutes - int(seconds) <= 5
+    borrowed("--minutes", "3", "claims")
+    limits = [line.split()[0] for line in borrowed.limits.read_text().splitlines()]
+    assert all(0 <= 180 - int(seconds) <= 5 for seconds in limits)
+
+
+def test_no_step_starts_without_time(borrowed):
+    result = borrowed("--minutes", "0", "claims")
+    assert result.returncode == 1
+    assert "no time left: python3 benchmarks/check_machine.py" in result.stdout
+    assert not borrowed.limits.exists()
+
+
+def test_wheels_are_those_of_the_tested_versions_for_the_other_python(borrowed, tmp_path):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "one.whl").touch()
+    result = borrowed("wheels", "3.12", str(wheels), "h5py")
+    assert result.returncode == 0, result.stderr
+    build, download, detectron2, check = (tmp_path / "calls.txt").read_text().splitlines()
+    for line in (build, download):
+        assert "--no-deps --constraint requirements-tested.txt" in line
+    for line in (download, check):
+        assert "--only-binary=:all: --python-version 3.12 --platform manylinux" in line
+    assert download.endswith("h5py")
+    assert "install_detectron2.py" in detectron2
+    assert "--dry-run --no-index" in check
+    assert check.endswith("one.whl")
+
+
+@pytest.mark.parametrize(
+    "name", ["iopath", "fvcore", "yacs", "omegaconf", "hydra-core", "antlr4-python3-runtime",
+             "termcolor", "pycocotools", "pydantic", "pydantic-core", "annotated-types",
+             "typing-inspection"]
+)  # fmt: skip
+def test_every_wheel_has_a_tested_version(name):
+    assert name in SCRIPT.read_text()
+    assert f"\n{name}==" in (ROOT / "requirements-tested.txt").read_text()

@@ -1,5 +1,6 @@
 """Where a number comes from: command, commit, versions, hardware, date."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -17,16 +18,24 @@ UNKNOWN = "not recorded"
 
 
 def _git(*args: str) -> str:
-    done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=ROOT, check=False)
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=ROOT, check=False)
+    except FileNotFoundError:  # git is not installed
+        return ""
     return done.stdout.strip()
 
 
 def commit() -> str:
-    """The checked-out commit, and whether tracked files differ from it."""
+    """The checked-out commit, and whether tracked files other than results differ from it.
+
+    The environment variable CDGCNET_COMMIT names it where files were copied without their
+    repository.
+    """
     if not (ROOT / "projects" / "CDGCNet").is_dir():
         return f"none, installed as cdgcnet {__version__}"
-    found = _git("rev-parse", "--short", "HEAD") or UNKNOWN
-    changed = _git("status", "--porcelain", "--untracked-files=no")
+    found = _git("rev-parse", "--short", "HEAD") or os.environ.get("CDGCNET_COMMIT") or UNKNOWN
+    measured = (":!benchmarks/results", ":!results")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *measured)
     return f"{found} with uncommitted changes" if changed else found
 
 

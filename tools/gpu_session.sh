@@ -15,7 +15,7 @@
 #     --opts "K V"     options for every training, e.g. "MODEL.RESNETS.STRIDE_IN_1X1 True"
 #     --pack FILE      archive the results in FILE (.tar.gz) after every step; if FILE exists,
 #                      continue from it
-#     --commit NAME    of these files, for a copy without its Git repository
+#     --commit NAME    of these files; needed for a copy without its Git repository
 #     --rehearse       run everything on the CPU in tiny sizes; no weights, data or GPU needed
 #     --dry-run        print the commands only
 #
@@ -91,6 +91,8 @@ if [ $rehearse$dry = nono ] && [[ " ${pieces[*]} " = *" evidence "* ]]; then
         fail "evidence needs DETECTRON2_DATASETS with voc_animals/"
 fi
 cd "$root" || exit
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo "${CDGCNET_COMMIT-}")
+[ -n "$commit" ] || fail "--commit is missing: these files have no Git repository to ask"
 
 device=cuda iterations=60 session=$root/output/gpu_session
 declare -A share=([exactness]=2 [claims]=4 [recipes]=3 [evidence]=1000) # in minutes
@@ -194,7 +196,7 @@ recipes() {
 }
 
 budget() { # PART: minutes for a command that ends by itself, so that its work is kept
-    awk "BEGIN {print ($(left) > 40 ? $(left) - 30 : 10) / 60 / $1}"
+    LC_ALL=C awk "BEGIN {print ($(left) > 40 ? $(left) - 30 : 10) / 60 / $1}"
 }
 
 rows() { # ROW ... --opts KEY VALUE ...
@@ -213,7 +215,6 @@ evidence() {
     rows control_01 baseline_01 table3_07 --opts "${training[@]}"
 }
 
-commit=$(git rev-parse --short HEAD 2>/dev/null || echo "${CDGCNET_COMMIT-unknown}")
 prepare
 stop=$SECONDS
 for piece in "${pieces[@]}"; do

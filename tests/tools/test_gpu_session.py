@@ -140,10 +140,12 @@ def borrowed(tmp_path, monkeypatch):
     for name, value in (("CALLS", calls), ("LIMITS", limits), ("FAIL_AT", ""), ("CUT_AT", "")):
         monkeypatch.setenv(name, str(value))
 
-    def call(*arguments):
+    def call(*arguments, commit="abc"):
         calls.unlink(missing_ok=True)
         limits.unlink(missing_ok=True)
-        return subprocess.run(["bash", script, *arguments], capture_output=True, text=True)
+        named = [] if commit is None else ["--commit", commit]
+        command = ["bash", script, *arguments, *named]
+        return subprocess.run(command, capture_output=True, text=True)
 
     def steps():
         """Benchmarks and tests that ran, in their order."""
@@ -174,30 +176,30 @@ def test_a_step_that_fails_or_is_cut_off_does_not_end_the_others(borrowed, monke
 
 def test_finished_steps_are_not_repeated(borrowed, monkeypatch):
     monkeypatch.setenv("FAIL_AT", "bench_model")
-    borrowed("--commit", "abc", "exactness", "claims")
+    borrowed("exactness", "claims")
     monkeypatch.setenv("FAIL_AT", "")
-    result = borrowed("--commit", "abc", "exactness", "claims", "recipes")
+    result = borrowed("exactness", "claims", "recipes")
     assert result.returncode == 0
     assert borrowed.steps() == ["bench_model bf16", "bench_recipe"]
     assert result.stdout.count("finished before: ") == 3
     # Another commit has not been measured, and a rehearsal counts for nothing.
-    borrowed("--commit", "def", "exactness")
+    borrowed("exactness", commit="def")
     assert borrowed.steps() == ["pytest"]
-    borrowed("--commit", "abc", "--rehearse", "claims")
+    borrowed("--rehearse", "claims")
     assert borrowed.steps() == STEPS[1:4]
 
 
 def test_the_archive_has_what_was_measured_and_continues_elsewhere(borrowed, tmp_path, monkeypatch):
     pack = tmp_path / "results.tar.gz"
     monkeypatch.setenv("CUT_AT", "bench_model")
-    result = borrowed("--pack", str(pack), "--commit", "abc", "claims")
+    result = borrowed("--pack", str(pack), "claims")
     assert result.returncode == 1
     with tarfile.open(pack) as tar:
         names = tar.getnames()
     assert {"./benchmarks/table.md", "./finished"} <= set(names)
     assert not [name for name in names if "work" in name]
     shutil.rmtree(borrowed.root / "output")  # a fresh machine
-    borrowed("--pack", str(pack), "--commit", "abc", "claims")
+    borrowed("--pack", str(pack), "claims")
     assert borrowed.steps() == []  # bench_model is cut off again, before it runs
     assert "bench_model" in borrowed.limits.read_text()
 
@@ -228,6 +230,13 @@ def test_every_piece_has_its_minutes_and_those_left_by_the_ones_before(borrowed)
     assert all(0 <= 180 - int(seconds) <= 5 for seconds in limits)
 
 
+def test_a_copy_without_its_repository_needs_the_name_of_its_commit(borrowed):
+    result = borrowed("exactness", commit=None)
+    assert result.returncode == 2
+    assert "--commit is missing" in result.stderr
+    assert not borrowed.limits.exists()
+
+
 def test_no_step_starts_without_time(borrowed):
     result = borrowed("--minutes", "0", "claims")
     assert result.returncode == 1
@@ -239,7 +248,7 @@ def test_wheels_are_those_of_the_tested_versions_for_the_other_python(borrowed, 
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / "one.whl").touch()
-    result = borrowed("wheels", "3.12", str(wheels), "h5py")
+    result = borrowed("wheels", "3.12", str(wheels), "h5py", commit=None)
     assert result.returncode == 0, result.stderr
     build, download, detectron2, check = (tmp_path / "calls.txt").read_text().splitlines()
     for line in (build, download):

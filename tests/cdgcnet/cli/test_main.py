@@ -5,15 +5,16 @@ import logging
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import cdgcnet
 from cdgcnet.cli import train
-from cdgcnet.cli.errors import run_guarded
+from cdgcnet.cli.errors import deliver_lost_interrupts, run_guarded
 from cdgcnet.cli.launch import launch_processes
-from cdgcnet.cli.main import COMMANDS, load_command
+from cdgcnet.cli.main import COMMANDS, load_command, run_tool
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOLS = [ROOT / "train_net.py", *sorted((ROOT / "tools").glob("*.py"))]
@@ -116,6 +117,39 @@ ARGS = argparse.Namespace(prog="cdgcnet test")
 def test_errors_of_the_user_are_one_line(error, code, message, capsys):
     assert run_guarded(failing(error), ARGS) == code
     assert capsys.readouterr().err == message
+
+
+def test_an_interrupt_while_commands_are_imported(command, capsys, monkeypatch):
+    monkeypatch.setattr("cdgcnet.cli.main.load_command", failing(KeyboardInterrupt()))
+    monkeypatch.setattr(sys, "argv", ["tools/prepare_data.py"])
+    assert command("train") == 130
+    assert run_tool("prepare", []) == 130
+    assert capsys.readouterr().err == "cdgcnet: interrupted\nprepare_data.py: interrupted\n"
+
+
+def test_an_interrupt_in_a_callback_is_not_lost(capsys, monkeypatch):
+    class Interrupted:
+        def __del__(self):
+            raise KeyboardInterrupt  # as Ctrl-C does there; Python only prints it
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    deliver_lost_interrupts()
+    Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(60)
+    assert capsys.readouterr().err == ""
+
+
+def test_other_errors_in_callbacks_are_printed(monkeypatch):
+    class Faulty:
+        def __del__(self):
+            raise RuntimeError("a fault")
+
+    printed: list = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda x: printed.append(str(x.exc_value)))
+    deliver_lost_interrupts()
+    Faulty()
+    assert printed == ["a fault"]
 
 
 def test_names_of_files_cannot_control_the_terminal(capsys):

@@ -1,4 +1,4 @@
-"""Workers of a process pool do not outlive the process that started them."""
+"""Workers of a pool end with the process that started them, and on Ctrl-C without a message."""
 
 import os
 import signal
@@ -10,15 +10,32 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import multiprocessing, os, time
-from concurrent.futures import ProcessPoolExecutor
-from cdgcnet.utils.worker import start_worker
+import os, time
+from cdgcnet.utils.worker import WorkerPool
 
 if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=start_worker) as pool:
+    with WorkerPool(1) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         time.sleep(600)
+"""
+
+
+# Its worker needs a moment to import this file.
+INTERRUPTED_PROGRAM = """
+import signal, sys, time
+from cdgcnet.utils.worker import WorkerPool, start_worker
+
+if __name__ == "__mp_main__":
+    print("importing", flush=True)
+    time.sleep(0.3)
+if __name__ == "__main__":
+    pool = WorkerPool(1, start_worker, (signal.Handlers[sys.argv[1]],))
+    try:
+        future = pool.submit(abs, -42)
+        future.result()
+    except KeyboardInterrupt:
+        pool.shutdown()
+        print("interrupted,", type(future.exception()).__name__)
 """
 
 
@@ -50,3 +67,24 @@ def test_a_worker_ends_with_its_parent(tmp_path, how):
         time.sleep(0.05)
     assert not is_running(worker)
     parent.stdout.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="interrupts processes by signals")
+@pytest.mark.parametrize(
+    ("handler", "outcome"), [("SIG_DFL", "BrokenProcessPool"), ("SIG_IGN", "NoneType")]
+)
+def test_a_worker_that_is_interrupted_in_its_imports_prints_nothing(tmp_path, handler, outcome):
+    program = tmp_path / "program.py"
+    program.write_text(INTERRUPTED_PROGRAM)
+    with subprocess.Popen(
+        [sys.executable, str(program), handler],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "importing\n"
+        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+        out, err = parent.communicate(timeout=60)
+    assert (out, err) == (f"interrupted, {outcome}\n", "")

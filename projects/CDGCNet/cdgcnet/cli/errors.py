@@ -2,7 +2,10 @@
 
 import argparse
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 
@@ -26,8 +29,7 @@ def run_guarded(function: Callable, args: argparse.Namespace) -> int:
     try:
         return function(args) or 0
     except KeyboardInterrupt:
-        _report(f"{args.prog}: interrupted")
-        return 130
+        return report_interrupt(args.prog)
     except (ValueError, OSError, MemoryError) as error:
         logging.getLogger("cdgcnet").debug("Stopped by this error:", exc_info=True)
         _report(f"{args.prog}: error: {str(error) or type(error).__name__}")
@@ -41,6 +43,31 @@ def run_guarded(function: Callable, args: argparse.Namespace) -> int:
             "run `python -m cdgcnet install-detectron2`"
         )
         return 1
+
+
+def deliver_lost_interrupts() -> None:
+    """Deliver Ctrl-C again where Python only prints it, and goes on.
+
+    It does so in the callbacks of weak references, which every import runs, and in ``__del__``.
+    """
+    print_it = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            print_it(unraisable)
+            return
+        # Sent again once the callback has ended, as a signal, which also ends a wait.
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+
+
+def report_interrupt(prog: str) -> int:
+    """Report Ctrl-C in one line; returns the exit code."""
+    _report(f"{prog}: interrupted")
+    return 130
 
 
 def _report(message: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import cdgcnet
-from cdgcnet.cli.errors import UsageError, run_guarded
+from cdgcnet.cli.errors import UsageError, deliver_lost_interrupts, report_interrupt, run_guarded
 
 COMMANDS = (
     "train",
@@ -48,7 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: from argparse, with code 0 after ``--help`` and 2 after a usage error.
     """
     if argv is None:
-        _silence_imports()
+        _set_up_process()
+    try:
+        return _run(*_parse(argv))
+    except KeyboardInterrupt:  # while the commands are imported
+        return report_interrupt("cdgcnet")
+
+
+def _parse(
+    argv: Sequence[str] | None,
+) -> tuple[ModuleType, argparse.ArgumentParser, argparse.Namespace]:
+    """The command, its parser and its arguments."""
     parser = argparse.ArgumentParser(prog="cdgcnet", description=cdgcnet.__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"%(prog)s {cdgcnet.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -64,21 +74,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         module.add_arguments(parsers[name])
     args = parser.parse_args(argv)
-    return _run(load_command(args.command), parsers[args.command], args)
+    return load_command(args.command), parsers[args.command], args
 
 
 def run_tool(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one subcommand under the name of the script that calls this; see :func:`main`."""
     if argv is None:
-        _silence_imports()
-    module = load_command(name)
-    parser = argparse.ArgumentParser(
-        prog=os.path.basename(sys.argv[0]),
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    return _run(module, parser, parser.parse_args(argv))
+        _set_up_process()
+    prog = os.path.basename(sys.argv[0])
+    try:
+        module = load_command(name)
+        parser = argparse.ArgumentParser(
+            prog=prog,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(parser)
+        return _run(module, parser, parser.parse_args(argv))
+    except KeyboardInterrupt:  # while the command is imported
+        return report_interrupt(prog)
 
 
 def _run(module: ModuleType, parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -89,8 +103,13 @@ def _run(module: ModuleType, parser: argparse.ArgumentParser, args: argparse.Nam
         parser.error(str(error))
 
 
-def _silence_imports() -> None:
-    """Hide the FutureWarnings of Detectron2's imports, in this process and those it starts."""
+def _set_up_process() -> None:
+    """Prepare a process that runs a command.
+
+    It gets every Ctrl-C. The FutureWarnings of Detectron2's imports are hidden, also in the
+    processes that it starts.
+    """
+    deliver_lost_interrupts()
     if not sys.warnoptions:  # neither -W nor PYTHONWARNINGS asks for them
         warnings.simplefilter("ignore", FutureWarning)
         os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"

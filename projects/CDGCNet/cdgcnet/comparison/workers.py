@@ -18,6 +18,7 @@ from typing import Any
 
 from cdgcnet.comparison.options import Schedule
 from cdgcnet.comparison.rows import Row
+from cdgcnet.utils.worker import held_interrupts
 
 ROW_BYTES = 3 << 29  # a process with PyTorch, Detectron2 and the largest default head, rounded up
 
@@ -150,7 +151,8 @@ def run_jobs(
                 job = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_child, args=(job, setting, steps, theirs))
-                process.start()
+                with held_interrupts():  # they stay blocked in the process
+                    process.start()
                 theirs.close()
                 running.append(_Running(job, process, ours, time.monotonic()))
             wait([r.process.sentinel for r in running], timeout=1.0)

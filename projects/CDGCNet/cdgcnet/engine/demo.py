@@ -1,11 +1,10 @@
 """The demo: draws street scenes, trains two small networks on them, and compares their scores."""
 
 import logging
-import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.report import format_table, write_results
 from cdgcnet.evaluation.testing import evaluate
 from cdgcnet.utils.progress import progress
-from cdgcnet.utils.worker import start_worker
+from cdgcnet.utils.worker import WorkerPool, start_worker
 from cdgcnet.visualization.paper_figures import draw_comparison
 
 VAL = "cdgc_streets_val"
@@ -103,7 +102,7 @@ def config_of(name: str, folder: Path, quick: bool) -> CfgNode:
 
 def start_trainer(data: Path) -> None:
     """Prepare one of two processes that share the cores of the machine."""
-    start_worker()
+    start_worker(signal.SIG_DFL)
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     register_all(data)
 
@@ -173,11 +172,8 @@ def train_and_score(cfgs: dict[str, CfgNode], data: Path, output: Path, images: 
     Returns:
         Metrics by task.
     """
-    context = multiprocessing.get_context("spawn")
     plain, graph = cfgs["no graph"], cfgs["CDGCNet"]
-    with ProcessPoolExecutor(
-        2, mp_context=context, initializer=start_trainer, initargs=(data,)
-    ) as pool:
+    with WorkerPool(2, start_trainer, (data,)) as pool:
         plain_training = pool.submit(train, plain, "no graph", 0)
         graph_training = pool.submit(train, graph, "CDGCNet", 1)
         with naming_log("training no graph", Path(plain.OUTPUT_DIR)):

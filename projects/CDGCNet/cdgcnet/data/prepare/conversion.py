@@ -1,13 +1,11 @@
 """Makes files from source files: in parallel, resumable, each whole or not at all."""
 
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from pathlib import Path
 from cdgcnet.data.prepare.archives import Content, File
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.utils.progress import Bar, progress
-from cdgcnet.utils.worker import start_worker
+from cdgcnet.utils.worker import WorkerPool
 
 # Writes the target itself, with atomic_write. Worker processes must be able to import it, so it is
 # a function of a module or a partial of one.
@@ -115,12 +113,7 @@ class Runner:
 
     def _run_in_pool(self, jobs: Sequence[Job], bar: Bar) -> None:
         """Read archives here, in order; convert in worker processes."""
-        pool = ProcessPoolExecutor(
-            min(self.workers, len(jobs)),
-            # A forked process could hang if threads, such as those of OpenCV, are running.
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_leave_interrupts_to_parent,
-        )
+        pool = WorkerPool(min(self.workers, len(jobs)))
         pending: dict[Future[None], Job] = {}
         try:
             for job in jobs:
@@ -170,8 +163,3 @@ def _raise(error: Exception) -> None:
 def _storage_order(job: Job) -> tuple[str, int]:
     archive = job.source.archive
     return (str(archive.path) if archive else "", job.source.position)
-
-
-def _leave_interrupts_to_parent() -> None:
-    start_worker()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

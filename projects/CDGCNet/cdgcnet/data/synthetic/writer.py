@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
 from cdgcnet.data.synthetic.renderer import Array
 from cdgcnet.data.synthetic.scene import MIN_SIZE, draw_scene
 from cdgcnet.utils.progress import progress
-from cdgcnet.utils.worker import start_worker
+from cdgcnet.utils.worker import WorkerPool
 
 GENERATOR_VERSION = 2  # raise it with every change that moves a pixel
 TRAIN_ID_OF_LABEL_ID = {label_id: i for i, label_id in enumerate(LABEL_IDS)}  # others: IGNORED
@@ -80,11 +78,8 @@ def write_street_scenes(
         draw = partial(_draw_and_write, tree, seed, height, width)
         drawn: Iterator[None] = map(draw, jobs)
         if workers > 1:
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(
-                ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-            )
-            drawn = pool.map(draw, jobs, chunksize=4)
+            pool = stack.enter_context(WorkerPool(workers))
+            drawn = pool.map(draw, jobs)
         for _ in progress(drawn, f"drawing {root.name}", "scene", len(jobs), leave=True):
             pass
         (tree / "streets.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")

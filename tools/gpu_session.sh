@@ -85,16 +85,16 @@ done
 [[ ${minutes:-1} =~ ^[0-9]+$ ]] || fail "--minutes is $minutes; expected a whole number"
 [ -z "$wheels" ] || [ -d "$wheels" ] || fail "--wheels $wheels: no such folder"
 [ -z "$pack" ] || [ -d "$(dirname "$pack")" ] || fail "--pack $pack: its folder does not exist"
+cd "$root" || exit
 if [ $rehearse$dry = nono ] && [[ " ${pieces[*]} " = *" evidence "* ]]; then
     [ -f "$weights" ] || fail "--weights ${weights:-is missing}: evidence needs a weight file"
     [ -d "${DETECTRON2_DATASETS-}/voc_animals" ] ||
         fail "evidence needs DETECTRON2_DATASETS with voc_animals/"
 fi
-cd "$root" || exit
 commit=$(git rev-parse --short HEAD 2>/dev/null || echo "${CDGCNET_COMMIT-}")
 [ -n "$commit" ] || fail "--commit is missing: these files have no Git repository to ask"
 
-device=cuda iterations=60 session=$root/output/gpu_session
+device=cuda iterations=60 session=output/gpu_session
 declare -A share=([exactness]=2 [claims]=4 [recipes]=3 [evidence]=1000) # in minutes
 compare=(--config-file configs/VOCAnimals-SemanticSegmentation/cdgcnet_r50_os8_cpu.yaml)
 compare+=(--weights "$weights" --seeds 5)
@@ -103,7 +103,7 @@ table=(--profile voc_animals --seeds 3)
 training=(MODEL.WEIGHTS "$weights" SOLVER.AMP.ENABLED True "${extra[@]}")
 recipe=(--amp) graph=(--rounds 6)
 if [ $rehearse = yes ]; then
-    session=$(mktemp --directory)
+    mkdir --parents output && session=$(mktemp --directory output/rehearsal.XXXXXX) || exit
     trap 'rm -rf "$session"' EXIT
     : "${minutes:=60}"
     share=([exactness]=60 [claims]=60 [recipes]=60 [evidence]=60)

@@ -231,6 +231,7 @@ def test_resume_with_another_config_is_refused(start, folder, earlier):
     message = refused("--resume", *start, "SOLVER.BASE_LR", "0.5", "MODEL.CDGC.CHANNELS", "16")
     assert "SOLVER.BASE_LR: 0.02 there, 0.5 now" in message
     assert "MODEL.CDGC.CHANNELS: 8 there, 16 now" in message
+    assert f"--config-file {folder / 'config.yaml'}" in message
     assert contents(folder) == earlier
 
 
@@ -278,8 +279,10 @@ def test_resume_with_the_same_config_continues(run_yaml, folder):
     for name in ("model_final.pth", "results.json"):
         (folder / name).unlink()
     (folder / "last_checkpoint").write_text("model_0000001.pth")
-    # Free keys may differ: loader processes, how often is saved and evaluated.
-    train_net("--resume", *arguments, "DATALOADER.NUM_WORKERS", "1", "TEST.EVAL_PERIOD", "1")
+    # Free keys may differ: loader processes, how often is saved and evaluated. The weights that
+    # the run started from are in its checkpoints; their file need not exist any more.
+    free = ("DATALOADER.NUM_WORKERS", "1", "TEST.EVAL_PERIOD", "1", "MODEL.WEIGHTS", "gone.pth")
+    train_net("--resume", *arguments, *free)
     assert (folder / "model_final.pth").is_file() and (folder / "results.json").is_file()
 
 

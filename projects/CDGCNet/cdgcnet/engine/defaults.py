@@ -145,12 +145,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
         register_folders(cfg)
         check_datasets(cfg, train=not args.eval_only)
         copy_classes(cfg, train=not args.eval_only)
-        check_weights_path(cfg.MODEL.WEIGHTS)
-        if not args.eval_only:
-            check_weights_path(cfg.MODEL.TIMM.PRETRAINED, "MODEL.TIMM.PRETRAINED")
+        folder = _open_folder(cfg)
+        if not (args.resume and folder.newest_checkpoint()):  # else no other weights are read
+            check_weights_path(cfg.MODEL.WEIGHTS)
+            if not args.eval_only:
+                check_weights_path(cfg.MODEL.TIMM.PRETRAINED, "MODEL.TIMM.PRETRAINED")
         if comm.get_world_size() > 1:
             check_agreement(run_facts(cfg, args))
-        folder = _open_folder(cfg)
         if args.eval_only:
             _prepare_evaluation(cfg, folder, args.resume)
         _check_data(cfg, args.eval_only)

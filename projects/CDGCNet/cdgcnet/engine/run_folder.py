@@ -185,16 +185,18 @@ class RunFolder:
             elif not cfg.SOLVER.EXTEND_SCHEDULE:
                 raise ValueError(
                     f"--resume: SOLVER.MAX_ITER is {now}, but the run in OUTPUT_DIR {self.path} "
-                    f"was planned for {before}; nothing was changed. Add SOLVER.EXTEND_SCHEDULE "
-                    "True to train it longer; the learning rates then differ from those of a run "
-                    f"planned for {now} iterations."
+                    f"was planned for {before}; nothing was changed. Continue it as it was planned "
+                    f"with --config-file {self.config}, or add SOLVER.EXTEND_SCHEDULE True to "
+                    "train it longer; the learning rates then differ from those of a run planned "
+                    f"for {now} iterations."
                 )
         if different:
             lines = [f"{k}: {a!r} there, {b!r} now" for k, (a, b) in different.items()]
             raise ValueError(
                 f"--resume: OUTPUT_DIR {self.path} holds a run with another config; nothing was "
-                "changed:\n  " + "\n  ".join(lines[:10]) + "\nUse the same config, or another "
-                "OUTPUT_DIR with MODEL.WEIGHTS set to a checkpoint of that run."
+                "changed:\n  " + "\n  ".join(lines[:10]) + "\nContinue that run with --config-file "
+                f"{self.config}, or choose another OUTPUT_DIR with MODEL.WEIGHTS set to one of its "
+                "checkpoints."
             )
 
     def config_differences(self, cfg: CfgNode) -> dict[str, tuple[Any, Any]]:

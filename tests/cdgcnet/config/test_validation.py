@@ -136,7 +136,7 @@ WRONG = [
         [["res5"], ["res4", "res6"], ["res5", "res5"]],
         "a list of 2",
     ),
-    ("MODEL.META_ARCHITECTURE", ["CDGCSegmenter", ""], ""),
+    ("MODEL.META_ARCHITECTURE", ["CDGCSegmenter", "", "PanopticFPN"], ""),
     ("MODEL.CDGC.NORM", ["BatchNorm", None], "SyncBN"),
     ("MODEL.RESNETS.DEPTH", [42, 50.0], "18.*34.*50.*101.*152"),
     ("MODEL.RESNETS.STEM_TYPE", ["deep"], "basic.*deeplab"),

@@ -90,12 +90,23 @@ def _backbone_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             )
 
 
+def _segmentation_architectures() -> list[str]:
+    """The registered meta-architectures without Detectron2's detectors and panoptic networks."""
+    return sorted(
+        name
+        for name, factory in META_ARCH_REGISTRY
+        if name == "SemanticSegmentor" or not factory.__module__.startswith("detectron2.")
+    )
+
+
 def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     """Keys of MODEL that do not fit each other: the key and what was expected of it."""
     head, res, cdgc = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.RESNETS, cfg.MODEL.CDGC
     classes = head.NUM_CLASSES
+    architectures = _segmentation_architectures()
+    if cfg.MODEL.META_ARCHITECTURE not in architectures:
+        yield "MODEL.META_ARCHITECTURE", f"one of {architectures}"
     for key, registry in (
-        ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
         ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
         ("MODEL.SEM_SEG_HEAD.NAME", SEM_SEG_HEADS_REGISTRY),
     ):

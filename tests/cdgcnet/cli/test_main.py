@@ -77,6 +77,8 @@ def test_help_of_every_tool_imports_nothing_heavy(tool):
         (["train", "--config-file", "no.yaml"], 1, "--config-file no.yaml: there is no such file"),
         (["predict", "--config-file", "c.yaml"], 2, "required: --input, --output"),
         (["visualize", "--config-file", "c.yaml", "--output", "g.gif"], 2, "ends with .png"),
+        (["predict", "--input", "a", "--output", "b", "SEED", "1"], 2, "SEED 1; overrides of"),
+        (["prepare", "camvid", "--src", "a", "--root", "b", "c"], 2, "unrecognized arguments: c\n"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_heavy_is_imported(words, code, message):

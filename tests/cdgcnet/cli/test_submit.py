@@ -248,11 +248,8 @@ def test_wrong_arguments(run_data, tmp_path, capsys, command):
         (1, ["cityscapes", "--labels", tmp_path / "x", "--output", "x.zip"], "no such folder"),
         (2, ["cityscapes", "--config-file", "x", "--output", "x.zip"], "go together"),
         (2, ["cityscapes", "--verify", "x.zip", "--opts", "SEED", "1"], "nothing is predicted"),
-        (
-            1,
-            ["cityscapes", "--verify", tmp_path / "x.zip"],
-            "cdgc_cityscapes_test: there is no folder",
-        ),
+        (1, ["cityscapes", "--verify", tmp_path / "x.zip"], "x.zip: there is no such file"),
+        (1, ["cityscapes", "--verify", there], "cdgc_cityscapes_test: there is no folder"),
     ):
         assert command("submit", *argv) == code
         assert re.search(words, capsys.readouterr().err), words

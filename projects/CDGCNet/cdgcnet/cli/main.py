@@ -73,7 +73,8 @@ def _parse(
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(parsers[name])
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    _refuse(unknown, parsers[args.command], args)
     return load_command(args.command), parsers[args.command], args
 
 
@@ -90,9 +91,19 @@ def run_tool(name: str, argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(parser)
-        return _run(module, parser, parser.parse_args(argv))
+        args, unknown = parser.parse_known_args(argv)
+        _refuse(unknown, parser, args)
+        return _run(module, parser, args)
     except KeyboardInterrupt:  # while the command is imported
         return report_interrupt(prog)
+
+
+def _refuse(
+    unknown: Sequence[str], parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> None:
+    if unknown:
+        hint = "; overrides of config keys come after --opts" if hasattr(args, "opts") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
 def _run(module: ModuleType, parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:

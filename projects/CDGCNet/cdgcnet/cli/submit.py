@@ -41,7 +41,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     Raises:
         UsageError: for options that do not go together.
-        FileExistsError, FileNotFoundError: for an --output or --labels that cannot be.
+        FileExistsError, FileNotFoundError: for an --output, --labels or --verify that cannot be.
     """
     ways = {"--config-file": args.config_file, "--labels": args.labels, "--verify": args.verify}
     given = [name for name, value in ways.items() if value]
@@ -55,6 +55,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.opts and not args.config_file:
         raise UsageError(f"--opts {' '.join(args.opts)}: nothing is predicted; remove it")
     if args.verify:
+        if not args.verify.is_file():
+            raise FileNotFoundError(f"--verify {args.verify}: there is no such file")
         return
     if args.output is None:
         raise UsageError("--output is missing: the package to write")

@@ -31,19 +31,21 @@ def _first_difference(found: list[str], expected: list[str]) -> str:
     )
 
 
-def _unregistered(key: str, name: str) -> str:
-    """The message for a name that is not registered, with what may have been meant."""
+def similar_datasets(name: str) -> str:
+    """A sentence for a name that is not registered: what was meant, or what there is."""
     metadata = {n: MetadataCatalog.get(n) for n in DatasetCatalog.list()}
     usable = sorted(n for n, m in metadata.items() if m.get("stuff_classes"))
     close = difflib.get_close_matches(name, usable)
     if close:
-        hint = f"Did you mean {' or '.join(close)}?"
-    else:
-        ours = (n for n in usable if metadata[n].get("evaluator_type") == EVALUATOR_TYPE)
-        hint = f"Registered are {', '.join(ours)} and Detectron2's own datasets."
+        return f"Did you mean {' or '.join(close)}?"
+    ours = (n for n in usable if metadata[n].get("evaluator_type") == EVALUATOR_TYPE)
+    return f"Registered are {', '.join(ours)} and Detectron2's own datasets."
+
+
+def _unregistered(key: str, name: str) -> str:
     return (
-        f"{key} names {name!r}, which is not registered. {hint} Own data is registered with "
-        "DATASETS.FOLDERS (docs/own_data.md)."
+        f"{key} names {name!r}, which is not registered. {similar_datasets(name)} Own data is "
+        "registered with DATASETS.FOLDERS (docs/own_data.md)."
     )
 
 

@@ -101,6 +101,13 @@ def types(report):
 # ---------------------------------------------------------------- a sound set
 
 
+def test_a_misspelled_name_gets_a_suggestion(toy, call):
+    done = call("cdgc_toy_trian")
+    assert done.code == 1
+    assert f"'cdgc_toy_trian' is not registered. Did you mean {toy.name}" in done.err
+    assert "--config-file" in done.err  # where own data comes from
+
+
 def test_a_sound_set_passes(toy, call):
     done = call(toy.name)
     assert done.code == 0

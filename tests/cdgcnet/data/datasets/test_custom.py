@@ -201,7 +201,7 @@ def test_bad_class_lists_are_named(root, lines, words):
 def test_unreadable_class_lists_are_named(root):
     (root / "latin.txt").write_bytes("stra\xdfe".encode("latin-1"))
     for value, error, words in (
-        ("gone.txt", FileNotFoundError, f"there is no file {root / 'gone.txt'}"),
+        ("gone.txt", FileNotFoundError, f"there is no file {root / 'gone.txt'}; relative paths"),
         ("latin.txt", ValueError, f"{root / 'latin.txt'} is not a readable UTF-8"),
         ("my", ValueError, f"{root / 'my'} is not a readable"),
         ([True, "car"], ValueError, "quote yes, no and numbers"),  # YAML reads yes as True

@@ -23,9 +23,9 @@ from cdgcnet.data.audit.checks import (
 )
 from cdgcnet.data.audit.issues import Issue, IssueType, Report
 from cdgcnet.data.datasets import voc
-from cdgcnet.data.datasets.catalog import EVALUATOR_TYPE
 from cdgcnet.data.decoding import MAX_PIXELS
 from cdgcnet.data.label_spec import LabelSpec
+from cdgcnet.data.preflight import similar_datasets
 from cdgcnet.utils.progress import progress
 from cdgcnet.visualization.colors import class_colors
 
@@ -101,14 +101,9 @@ def _digest_if_sized(dataset_dict: dict, sizes: Collection[int | None]) -> str:
 
 def _load(name: str) -> list[dict]:
     if name not in DatasetCatalog.list():
-        ours = sorted(
-            n
-            for n in DatasetCatalog.list()
-            if MetadataCatalog.get(n).get("evaluator_type") == EVALUATOR_TYPE
-        )
         raise ValueError(
-            f"the dataset {name!r} is not registered; there are {', '.join(ours)}, and with "
-            "--config-file those of its DATASETS.FOLDERS"
+            f"the dataset {name!r} is not registered. {similar_datasets(name)} Own data needs "
+            "--config-file, a config that names it in DATASETS.FOLDERS (docs/own_data.md)."
         )
     if not MetadataCatalog.get(name).get("stuff_classes"):
         raise ValueError(

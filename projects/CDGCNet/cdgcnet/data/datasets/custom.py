@@ -217,7 +217,12 @@ def _raw_values(entry: dict, key: str, default: list[int], where: str) -> list[i
 
 def _class_lines(value: Any, root: Path) -> list[str]:
     if isinstance(value, str):
-        return read_lines(root / Path(value).expanduser())
+        try:
+            return read_lines(root / Path(value).expanduser())
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}; relative paths are below the data root, DETECTRON2_DATASETS"
+            ) from error
     if not isinstance(value, (list, tuple)) or not all(
         isinstance(name, str) and name.strip() for name in value
     ):

@@ -6,9 +6,10 @@
     %(prog)s features   --config-file CONFIG --weights FILE --output fig6.png \\
         --images street.jpg --classes car pedestrian
 
-sampling: the easy and hard nodes of a class, on the image. comparison: image, ground truth, coarse
-and refined prediction, and what changed; --crops 4 enlarges the four regions that changed most.
-features: the features of a class before and after the graph.
+sampling: the easy and hard nodes that Eq. 4 selects for a class, on the image; a network trains
+with them if MODEL.CDGC.NODES is dynamic. comparison: image, ground truth, coarse and refined
+prediction, and what changed; --crops 4 enlarges the four regions that changed most. features: the
+features of a class before and after the graph.
 
 An image is named by its id in DATASETS.TEST, by its number there, or as a file, which has no ground
 truth. The suffix of --output, .png, .pdf or .svg, chooses the format. An existing file is not

@@ -59,7 +59,7 @@ class Activations:
 def sampled_nodes(
     seen: Activations, label: int, num_classes: int, ignore_label: int, easy_ratio: float
 ) -> dict[str, np.ndarray]:
-    """The nodes that training would select for the graph of a class (Eq. 4).
+    """The nodes that Eq. 4 selects for the graph of a class, as training with dynamic nodes does.
 
     Args:
         seen: an image with ground truth.

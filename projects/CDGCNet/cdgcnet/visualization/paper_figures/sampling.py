@@ -44,7 +44,7 @@ def draw_sampling(
     """
     aspect = tallest_aspect([o.image for o, _ in pairs])
     grid = PanelGrid(len(pairs), 2, aspect, footer=0.26)
-    titles = ("image, true outline of the class", "its nodes in training")
+    titles = ("image, true outline of the class", "its nodes by Eq. 4")
     names = list(metadata.stuff_classes)
     for i, (seen, label) in enumerate(pairs):
         assert seen.truth is not None

@@ -1,5 +1,8 @@
 """One image in, one prediction out."""
 
+import re
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -21,6 +24,22 @@ def weights(tmp_path_factory, model):
     path = tmp_path_factory.mktemp("weights") / "model.pth"
     torch.save({"model": model.state_dict()}, path)
     return str(path)
+
+
+def test_the_guide_runs_as_printed(tiny_cfg, model, tmp_path, monkeypatch):
+    guide = (Path(__file__).parents[3] / "docs" / "predicting.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"test_predictor.py runs this -->\n```python\n(.+?)```", guide, re.S)
+    monkeypatch.chdir(tmp_path)
+    run = Path("output/my")
+    run.mkdir(parents=True)
+    classes = {"MODEL.CLASS_NAMES": list("abcde"), "MODEL.CLASS_COLORS": [[9, 9, 9]] * 5}
+    (run / "config.yaml").write_text(tiny_cfg(classes).dump(), encoding="utf-8")
+    torch.save({"model": model.state_dict()}, run / "model_final.pth")
+    cv2.imwrite("street.jpg", image_of(61, 90))
+    names: dict = {}
+    exec(example, names)  # from our own guide
+    assert names["labels"].shape == (61, 90)
+    assert cv2.imread("street_overlay.png").shape == (61, 90, 3)
 
 
 def image_of(height, width):

@@ -106,6 +106,8 @@ def _check_start(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
     on_main_process(partial(folder.check_start, cfg, resume))
     if not (resume and folder.newest_checkpoint()):
         check_starting_weights(cfg)
+    elif changed := folder.config_differences(cfg).get("MODEL.WEIGHTS"):
+        cfg.MODEL.WEIGHTS = changed[0]  # config.yaml keeps saying what the run started from
 
 
 def copy_classes(cfg: CfgNode, train: bool) -> None:

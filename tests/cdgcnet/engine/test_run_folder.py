@@ -450,7 +450,8 @@ def test_resume_makes_up_for_an_evaluation_that_was_interrupted(start, folder, l
 def test_a_longer_schedule_needs_a_word(start, folder):
     before = contents(folder)
     message = refused("--resume", *start, "SOLVER.MAX_ITER", "6")
-    assert "Add SOLVER.EXTEND_SCHEDULE True" in message
+    assert f"--config-file {folder / 'config.yaml'}" in message  # continues as planned
+    assert "or add SOLVER.EXTEND_SCHEDULE True" in message
     assert "learning rates then differ" in message
     shorter = refused("--resume", *start, "SOLVER.MAX_ITER", "2", "SOLVER.EXTEND_SCHEDULE", "True")
     assert "SOLVER.MAX_ITER: 4 there, 2 now" in shorter

@@ -29,6 +29,7 @@ if __name__ == "__mp_main__":
     print("importing", flush=True)
     time.sleep(0.3)
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     pool = WorkerPool(1, start_worker, (signal.Handlers[sys.argv[1]],))
     try:
         future = pool.submit(abs, -42)

@@ -93,17 +93,27 @@ def test_numbers_told_are_those_of_the_records(told):
 
 # ---------------------------------------------------------------- trained features
 def test_trained_features_are_told_as_they_are():
-    """Lines "| `control_03_aspp` | ASPP | 62.29 | 55.37 | |": mIoU of seeds 1 and 2, and oracle."""
-    pattern = r"^\| `(\w+)` \| [^|]+ \| ([\d.]*) ?\| ([\d.]*) ?\| ([\d.]*) ?\|$"
-    told = re.findall(pattern, EXPERIMENTS.read_text("utf-8"), re.MULTILINE)
-    found = load_records(RESULTS / "voc_animals_cpu" / "val")
-    records = {(record.row, seed): record.scores for (_, seed), record in found.items()}
-    assert {(name, i) for name, *seeds, _ in told for i in (1, 2) if seeds[i - 1]} == set(records)
-    for name, *seeds, oracle in told:
-        for seed, score in enumerate(seeds, 1):
-            assert not score or score == f"{records[name, seed]['sem_seg']['mIoU']:.2f}"
-        if oracle:
-            assert oracle == f"{records[name, 1]['sem_seg_oracle']['mIoU']:.2f}"
+    """Lines "| `control_03_aspp` | ASPP | 62.29 | 55.37 | 63.90 | 57.01 | |".
+
+    mIoU of seeds 1 and 2 on whole images, of both by windows, and the oracle's of seed 1. A line of
+    a changed row names the pair too: "| `default_02_graph`, `KEY VALUE` | …".
+    """
+    cell = r" (\d\d\.\d\d)? ?\|"
+    pattern = rf"^\| `(\w+)`(?:, `([\w.]+ \S+)`)? \| [^|]+ \|{cell * 5}$"
+    told = {}
+    for name, changed, *values in re.findall(pattern, EXPERIMENTS.read_text("utf-8"), re.MULTILINE):
+        columns = ("whole", 1), ("whole", 2), ("windows", 1), ("windows", 2), ("oracle", 1)
+        told |= {(name, changed, *c): v for c, v in zip(columns, values, strict=True) if v}
+    measured = {}
+    for (_, seed), record in load_records(RESULTS / "voc_animals_cpu" / "val").items():
+        pairs = dict(zip(record.overrides[::2], record.overrides[1::2], strict=True))
+        way = "windows" if pairs.get("TEST.SLIDE.ENABLED") == "True" else "whole"
+        changed = " ".join(f"{k} {v}" for k, v in pairs.items() if k.startswith("MODEL.CDGC."))
+        row = (record.row, changed)
+        measured[(*row, way, seed)] = f"{record.scores['sem_seg']['mIoU']:.2f}"
+        if (way, seed) == ("whole", 1) and "sem_seg_oracle" in record.scores:
+            measured[(*row, "oracle", 1)] = f"{record.scores['sem_seg_oracle']['mIoU']:.2f}"
+    assert told == measured
 
 
 # ---------------------------------------------------------------- tables of `cdgcnet compare`

@@ -154,13 +154,13 @@ once() { # NAME COMMAND ...: left out if it has finished with this commit
 
 archive() { # what this session has measured, without checkpoints and cached features
     [ -n "$pack" ] || return 0
-    tar --create --gzip --file "$pack.part" --directory "$session" --exclude ./work . &&
+    tar --create --gzip --file "$pack.part" --directory "$session" --exclude ./scratch . &&
         mv "$pack.part" "$pack"
 }
 
 prepare() { # earlier results, wheels, and what identifies a measurement
     if [ $dry = no ]; then
-        mkdir --parents "$session/work" || exit
+        mkdir --parents "$session/scratch" || exit
         if [ -f "$pack" ]; then
             tar --extract --gzip --file "$pack" --directory "$session" ||
                 fail "--pack $pack: not an archive of an earlier session"
@@ -200,7 +200,7 @@ budget() { # PART: minutes for a command that ends by itself, so that its work i
 }
 
 rows() { # ROW ... --opts KEY VALUE ...
-    step python3 tools/run_experiments.py all "${table[@]}" --work "$session/work/experiments" \
+    step python3 tools/run_experiments.py all "${table[@]}" --work "$session/scratch/experiments" \
         --results "$session/results" --time-budget "$(budget 1)" --rows "$@"
 }
 
@@ -209,7 +209,7 @@ evidence() {
     # The last head and table3_07 are the paper's letter.
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
     step python3 -m cdgcnet compare --heads "$heads" --context none,aspp \
-        --output "$session/compare" --cache "$session/work/features" \
+        --output "$session/compare" --cache "$session/scratch/features" \
         --time-budget "$(budget 2)" "${compare[@]}"
     rows control_03 default_03 default_01 default_02 --opts "${training[@]}"
     rows control_01 baseline_01 table3_07 --opts "${training[@]}"

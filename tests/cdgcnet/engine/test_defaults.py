@@ -285,6 +285,7 @@ def test_resume_with_the_same_config_continues(run_yaml, folder):
     started_from = load_cfg(str(folder / "config.yaml")).MODEL.WEIGHTS
     train_net("--resume", *arguments, *free)
     assert load_cfg(str(folder / "config.yaml")).MODEL.WEIGHTS == started_from != "gone.pth"
+    assert "MODEL.WEIGHTS gone.pth is not read" in (folder / "log.txt").read_text("utf-8")
     assert (folder / "model_final.pth").is_file() and (folder / "results.json").is_file()
 
 

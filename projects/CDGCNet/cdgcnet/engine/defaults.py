@@ -107,6 +107,10 @@ def _check_start(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
     if not (resume and folder.newest_checkpoint()):
         check_starting_weights(cfg)
     elif changed := folder.config_differences(cfg).get("MODEL.WEIGHTS"):
+        logging.getLogger(__name__).warning(
+            f"MODEL.WEIGHTS {changed[1]} is not read: the run in {folder.path} goes on from its "
+            "newest checkpoint."
+        )
         cfg.MODEL.WEIGHTS = changed[0]  # config.yaml keeps saying what the run started from
 
 

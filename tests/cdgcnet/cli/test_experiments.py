@@ -360,7 +360,7 @@ def test_a_loss_is_reported_as_one(command):
     assert command.table("table3")["sim"]["− best control"] == "−1.83 ± 0.17, falls behind"
 
 
-def test_no_verdict_where_a_control_is_missing(command):
+def test_no_verdict_where_a_control_is_missing(command, pictures):
     # A weak control alone would be beaten by anything.
     command.plan(scores={"control_03_aspp": [10, 20, 30], "table3_02_sim": [11, 21, 31]})
     command("control", "--rows", "control_03", "--seeds", 3)
@@ -371,6 +371,8 @@ def test_no_verdict_where_a_control_is_missing(command):
     # The others score 50 in two of the three seeds. Their mean says nothing beside ASPP's of three.
     command("control", "--seeds", 2)
     assert command.table("table3")["sim"]["− best control"] == "+1.00 ± 0.00, 1 of 3 controls"
+    controls = pictures[-1][3]
+    assert plot.comparable_means(controls) == [20.0]
 
 
 def test_only_seeds_in_common_are_compared(command):

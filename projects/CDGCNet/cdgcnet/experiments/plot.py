@@ -15,6 +15,13 @@ _SPAN = 2.0  # percent of mIoU, the least that a picture's axis shows
 _GREY, _BLUE, _RED = "0.35", "#1f6fb4", "#b4431f"
 
 
+def comparable_means(controls: Sequence[Line]) -> list[float]:
+    """Means of the controls that have every seed that any of them has, as in the table."""
+    seeds = {seed for control in controls for seed in control.values()}
+    complete = [c for c in controls if c.values().keys() == seeds]
+    return [c.mean.mean for c in complete if c.mean is not None]
+
+
 def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Sequence[Line]) -> None:
     """One line a row: ours with every seed and, in a panel of their own, the paper's values.
 
@@ -60,7 +67,7 @@ def write_picture(path: Path, title: str, lines: Sequence[Line], controls: Seque
         bar = measured.errorbar(mean.mean, y, xerr=error, fmt="o", ms=5, color=color, lw=1.2)
         shown |= {f"{name}: mean ± standard error": bar, "each seed": seeds}
     plain = [c for c in controls if not c.evaluation]
-    levels = [c.mean.mean for c in plain if c.mean is not None]
+    levels = comparable_means(plain)
     if levels and shown and not any(line.evaluation for line in lines):
         every = len(levels) == len(plain)
         label = "best control" if every else f"best of {len(levels)} of {len(plain)} controls"

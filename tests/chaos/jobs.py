@@ -18,6 +18,7 @@ from PIL import Image
 
 import cdgcnet.engine.defaults  # noqa: F401  once here, not in every forked process
 from cdgcnet.cli.main import main
+from cdgcnet.data.image_folder import files_in
 from cdgcnet.data.prepare.archives import File
 from cdgcnet.data.prepare.conversion import Job as Conversion
 from cdgcnet.data.prepare.conversion import Runner
@@ -100,7 +101,7 @@ def prepare(source: Path, folder: Path) -> int:
 
 
 def preparation_result(folder: Path) -> object:
-    return {path.name: _digest(path) for path in (folder / "labels").glob("*.png")}
+    return {path.name: _digest(path) for path in files_in(folder / "labels")}
 
 
 def package(images: list[str], labels: list[Path], folder: Path) -> int:

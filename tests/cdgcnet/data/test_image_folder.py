@@ -1,6 +1,7 @@
 """The one rule for the images of a folder."""
 
 from cdgcnet.data.image_folder import images_in
+from cdgcnet.utils.io import atomic_write
 
 
 def names(folder, recursive=False):
@@ -28,3 +29,11 @@ def test_loops_of_links_end(tmp_path):
     (tmp_path / "x" / "back").symlink_to(tmp_path)
     (tmp_path / "self.png").symlink_to("self.png")
     assert names(tmp_path, recursive=True) == ["self.png", "x/a.png"]
+
+
+def test_a_file_that_is_not_written_to_its_end_does_not_count(tmp_path):
+    # As after a kill within the block: a label of no image, or half an image.
+    with atomic_write(tmp_path / "a.png") as unfinished:
+        unfinished.write_bytes(b"")
+        assert names(tmp_path) == []
+    assert names(tmp_path) == ["a.png"]

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cdgcnet.data.decoding import IMAGE_SUFFIXES
+from cdgcnet.utils.io import is_unfinished
 
 
 def files_in(folder: Path, recursive: bool = False) -> Iterator[Path]:
     """Visible files of a folder, sorted by their path below it.
 
-    Names that begin with a dot are left out, files and folders alike; so are the ``._NAME`` files
-    that macOS writes next to each file. Links to folders are followed; each folder is visited once.
+    Names that begin with a dot are left out, files and folders alike, which includes the ``._NAME``
+    files that macOS writes next to each file; so are files that a killed run left unfinished.
+    Links to folders are followed; each folder is visited once.
 
     Raises:
         OSError: naming a folder that cannot be read.
@@ -29,7 +31,8 @@ def files_in(folder: Path, recursive: bool = False) -> Iterator[Path]:
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(f for f in folders if recursive and f[0] != "." and f != "__MACOSX")
-        found += [Path(here, name) for name in names if not name.startswith(".")]
+        visible = (Path(here, name) for name in names if not name.startswith("."))
+        found += [path for path in visible if not is_unfinished(path)]
     yield from sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 

@@ -3,11 +3,13 @@
 import errno
 import logging
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_UNFINISHED = re.compile(r"\.\d+\.part(\.\w+)?$")
 _MAX_STEM = 150  # bytes; file systems allow 255 for a whole name
 
 
@@ -46,6 +48,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, f"cannot write, {advice}", str(path)) from error
     finally:
         tmp_path.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file has a name that :func:`atomic_write` gives before the end.
+
+    It is being written, or its writer was killed.
+    """
+    return _UNFINISHED.search(path.name) is not None
 
 
 def free_name(path: Path) -> Path:

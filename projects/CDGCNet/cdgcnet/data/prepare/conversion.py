@@ -1,7 +1,6 @@
 """Makes files from source files: in parallel, resumable, each whole or not at all."""
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from cdgcnet.data.prepare.archives import Content, File
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, is_unfinished
 from cdgcnet.utils.progress import Bar, progress
 from cdgcnet.utils.worker import WorkerPool
 
@@ -21,7 +20,6 @@ from cdgcnet.utils.worker import WorkerPool
 # a function of a module or a partial of one.
 Convert = Callable[[Content, Path], None]
 
-_LEFTOVER = re.compile(r"\.\d+\.part(\.\w+)?$")
 _HOUR = 3600.0
 _PENDING_PER_WORKER = 4  # few, because their contents are held in memory
 
@@ -59,7 +57,7 @@ def remove_leftovers(folders: Collection[Path]) -> None:
         if not folder.is_dir():
             continue
         for path in folder.iterdir():
-            if _LEFTOVER.search(path.name) and time.time() - path.stat().st_ctime > _HOUR:
+            if is_unfinished(path) and time.time() - path.stat().st_ctime > _HOUR:
                 path.unlink(missing_ok=True)
 
 

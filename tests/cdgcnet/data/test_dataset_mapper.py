@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cdgcnet.data.augmentation import ResizeForTest, ScaleJitter
@@ -142,6 +143,17 @@ def draws(cfg, sample, count=20):
         with seeded(seed):
             out.append(mapped(sample))
     return out
+
+
+@pytest.mark.parametrize(
+    ("meta", "dtype"), [("CDGCSegmentor", torch.uint8), ("SemanticSegmentor", torch.int64)]
+)
+def test_only_our_network_gets_small_labels(street_cfg, street, meta, dtype):
+    cfg = street_cfg(**{"MODEL.META_ARCHITECTURE": meta})
+    [sample] = draws(cfg, street, count=1)
+    assert sample["sem_seg"].dtype == dtype
+    # Not a view of the whole label map, which a loader worker would send along.
+    assert sample["sem_seg"].untyped_storage().nbytes() == sample["sem_seg"].nbytes
 
 
 def assert_same(first, second):

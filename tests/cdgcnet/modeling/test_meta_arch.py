@@ -104,6 +104,19 @@ def test_same_losses_for_a_batch_of_one_size(tiny_cfg, make_batch):
     }
 
 
+def test_small_labels_have_the_same_losses(tiny_cfg, make_batch):
+    # Two sizes, so that one is padded with the ignored label.
+    batch = make_batch((33, 65), (41, 57))
+    losses = []
+    for dtype in (torch.int64, torch.uint8):
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg()).train()
+        losses.append(model([{**x, "sem_seg": x["sem_seg"].to(dtype)} for x in batch]))
+    assert {k: v.item() for k, v in losses[0].items()} == {
+        k: v.item() for k, v in losses[1].items()
+    }
+
+
 # ---------------------------------------------------------------- batches
 @pytest.mark.parametrize(
     "options",

@@ -20,9 +20,11 @@ from cdgcnet.data.label_spec import LabelSpec
 
 
 class SemSegMapper:
-    """Dataset dict -> {"image": (3, H, W) uint8, "sem_seg": (H, W) int64, "height", "width", …}.
+    """Dataset dict -> {"image": (3, H, W) uint8, "sem_seg": (H, W), "height", "width", …}.
 
-    "sem_seg" is there in training only; ``EvaluationMapper`` reads the ground truth. "height" and
+    "sem_seg" is there in training only; ``EvaluationMapper`` reads the ground truth. It is int64,
+    as other meta architectures of Detectron2 expect, or uint8 for ``CDGCSegmentor``, which converts
+    labels on its own device: what loader workers send is then a third as large. "height" and
     "width" are those of the image file, the size that predictions are made for. At test time
     "original_image" (H, W, 3) uint8 is there too if it is asked for and "image" was resized.
     """
@@ -38,6 +40,7 @@ class SemSegMapper:
         cache: str = "",
         max_pixels: int = MAX_PIXELS,
         keep_original: bool = False,
+        uint8_labels: bool = False,
     ):
         """
         Args:
@@ -48,6 +51,7 @@ class SemSegMapper:
             cache: folder for decoded training images; "" for none.
             max_pixels: height x width of an image at most.
             keep_original: hand over the image before it is resized, for test-time augmentation.
+            uint8_labels: leave "sem_seg" in uint8 instead of int64.
         """
         # Drawn before the image is decoded: rows below the crop need not be.
         self.crop = None
@@ -60,6 +64,7 @@ class SemSegMapper:
         self.cache = ArrayCache(cache) if cache and is_train else None
         self.max_pixels = max_pixels
         self.keep_original = keep_original and not is_train
+        self.label_dtype = np.uint8 if uint8_labels else np.int64
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict:
@@ -72,6 +77,7 @@ class SemSegMapper:
             "cache": cfg.INPUT.CACHE,
             "max_pixels": cfg.INPUT.MAX_PIXELS,
             "keep_original": cfg.TEST.AUG.ENABLED,
+            "uint8_labels": cfg.MODEL.META_ARCHITECTURE == "CDGCSegmentor",
         }
 
     def _image(self, path: str) -> ImageFile | np.ndarray:
@@ -123,5 +129,6 @@ class SemSegMapper:
         chw = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
         dataset_dict["image"] = torch.from_numpy(chw)
         if labels is not None:
-            dataset_dict["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
+            # A copy even in uint8: a crop is a view of the whole label map, or of the cache's file.
+            dataset_dict["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(self.label_dtype))
         return dataset_dict

@@ -131,7 +131,8 @@ class CDGCSegmentor(nn.Module):
 
         Args:
             batched_inputs: one dict per image with "image" (3, H, W), values from 0 to 255; in
-                training also "sem_seg" (H, W); optionally "height" and "width" of the output.
+                training also "sem_seg" (H, W) of any integer type; optionally "height" and "width"
+                of the output.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -147,7 +148,7 @@ class CDGCSegmentor(nn.Module):
         images = self._preprocess(batched_inputs)
         head = self.sem_seg_head
         targets = ImageList.from_tensors(
-            [x["sem_seg"].to(self.device) for x in batched_inputs],
+            [x["sem_seg"].to(self.device).long() for x in batched_inputs],
             self.backbone.size_divisibility,
             head.ignore_value,
         ).tensor

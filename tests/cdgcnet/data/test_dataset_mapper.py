@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from PIL import Image
 
 from cdgcnet.data.augmentation import ResizeForTest, ScaleJitter
@@ -50,6 +51,27 @@ def test_training_sample(sample):
     np.testing.assert_array_equal(
         out["image"].numpy().transpose(1, 2, 0), read_image(sample["file_name"])
     )
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        (slice(None), slice(None)),
+        (slice(None), slice(None, None, -1)),
+        (slice(None, None, -1), slice(None)),
+        (slice(1, 3), slice(4, 1, -1)),
+    ],
+    ids=["whole", "flipped", "upside down", "flipped part"],
+)
+def test_views_of_an_image_become_its_channels(sample, view):
+    class View(T.Augmentation):
+        def get_transform(self, image):
+            return T.ColorTransform(lambda pixels: pixels[view])
+
+    image = mapper(is_train=False, augmentations=[View()])(sample)["image"]
+    assert image.is_contiguous()
+    expected = read_image(sample["file_name"])[view].transpose(2, 0, 1)
+    np.testing.assert_array_equal(image.numpy(), expected)
 
 
 def test_input_dict_is_not_changed(sample):

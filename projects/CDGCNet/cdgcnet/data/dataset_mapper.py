@@ -2,6 +2,7 @@
 
 import copy
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -126,9 +127,17 @@ class SemSegMapper:
         self.augmentations(inputs)
         if self.keep_original and inputs.image is not original:
             dataset_dict["original_image"] = original
-        chw = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
-        dataset_dict["image"] = torch.from_numpy(chw)
+        dataset_dict["image"] = torch.from_numpy(_channels_first(inputs.image))
         if labels is not None:
             # A copy even in uint8: a crop is a view of the whole label map, or of the cache's file.
             dataset_dict["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(self.label_dtype))
         return dataset_dict
+
+
+def _channels_first(image: np.ndarray) -> np.ndarray:
+    """A copy of (H, W, 3) as (3, H, W): OpenCV is several times as fast as NumPy."""
+    if image.strides[1] < 0:  # a flip is only a view so far
+        image = cv2.flip(image[:, ::-1], 1)
+    channels = np.empty((image.shape[2], *image.shape[:2]), image.dtype)
+    cv2.split(image, list(channels))
+    return channels

@@ -50,7 +50,8 @@ class ArrayCache:
         entry = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         if entry.exists():
             try:
-                return np.load(entry, mmap_mode="r", allow_pickle=False)
+                # Of a Path, NumPy would look up every folder on the way.
+                return np.load(str(entry), mmap_mode="r", allow_pickle=False)
             except (ValueError, EOFError) as error:
                 raise ValueError(
                     f"INPUT.CACHE: {entry} is not an array of this cache ({error}); delete the "

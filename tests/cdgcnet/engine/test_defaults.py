@@ -181,13 +181,60 @@ def test_weights_that_do_not_fit(start, tmp_path, weights, mode):
     message = refused(*([mode] if mode != "train" else []), *arguments)
     assert "eleven.pth" in message and key in message
     assert "(11, 8, 1, 1)" in message and "(19, 8, 1, 1)" in message
-    assert not (tmp_path / "run" / "results.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
 def test_weights_that_are_no_checkpoint_are_named(start, tmp_path, content):
     (tmp_path / "broken.pth").write_bytes(content)
     assert "broken.pth" in refused(*start, "MODEL.WEIGHTS", tmp_path / "broken.pth")
+
+
+@pytest.fixture
+def misfit(tmp_path):
+    """A weight file whose mistake shows only once the network is built."""
+    torch.save({"model": {"backbone.nonsense": torch.zeros(1)}}, tmp_path / "misfit.pth")
+    return tmp_path / "misfit.pth"
+
+
+@pytest.mark.parametrize("mode", ["train", "--resume", "--eval-only"])
+def test_a_late_refusal_leaves_no_folder(start, tmp_path, misfit, mode):
+    before = sorted(tmp_path.iterdir())
+    deep = ["OUTPUT_DIR", tmp_path / "runs" / "today" / "first", "MODEL.WEIGHTS", misfit]
+    assert "misfit.pth" in refused(*([mode] if mode != "train" else []), *start, *deep)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("mode", ["train", "--resume", "--eval-only"])
+def test_a_late_refusal_changes_nothing_in_a_folder(start, folder, weights, misfit, mode):
+    train_net("--eval-only", *start, "MODEL.WEIGHTS", weights)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "metrics.json").write_text("of a training whose checkpoints were moved away")
+    before = contents(folder)
+    refused(*([mode] if mode != "train" else []), *start, "MODEL.WEIGHTS", misfit)
+    assert contents(folder) == before
+
+
+def test_a_missing_program_for_the_metrics_is_known_at_the_start(start, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "cdgcnet[wandb]" in refused(*start, "WANDB_PROJECT", "streets")
+    assert not folder.exists()
+
+
+def test_the_log_holds_the_messages_of_the_start(start, folder):
+    train_net(*start, "SOLVER.OPTIMIZER", "ADAMW", "SOLVER.NESTEROV", "True")
+    log = (folder / "log.txt").read_text("utf-8")
+    places = [log.index(x) for x in ("SOLVER.NESTEROV (", "Command line: ", "Starting training")]
+    assert places == sorted(places)
+    assert log.count("Command line: ") == 1
+
+
+def test_two_runs_of_a_process_have_a_log_each(start, tmp_path):
+    for name in ("first", "second"):
+        train_net(*start, "OUTPUT_DIR", tmp_path / name)
+    for name in ("first", "second"):
+        log = (tmp_path / name / "log.txt").read_text("utf-8")
+        assert log.count("Starting training") == 1
 
 
 def test_after_wrong_weights_the_right_ones_work(start, tmp_path, weights, folder):

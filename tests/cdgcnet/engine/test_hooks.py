@@ -44,6 +44,11 @@ def wandb(monkeypatch):
     return stand_in
 
 
+def test_building_a_trainer_opens_no_files(run_cfg, tmp_path):
+    Trainer(run_cfg)
+    assert not list(tmp_path.iterdir())
+
+
 def test_tensorboard_shows_predictions(run_cfg):
     run_cfg.VIS_PERIOD = 2
     run(run_cfg)
@@ -98,7 +103,7 @@ def test_weights_and_biases_gets_scalars_and_pictures(run_cfg, wandb):
 def test_a_resumed_training_continues_its_run(run_cfg, wandb):
     run_cfg.WANDB_PROJECT = "my-project"
     run(run_cfg)
-    Trainer(run_cfg)
+    Trainer(run_cfg).build_writers()
     assert [options["id"] for options in wandb.started] == [None, "run-7"]
 
 
@@ -106,4 +111,4 @@ def test_weights_and_biases_is_not_installed(run_cfg, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     run_cfg.WANDB_PROJECT = "my-project"
     with pytest.raises(ValueError, match=r"pip install 'cdgcnet\[wandb\]'"):
-        Trainer(run_cfg)
+        Trainer(run_cfg).build_writers()

@@ -315,7 +315,7 @@ def test_an_evaluation_stores_its_config_beside_its_results(start, folder, tmp_p
 
 
 def test_warnings_before_the_start_are_in_the_log_once(start, tmp_path, capsys):
-    setup(parsed(start))
+    train_net(*start)
     line = "7 of 19 classes never occur (it cannot be learned)"
     assert log_of(tmp_path / "run").count(line) == 1
     assert capsys.readouterr().out.count(line) == 1

@@ -34,8 +34,9 @@ from cdgcnet.engine.results_file import ResultsFile
 from cdgcnet.engine.run_facts import run_facts
 from cdgcnet.engine.run_folder import RunFolder
 from cdgcnet.engine.run_lock import check_free, hold_folder
-from cdgcnet.engine.run_logging import held_back_messages, start_logging
+from cdgcnet.engine.run_logging import logging_after_checks, open_log
 from cdgcnet.engine.trainer import Trainer
+from cdgcnet.engine.wandb_writer import check_wandb
 from cdgcnet.evaluation.testing import TTA_SUFFIX, check_test_set, evaluation_folder
 
 
@@ -104,6 +105,7 @@ def _check_start(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
     """
     on_main_process(partial(check_free, folder.path))
     on_main_process(partial(folder.check_start, cfg, resume))
+    on_main_process(partial(check_wandb, cfg))
     if not (resume and folder.newest_checkpoint()):
         check_starting_weights(cfg)
     elif changed := folder.config_differences(cfg).get("MODEL.WEIGHTS"):
@@ -136,7 +138,7 @@ def copy_classes(cfg: CfgNode, train: bool) -> None:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """A checked and frozen config; logging, seeds and the output folder are ready.
+    """A checked and frozen config; logging to stdout and seeds are ready, no file is written.
 
     Args:
         args: "config_file", "opts", "resume" and "eval_only" of Detectron2's argument parser.
@@ -144,7 +146,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError, OSError: on any mistake that can be known beforehand.
     """
-    with held_back_messages():
+    with logging_after_checks():
         cfg = load_cfg(args.config_file, args.opts)
         _check_device(cfg)
         register_all()
@@ -163,7 +165,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
         _check_data(cfg, args.eval_only)
         if not args.eval_only:
             _check_start(cfg, folder, args.resume)
-        start_logging(Path(cfg.OUTPUT_DIR))
     logger = logging.getLogger("cdgcnet")
     adapt_cfg(cfg)
     cfg.freeze()
@@ -232,6 +233,7 @@ def predict_test_set(cfg: CfgNode) -> Path:
     """
     with _working_in(RunFolder(cfg.OUTPUT_DIR), "run the same command again"):
         model = load_for_evaluation(cfg)
+        open_log(Path(cfg.OUTPUT_DIR))
         if cfg.TEST.AUG.ENABLED:
             Trainer.test_with_TTA(cfg, model)
         else:
@@ -273,18 +275,20 @@ def run(
     with _working_in(folder, again):
         if eval_only:
             model = load_for_evaluation(cfg)
+            open_log(folder.path)
             if comm.is_main_process():
                 folder.write_config(cfg)
             trainer_class.test(cfg, model, evaluators, on_results=results.add)
         else:
-            finished = on_main_process(partial(_prepare_training, cfg, folder, resume))
+            finished = on_main_process(partial(_finish_training, cfg, folder, resume))
             if finished is not None:
+                open_log(folder.path)
                 return finished if comm.is_main_process() else {}
             trainer = trainer_class(cfg, evaluators)
             trainer.on_results = results.add
             trainer.resume_or_load(resume=resume)
-            if comm.is_main_process():
-                folder.write_config(cfg)
+            open_log(folder.path)
+            on_main_process(partial(_start_training, cfg, folder, resume))
             trainer.train()
             model = trainer.model
         if cfg.TEST.AUG.ENABLED:
@@ -295,8 +299,8 @@ def run(
     return results.content()
 
 
-def _prepare_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> dict | None:
-    """Make a folder ready for a training; the scores if nothing is left to do.
+def _finish_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> dict | None:
+    """The scores of a training with nothing left to do, else None.
 
     Raises:
         ValueError: if another run has written to the folder since :func:`setup`.
@@ -320,5 +324,10 @@ def _prepare_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> dict | N
             )
             return results
         logger.warning(f"The training in {folder.path} is finished; only its evaluation is left")
-    folder.prepare_training(newest, cfg)
     return None
+
+
+def _start_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
+    """Make a folder that of a training which nothing can refuse any more."""
+    folder.prepare_training(folder.newest_checkpoint() if resume else None, cfg)
+    folder.write_config(cfg)

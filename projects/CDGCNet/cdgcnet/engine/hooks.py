@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
 from detectron2.evaluation import inference_context
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 from cdgcnet.checkpoint.reading import load_torch
@@ -75,6 +76,24 @@ class Evaluation(EvalHook):
     def after_train(self) -> None:
         if sys.exc_info()[0] is None:
             super().after_train()
+
+
+class Writing(PeriodicWriter):
+    """Builds its writers, which open their files, only when the training starts.
+
+    A training that is refused before, for example for its weights, leaves no files behind.
+    """
+
+    def __init__(self, build_writers: Callable[[], list[EventWriter]]):
+        """
+        Args:
+            build_writers: as ``DefaultTrainer.build_writers``.
+        """
+        super().__init__([], period=20)
+        self._build_writers = build_writers
+
+    def before_train(self) -> None:
+        self._writers = self._build_writers()
 
 
 class BestModel(HookBase):

@@ -93,15 +93,29 @@ def _keep_alive(path: Path, stop: threading.Event) -> None:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder while the block runs.
+    """Hold a folder while the block runs; it is made for the block, and removed if still empty.
 
     Raises:
         BlockingIOError: naming the folder and the run that holds it.
+        ValueError: if the folder cannot be made.
         OSError: naming the lock file, if it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder.resolve() / "run.lock"
-    check_free(folder)
+    made = _make(folder)
+    try:
+        check_free(folder)
+        with _hold(folder.resolve() / "run.lock"):
+            yield
+    finally:
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:  # not empty
+                break
+
+
+@contextmanager
+def _hold(path: Path) -> Iterator[None]:
+    """Hold a lock file while the block runs."""
     descriptor = _acquire(path)
     _held.add(path)
     stop = threading.Event()
@@ -123,6 +137,22 @@ def hold_folder(folder: Path) -> Iterator[None]:
         _held.discard(path)
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder; returns it and its parents as far as they were missing, itself first.
+
+    Raises:
+        ValueError: if it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"OUTPUT_DIR {folder}: the folder cannot be made ({error.strerror}); choose another one"
+        ) from error
+    return missing
 
 
 def check_free(folder: Path) -> None:

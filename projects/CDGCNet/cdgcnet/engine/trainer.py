@@ -23,6 +23,7 @@ from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from cdgcnet.checkpoint.class_metadata import class_dependent_tensors, class_metadata
@@ -34,7 +35,7 @@ from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.data.train_loader import TrainLoader, stream_seed
 from cdgcnet.engine.checkpointer import RunCheckpointer
-from cdgcnet.engine.hooks import BestModel, Evaluation, SamplePredictions, SmoothingHistory
+from cdgcnet.engine.hooks import BestModel, Evaluation, SamplePredictions, SmoothingHistory, Writing
 from cdgcnet.engine.wandb_writer import WandbWriter
 from cdgcnet.evaluation.testing import (
     TTA_SUFFIX,
@@ -102,16 +103,25 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list:
-        built = [h for h in super().build_hooks() if h is not None]
-        at = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built[at] = Evaluation(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
-        if comm.is_main_process():
-            sets = self.cfg.DATASETS.TEST
+        """Detectron2's hooks, in its order and with ours among them."""
+        cfg, model, main = self.cfg, self._trainer.model, comm.is_main_process()
+        built = [SmoothingHistory(), hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
+            loader = self.build_train_loader(cfg)  # another one, so that the training's stays
+            iterations = cfg.TEST.PRECISE_BN.NUM_ITER
+            built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, iterations))
+        if main:
+            period = cfg.SOLVER.CHECKPOINT_PERIOD
+            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+        built.append(Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if main:
+            sets = cfg.DATASETS.TEST
             metric = f"{sets[0]}/sem_seg/mIoU" if len(sets) > 1 else "sem_seg/mIoU"
-            built.insert(at + 1, BestModel(self.cfg.OUTPUT_DIR, self._trainer.model, metric))
-            if self.cfg.VIS_PERIOD and sets:
-                built.insert(-1, self._build_samples(sets[0]))  # before the writers
-        return [SmoothingHistory(), *built]
+            built.append(BestModel(cfg.OUTPUT_DIR, model, metric))
+            if cfg.VIS_PERIOD and sets:
+                built.append(self._build_samples(sets[0]))
+            built.append(Writing(self.build_writers))
+        return built
 
     def _build_samples(self, dataset: str) -> SamplePredictions:
         return SamplePredictions(

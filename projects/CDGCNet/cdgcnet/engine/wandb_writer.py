@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
 
-def _wandb() -> ModuleType:
+def _import_wandb() -> ModuleType:
     try:
         import wandb
     except ImportError as error:
@@ -18,6 +18,15 @@ def _wandb() -> ModuleType:
             'WANDB_PROJECT to ""'
         ) from error
     return wandb
+
+
+def check_wandb(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: if WANDB_PROJECT is set and Weights & Biases is not installed.
+    """
+    if cfg.WANDB_PROJECT:
+        _import_wandb()
 
 
 class WandbWriter(EventWriter):
@@ -36,7 +45,7 @@ class WandbWriter(EventWriter):
         Raises:
             ValueError: if Weights & Biases is not installed.
         """
-        self._api = _wandb()
+        self._api = _import_wandb()
         self._window_size = window_size
         self._last_write = -1
         folder = Path(cfg.OUTPUT_DIR)

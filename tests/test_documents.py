@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cdgcnet.cli import experiments
-from cdgcnet.cli.main import COMMANDS, load_command
+from cdgcnet.cli.commands import COMMANDS, load_command
 from cdgcnet.experiments.jobs import make_jobs
 from cdgcnet.experiments.rows import GROUPS, find_rows
 

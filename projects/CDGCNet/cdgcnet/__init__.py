@@ -6,10 +6,10 @@ registers the backbone builder, the head and the meta-architecture with Detectro
 ``Predictor.from_onnx`` never does. Datasets are registered by :func:`register_all` only.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as a plain name it means the same to type checkers
 if TYPE_CHECKING:
+    from typing import Any
+
     from cdgcnet.config.defaults import add_cdgcnet_config, load_cfg
     from cdgcnet.config.files import config_path
     from cdgcnet.config.validation import check_cfg
@@ -60,9 +60,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    import importlib
+
     if name != "Predictor":
         importlib.import_module("cdgcnet.modeling")  # registers the network with Detectron2
     value = getattr(importlib.import_module(f"cdgcnet.{_MODULES[name]}"), name)

@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from cdgcnet.cli.interrupts import INTERRUPTED
+
 
 class UsageError(Exception):
     """Arguments that do not go together; reported with the usage and exit code 2."""
@@ -29,7 +31,8 @@ def run_guarded(function: Callable, args: argparse.Namespace) -> int:
     try:
         return function(args) or 0
     except KeyboardInterrupt:
-        return report_interrupt(args.prog)
+        _report(f"{args.prog}: interrupted")
+        return INTERRUPTED
     except (ValueError, OSError, MemoryError) as error:
         logging.getLogger("cdgcnet").debug("Stopped by this error:", exc_info=True)
         _report(f"{args.prog}: error: {str(error) or type(error).__name__}")
@@ -62,12 +65,6 @@ def deliver_lost_interrupts() -> None:
         timer.start()
 
     sys.unraisablehook = hook
-
-
-def report_interrupt(prog: str) -> int:
-    """Report Ctrl-C in one line; returns the exit code."""
-    _report(f"{prog}: interrupted")
-    return 130
 
 
 def _report(message: str) -> None:

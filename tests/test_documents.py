@@ -1,4 +1,4 @@
-"""The commands and links of MODEL_ZOO.md and docs/getting_started.md."""
+"""Commands, links and lists of the pages are those of the code."""
 
 import argparse
 import re
@@ -15,7 +15,6 @@ from cdgcnet.experiments.rows import GROUPS, find_rows
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "projects" / "CDGCNet" / "MODEL_ZOO.md"
 START = ROOT / "docs" / "getting_started.md"
-PAGES = (ZOO, START)
 DOCUMENTS = [
     page
     for folder in (ROOT, ROOT / "docs", ROOT / "projects" / "CDGCNet")
@@ -31,12 +30,24 @@ def commands(page: Path, tool: str) -> list[list[str]]:
     return [shlex.split(words) for words in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    assert links
-    for link in links:
-        assert (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in link and not link.startswith("mailto:"):
+            assert (page.parent / link).exists(), link
+
+
+def test_the_zoo_lists_every_profile():
+    listed = re.findall(r"(?m)^\| `(\w+)` \|", ZOO.read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(p.stem for p in experiments.PROFILES.glob("*.yaml"))
+
+
+def test_installation_lists_every_extra():
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    defined = re.findall(r"(?m)^(\w+) = \[", extras)
+    assert sorted(re.findall(r"(?m)^\| `(\w+)` \|", page)) == sorted(defined)
 
 
 def test_commands_of_the_zoo_are_understood():

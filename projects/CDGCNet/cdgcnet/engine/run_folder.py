@@ -3,7 +3,7 @@
 Files::
 
     config.yaml, log.txt                 of the training, or of the evaluation if there is none
-    metrics.json                         of the training, one line per iteration
+    metrics.json                         of the training, one line every 20 iterations
     model_0000999.pth, model_final.pth   checkpoints, which a training can be resumed from
     last_checkpoint                      the name of the newest one
     model_best.pth                       the weights with the best score

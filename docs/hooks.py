@@ -22,6 +22,7 @@ PAGES = {
     "projects/CDGCNet/MODEL_ZOO.md": "model_zoo.md",
     "projects/CDGCNet/EXPERIMENTS.md": "experiments.md",
     "results/camvid_cpu/README.md": "camvid.md",
+    "results/voc_animals_cpu/README.md": "trained_features.md",
     "results/compare/voc_animals_paper/README.md": "paper_tables.md",
     "projects/CDGCNet/assets/figures/README.md": "figures.md",
 }

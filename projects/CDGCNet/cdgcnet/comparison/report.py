@@ -85,17 +85,12 @@ def best_peer(lines: Sequence[Line], line: Line) -> Line | None:
     return best if best is not None and level(best) > float("-inf") else None
 
 
-def _signed(difference: Estimate | None) -> str:
-    if difference is None:
-        return ""
-    return f"{'+' if difference.mean >= 0 else ''}{difference}".replace("-", "−")
-
-
 def _against(line: Line, other: Line | None) -> str:
     """The cell of a difference; "" for a line against itself."""
     if other is None or other is line:
         return ""
-    return _signed(paired_difference(line.scores, other.scores))
+    difference = paired_difference(line.scores, other.scores)
+    return "" if difference is None else difference.signed()
 
 
 def positive_controls(lines: Sequence[Line]) -> list[tuple[Line, Estimate]]:
@@ -124,10 +119,10 @@ def sensitivity(lines: Sequence[Line]) -> tuple[bool, str]:
     if all(g.error is None for _, g in gains):
         return False, (
             f"No verdict: one seed has no standard error (largest gain over the plain head: "
-            f"{best.label}, {_signed(gain)}); use --seeds 2 or more."
+            f"{best.label}, {gain.signed()}); use --seeds 2 or more."
         )
     seen = [
-        f"{x.label} {_signed(g)}" for x, g in gains if g.error is not None and g.mean > 2 * g.error
+        f"{x.label} {g.signed()}" for x, g in gains if g.error is not None and g.mean > 2 * g.error
     ]
     if seen:
         return True, (
@@ -137,7 +132,7 @@ def sensitivity(lines: Sequence[Line]) -> tuple[bool, str]:
     return False, (
         "No verdict: the instrument sees no context on this data. No positive control is above "
         f"the plain head by more than 2 standard errors (largest gain: {best.label}, "
-        f"{_signed(gain)}), so a graph without a gain means nothing here."
+        f"{gain.signed()}), so a graph without a gain means nothing here."
     )
 
 
@@ -149,7 +144,7 @@ def verdicts(lines: Sequence[Line]) -> list[str]:
         if (best := best_peer(lines, line)) is not None:
             others.append(best)
         differences = [(x, paired_difference(line.scores, x.scores)) for x in others]
-        parts = [f"{_signed(d)} over {x.label} ({verdict(d)})" for x, d in differences if d]
+        parts = [f"{d.signed()} over {x.label} ({verdict(d)})" for x, d in differences if d]
         if parts:
             said.append(f"{line.label}: {'; '.join(parts)}.")
     return said

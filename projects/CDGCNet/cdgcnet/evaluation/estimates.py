@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from cdgcnet.utils.numbers import fixed, signed
+
 SIGNIFICANCE = 0.05  # of the two-sided test
 
 
@@ -25,8 +27,14 @@ class Estimate:
     count: int
 
     def __str__(self) -> str:
-        spread = "" if self.error is None else f" ± {self.error:.2f}"
-        return f"{self.mean:.2f}{spread}"
+        return fixed(self.mean) + self._spread()
+
+    def signed(self) -> str:
+        """The estimate of a difference, "+0.50 ± 0.25" or "−0.50 ± 0.25"."""
+        return signed(self.mean) + self._spread()
+
+    def _spread(self) -> str:
+        return "" if self.error is None else f" ± {fixed(self.error)}"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:

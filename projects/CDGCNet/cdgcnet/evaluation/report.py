@@ -9,6 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.numbers import fixed
 
 # Task -> title of its column.
 COLUMNS = {
@@ -27,7 +28,7 @@ _MEANS = {
 
 
 def _cell(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+    return "-" if math.isnan(value) else fixed(value)
 
 
 def format_table(results: dict[str, dict[str, float]], columns: dict[str, str]) -> str:

@@ -136,11 +136,10 @@ def cells(line: Line, controls: Sequence[Line], aspp: Line | None) -> list[str]:
     if line.hash in {c.hash for c in controls}:
         against = "control" if line.records else ""
     elif (found := best_control(line, controls)) is not None:
-        sign = "+" if found[1].mean > 0 else ""
         measured = len(comparable(line, controls))
         complete = measured == len(controls)
         result = verdict(found[1]) if complete else f"{measured} of {len(controls)} controls"
-        against = f"{sign}{found[1]}, {result}".replace("-", "−")
+        against = f"{found[1].signed()}, {result}"
     parameters = _costs(line.records, "parameters")
     flops = _costs(line.records, "gflops")
     memory = _costs(line.records, "peak_memory")

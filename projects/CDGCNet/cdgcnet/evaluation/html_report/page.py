@@ -10,8 +10,9 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from cdgcnet.evaluation.image_result import image_scores
 from cdgcnet.evaluation.notable_images import choose_images
 from cdgcnet.evaluation.report import COLUMNS
 from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.numbers import fixed, signed
 from cdgcnet.visualization.colors import class_colors
 
 _MATRICES = {
@@ -178,6 +180,10 @@ def write_comparison_page(path: Path, runs: Sequence[RunData], links: Mapping[st
         tmp_path.write_text(text, encoding="utf-8")
 
 
+def _defined(written: Callable[[float], str], value: float) -> str:
+    return "–" if math.isnan(value) else written(value)
+
+
 def render(content: Mapping[str, Any]) -> str:
     """The page with a content of :func:`evaluation_content` or :func:`comparison_content`."""
     loader = jinja2.PackageLoader("cdgcnet.evaluation.html_report")
@@ -188,7 +194,8 @@ def render(content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["score"] = lambda value: "–" if math.isnan(value) else f"{value:.2f}"
+    for name, written in (("score", fixed), ("change", signed)):
+        environment.filters[name] = partial(_defined, written)
     environment.tests["nan"] = math.isnan
     style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cdgcnet.comparison.plot import draw
 from cdgcnet.comparison.records import load_records
 from cdgcnet.comparison.report import (
     best_peer,
@@ -82,6 +83,23 @@ def test_the_aspp_row_is_compared_with_the_plain_head(make_records):
     )
     assert cells[1][3] == "+9.00"
     assert cells[2][3] == "+0.50"  # in the context of the ASPP
+
+
+@pytest.mark.parametrize(
+    ("labels", "legend", "levels"),
+    [
+        (SCORES, ["plain and control", "peers", "graph"], "plain head (solid), control (dashed)"),
+        (["plain", "graph"], ["plain", "graph"], "plain head (solid)"),
+        (["pixelwise", "ocr"], ["control", "peers"], "control (dashed)"),
+        (["aspp", "aspp + graph"], ["plain", "graph"], None),
+    ],
+)
+def test_a_picture_explains_what_it_shows(make_records, labels, legend, levels):
+    records = make_records({label: [57.0, 58.0] for label in labels})
+    [axis] = draw("title", make_lines(records)).axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == legend
+    explained = f"; vertical lines: {levels}" if levels else ""
+    assert axis.get_xlabel() == f"mIoU in percent{explained}"
 
 
 def test_one_name_with_two_networks_makes_two_lines(make_records):

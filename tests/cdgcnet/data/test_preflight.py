@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from cdgcnet.data.decoding import MAX_PIXELS
-from cdgcnet.data.preflight import check_data
+from cdgcnet.data.preflight import check_data, similar_datasets
 from cdgcnet.engine.defaults import setup
 
 
@@ -144,6 +144,16 @@ def test_classes_that_never_occur_are_named(pair, check, caplog):
 def test_one_labeled_image_is_enough(pair, check, tmp_path):
     blank = {**pair, "sem_seg_file_name": str(tmp_path / "blank.png")}
     check(relabel(blank, 255), pair)
+
+
+def test_an_unknown_dataset_is_answered_briefly(run_data):
+    assert similar_datasets("cdgc_camvid_trian").startswith("Did you mean cdgc_camvid_train or ")
+    parts = "cdgc_voc_{test,train,train_aug,trainval_aug,val}"
+    assert similar_datasets("voc") == f"Did you mean one of {parts}?"
+    listed = similar_datasets("typo")
+    assert "cdgc_ade20k_{train,val}, cdgc_camvid_{dev,fit,test,train,val}, " in listed
+    assert parts in listed
+    assert "coco_2017" not in listed and len(listed) < 400  # none of Detectron2's own
 
 
 def test_run_does_not_start_on_broken_data(run_data, run_yaml, tmp_path, clean_logging):

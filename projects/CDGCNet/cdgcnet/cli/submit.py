@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from detectron2.data import DatasetCatalog
 
     from cdgcnet import register_all
+    from cdgcnet.data.preflight import similar_datasets
     from cdgcnet.evaluation.submission import check_package_name, server_of, verify
 
     server = server_of(args.benchmark, args.competition)
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     register_all()
     dataset = args.dataset or server.dataset
     if dataset not in DatasetCatalog.list():
-        raise ValueError(f"--dataset {dataset}: no such dataset is registered")
+        raise ValueError(f"--dataset {dataset} is not registered. {similar_datasets(dataset)}")
     if args.labels:
         pack_labels(args, args.labels)
         return 0

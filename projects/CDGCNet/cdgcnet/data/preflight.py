@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,7 @@ from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.utils.progress import progress
 
 _SHOWN = 5
+_SPLIT = re.compile(r"(?<=_)(train|val|test|trainval|dev|fit)(_[a-z]+)?$")
 
 
 # ---------------------------------------------------------------- names and classes
@@ -32,14 +34,30 @@ def _first_difference(found: list[str], expected: list[str]) -> str:
 
 
 def similar_datasets(name: str) -> str:
-    """A sentence for a name that is not registered: what was meant, or what there is."""
-    metadata = {n: MetadataCatalog.get(n) for n in DatasetCatalog.list()}
-    usable = sorted(n for n, m in metadata.items() if m.get("stuff_classes"))
-    close = difflib.get_close_matches(name, usable)
-    if close:
+    """A sentence for a name that is not registered: what was meant, or else what there is.
+
+    Only datasets of this project and own data are named, not those of Detectron2.
+    """
+    registered = {n: MetadataCatalog.get(n) for n in sorted(DatasetCatalog.list())}
+    ours = [n for n, m in registered.items() if m.get("evaluator_type") == EVALUATOR_TYPE]
+    if close := difflib.get_close_matches(name, ours):
         return f"Did you mean {' or '.join(close)}?"
-    ours = (n for n in usable if metadata[n].get("evaluator_type") == EVALUATOR_TYPE)
-    return f"Registered are {', '.join(ours)} and Detectron2's own datasets."
+    if name and (parts := [n for n in ours if name in n]):
+        return f"Did you mean one of {_by_split(parts)}?"
+    return f"There are {_by_split(ours)}."
+
+
+def _by_split(names: Sequence[str]) -> str:
+    """Names of datasets in one text, "a_{train,val}, b_test"."""
+    splits: dict[str, list[str]] = {}
+    for name in names:
+        found = _SPLIT.search(name)
+        end = found.group() if found else ""
+        splits.setdefault(name.removesuffix(end), []).append(end)
+    return ", ".join(
+        base + (ends[0] if len(ends) == 1 else f"{{{','.join(ends)}}}")
+        for base, ends in splits.items()
+    )
 
 
 def _unregistered(key: str, name: str) -> str:

@@ -1,12 +1,18 @@
 """A model saved in a folder and loaded again is the same model."""
 
 import json
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+import cdgcnet
 from cdgcnet import Predictor, load_cfg
 from cdgcnet.engine.sharing import model_card
 
@@ -40,6 +46,23 @@ def test_round_trip_is_bit_identical(predictor, image, tmp_path):
     assert torch.equal(again(image)["sem_seg"], predictor(image)["sem_seg"])
     assert again.metadata.stuff_classes == NAMES
     assert [list(color) for color in again.metadata.stuff_colors] == COLORS
+
+
+def test_the_code_in_the_card_runs_in_a_fresh_interpreter(predictor, image, tmp_path):
+    predictor.save_pretrained(tmp_path / "FOLDER")
+    card = (tmp_path / "FOLDER" / "README.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.+?)```", card, re.S)
+    cv2.imwrite(str(tmp_path / "image.jpg"), image)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"{example}\nprint(labels.shape)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cdgcnet.__file__).parents[1])},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("(41, 57)")
 
 
 def test_paths_of_the_machine_stay_at_home(predictor, tmp_path):

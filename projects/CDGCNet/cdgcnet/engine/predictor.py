@@ -101,7 +101,9 @@ class Predictor:
         """
         import torch
 
-        from cdgcnet.config.defaults import load_cfg
+        from cdgcnet import (
+            load_cfg,
+        )  # which registers the network, unlike the one in config.defaults
         from cdgcnet.engine.sharing import CONFIG, WEIGHTS, find_folder
 
         folder = find_folder(os.fspath(name), download=download)

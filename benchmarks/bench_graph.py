@@ -58,7 +58,7 @@ from protocol import (
 )
 from torch import Tensor, nn
 
-from cdgc import CDGCModule
+from cdgc import DEFAULT_GRAPH, CDGCModule
 from cdgc.kernels import loop_only
 
 GRAPHS = ("similarity graph", "uniform graph")
@@ -79,9 +79,7 @@ def modules() -> dict[str, Callable[[int, int], nn.Module]]:
     found: dict[str, Callable[[int, int], nn.Module]] = {
         "similarity graph": lambda c, m: graph(c, m, "similarity"),
         "uniform graph": lambda c, m: graph(c, m, "uniform"),
-        DEFAULT: lambda c, m: CDGCModule(
-            c, m, nodes="coarse", receivers="all", softmax="image", heads=4, distance_bias=True
-        ),
+        DEFAULT: lambda c, m: CDGCModule(c, m, **DEFAULT_GRAPH),
         LOOP: lambda c, m: graph(c, m, "similarity"),
         "similarity graph, all receivers": lambda c, m: CDGCModule(
             c, m, nodes="coarse", receivers="all"

@@ -174,10 +174,77 @@ def test_the_auxiliary_loss_of_a_net_that_does_not_use_the_classifier(images, la
         net.unused.auxiliary_loss(labels)
 
 
-def test_the_defaults_need_no_labels_and_bound_the_cost():
+def test_the_defaults_are_those_of_the_project_and_bound_the_cost():
     head = cdgc.refine(Small(), "head.1").get_submodule("head.1")
-    assert (head.graph.nodes, head.graph.receivers) == ("coarse", "all")
+    graph = head.graph
+    found = {name: getattr(graph, name) for name in ("nodes", "receivers", "softmax", "heads")}
+    assert {**found, "distance_bias": graph.distance is not None} == cdgc.DEFAULT_GRAPH
     assert head.max_nodes == MAX_NODES == 16384
+
+
+@pytest.mark.parametrize(("width", "heads"), [(8, 4), (6, 3), (10, 2), (7, 1), (1, 1)])
+def test_the_heads_divide_the_width(width, heads, images):
+    net = cdgc.refine(Small(channels=width).eval(), "head.1")
+    assert net.get_submodule("head.1").graph.heads == heads
+    assert net(images).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"softmax": "class", "receivers": "nodes"},
+        {"softmax": "class", "nodes": "soft"},
+        {"softmax": "class", "edges": "topk"},
+        {"heads": 2, "distance_bias": False},
+    ],
+)
+def test_options_replace_the_defaults(options, images):
+    net = cdgc.refine(Small().eval(), "head.1", **options)
+    graph = net.get_submodule("head.1").graph
+    assert graph.distance is None
+    assert graph.heads == options.get("heads", 1)
+    assert net(images).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:head.1.graph was saved")
+def test_a_checkpoint_of_another_graph_is_refused(images):
+    options = {"softmax": "class"}
+    net = cdgc.refine(Small().eval(), "head.1", **options)
+    excite(net.get_submodule("head.1"))
+    state = net.state_dict()
+    by_default = cdgc.refine(Small(), "head.1")
+    with pytest.raises(RuntimeError, match=r"Missing key.*distance"):
+        by_default.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*distance"):
+        net.load_state_dict(by_default.state_dict())
+    same = cdgc.refine(Small().eval(), "head.1", **options)
+    same.load_state_dict(state)
+    assert torch.equal(same(images), net(images))
+
+
+def test_a_checkpoint_of_another_graph_warns_of_the_reason():
+    by_class = cdgc.refine(Small(), "head.1", softmax="class")
+    by_default = cdgc.refine(Small(), "head.1")
+    with pytest.warns(UserWarning, match=r"head\.1\.graph was saved with .*softmax='class'"):
+        by_default.load_state_dict(by_class.state_dict(), strict=False)
+    with pytest.warns(UserWarning, match=r"distance_bias=True, but this one was built with"):
+        by_class.load_state_dict(by_default.state_dict(), strict=False)
+
+
+def test_a_network_in_bfloat16_is_refined_in_bfloat16(images):
+    net = cdgc.refine(Small().eval().bfloat16(), "head.1")
+    excite(net.get_submodule("head.1"))
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    expected = copy.deepcopy(net).float()(images)
+    torch.testing.assert_close(net(images.bfloat16()).float(), expected, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # raised by torch.compile
+def test_a_refined_network_compiles(images):
+    net = cdgc.refine(Small().eval(), "head.1")
+    excite(net.get_submodule("head.1"))
+    torch.testing.assert_close(torch.compile(net, backend="eager")(images), net(images))
 
 
 def test_a_large_map_is_pooled_for_the_graph(images):

@@ -4,9 +4,9 @@ This package depends on torch only. ``cdgcnet`` integrates it into Detectron2.
 
 Example:
     >>> import torch
-    >>> from cdgc import CDGCModule
+    >>> from cdgc import DEFAULT_GRAPH, CDGCModule
     >>> features, coarse_logits = torch.randn(2, 64, 33, 33), torch.randn(2, 19, 33, 33)
-    >>> CDGCModule(64, num_classes=19).eval()(features, coarse_logits).shape
+    >>> CDGCModule(64, num_classes=19, **DEFAULT_GRAPH)(features, coarse_logits).shape
     torch.Size([2, 64, 33, 33])
 """
 
@@ -16,13 +16,22 @@ from cdgc.interpolation import resize_matrix, resize_taps
 from cdgc.losses import REDUCTIONS, OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
 from cdgc.module import CDGCModule
 from cdgc.nodes import NODE_MODES, SAMPLES, NodeSet, class_map, select_nodes, soft_nodes
-from cdgc.options import EDGES, HARD_POSITIVES, MESSAGE_WEIGHTS, RECEIVERS, SCOPES, SOFTMAX
+from cdgc.options import (
+    DEFAULT_GRAPH,
+    EDGES,
+    HARD_POSITIVES,
+    MESSAGE_WEIGHTS,
+    RECEIVERS,
+    SCOPES,
+    SOFTMAX,
+)
 from cdgc.propagation import SCALES
 from cdgc.refinement import RefinedClassifier, refine
 from cdgc.sampling_grid import resize_targets, valid_nodes
 from cdgc.validation import check_labels
 
 __all__ = [
+    "DEFAULT_GRAPH",
     "EDGES",
     "HARD_POSITIVES",
     "MESSAGE_WEIGHTS",

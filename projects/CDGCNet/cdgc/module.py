@@ -90,7 +90,8 @@ class CDGCModule(nn.Module):
         align_corners: bool = True,
         check_finite: bool = False,
     ):
-        """
+        """The defaults are the paper's; :data:`cdgc.DEFAULT_GRAPH` holds those of this project.
+
         Args:
             in_channels: C, channels of the input and of the refined features.
             num_classes: M.

@@ -1,6 +1,8 @@
 """The options of the graph module, and which of them go together."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from cdgc.attention import TOPK_WEIGHTS
 from cdgc.nodes import check_options
@@ -12,6 +14,19 @@ HARD_POSITIVES = ("nodes", "keys_only")
 RECEIVERS = ("nodes", "all")
 MESSAGE_WEIGHTS = ("one", "mean", "probability")
 SOFTMAX = ("class", "image")
+
+#: The graph of this project, as options of :class:`cdgc.CDGCModule`: nodes of the coarse
+#: prediction, and one attention of four heads from every pixel to the nodes of all classes.
+#: The defaults of :class:`cdgc.CDGCModule` itself are those of the paper.
+DEFAULT_GRAPH: Mapping[str, Any] = MappingProxyType(
+    {
+        "nodes": "coarse",
+        "receivers": "all",
+        "softmax": "image",
+        "heads": 4,
+        "distance_bias": True,
+    }
+)
 
 
 def check_graph_options(

@@ -205,13 +205,17 @@ def _joint(
     images: int,
     joint: JointAttention,
 ) -> Tensor:
-    """:func:`joint_messages` in float32 at least: positions do not fit into half precision."""
+    """:func:`joint_messages` in float32 at least: positions do not fit into half precision.
+
+    Without autocast the result has the dtype of the pixels, which is that of the parameters.
+    """
     assert weights.phi is not None and weights.phi_prime is not None
     full = torch.promote_types(pixels.dtype, torch.float32)
+    found = full if torch.is_autocast_enabled(pixels.device.type) else pixels.dtype
     with torch.autocast(pixels.device.type, enabled=False):
         rows = pixels.to(full)
         matrices = (weights.phi[0], weights.phi_prime[0], weights.graph, weights.merge)
-        return joint_messages(
+        messages = joint_messages(
             rows,
             pixels_to_nodes(rows, nodes),
             nodes.pixel,
@@ -223,6 +227,7 @@ def _joint(
             scale=scale,
             distance=joint.distance,
         )
+    return messages.to(found)
 
 
 class JointAttention(NamedTuple):

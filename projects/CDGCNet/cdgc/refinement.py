@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdgc.losses import cross_entropy, ohem_cross_entropy
 from cdgc.module import CDGCModule
+from cdgc.options import DEFAULT_GRAPH
 
 # A map of 128 x 128: 1024 x 1024 pixels at stride 8, or 512 x 512 at stride 4.
 MAX_NODES = 128 * 128
@@ -45,8 +46,12 @@ class RefinedClassifier(nn.Module):
             max_nodes: larger feature maps are average-pooled for the graph until h*w is at most
                 this, and U X̂ is resized back; None for no limit. The time of the graph grows with
                 (h*w)², about 4·C·(h*w)² operations per image, its memory with h*w.
-            graph_options: options of :class:`cdgc.CDGCModule`. The defaults here are nodes="coarse"
-                and receivers="all", which need no labels in training, and align_corners=False.
+            graph_options: options of :class:`cdgc.CDGCModule`. The defaults are those of
+                :data:`cdgc.DEFAULT_GRAPH`, which need no labels in training, and
+                align_corners=False. If 4 does not divide the width of the graph, its attention has
+                as many heads as the largest divisor below 4. With softmax="class", which soft
+                nodes, receivers="nodes" and other edges need, ``heads`` and ``distance_bias`` have
+                no default.
 
         Raises:
             ValueError: if the classifier is a grouped or strided convolution or has a single
@@ -66,12 +71,6 @@ class RefinedClassifier(nn.Module):
         if max_nodes is not None and max_nodes < 1:
             raise ValueError(f"max_nodes must be at least 1, got {max_nodes}")
         width = channels or min(classifier.in_channels, 256)
-        options = {
-            "nodes": "coarse",
-            "receivers": "all",
-            "align_corners": False,
-            **graph_options,
-        }
         self.coarse = classifier
         self.fused = copy.deepcopy(classifier)
         self.reduce: nn.Module = nn.Identity()
@@ -81,6 +80,7 @@ class RefinedClassifier(nn.Module):
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
             )
+        options = _with_defaults(graph_options, width)
         self.graph = CDGCModule(width, classifier.out_channels, **options)
         self.from_graph = nn.Conv2d(width, classifier.out_channels, 1, bias=False)
         nn.init.zeros_(self.from_graph.weight)
@@ -88,6 +88,7 @@ class RefinedClassifier(nn.Module):
         self._targets: Tensor | None = None
         self._coarse_logits: Tensor | None = None
         self.register_load_state_dict_pre_hook(_accept_unrefined)
+        self.register_load_state_dict_pre_hook(_name_other_options)
 
     def forward(self, x: Tensor) -> Tensor:
         """
@@ -196,6 +197,34 @@ class RefinedClassifier(nn.Module):
             return loss
         return loss + refined_weight * ohem_cross_entropy(
             refined_logits, labels, ignore_label=ignore_label, align_corners=align_corners
+        )
+
+
+def _with_defaults(options: dict[str, Any], width: int) -> dict[str, Any]:
+    """Options of the graph of a refined network whose features have ``width`` channels."""
+    defaults = {**DEFAULT_GRAPH, "align_corners": False}
+    defaults["heads"] = max(n for n in range(1, defaults["heads"] + 1) if width % n == 0)
+    if options.get("softmax") == "class":
+        del defaults["heads"], defaults["distance_bias"]
+    return defaults | options
+
+
+def _name_other_options(
+    module: RefinedClassifier, state: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Explain the keys that are missing or unexpected where the options of the graph differ."""
+    graph = f"{prefix}graph."
+    if f"{graph}merge_bias" not in state:
+        return
+    saved = any(key.startswith(f"{graph}distance.") for key in state)
+    built = module.graph.distance is not None
+    if saved != built:
+        # load_state_dict does not tell a hook whether it is strict; if it is, its error follows.
+        warnings.warn(
+            f"{graph.rstrip('.')} was saved with distance_bias={saved}, but this one was built "
+            f"with distance_bias={built}: pass the options of the saved network to cdgc.refine"
+            + ("" if saved else ", for example softmax='class'"),
+            stacklevel=2,
         )
 
 

@@ -5,6 +5,7 @@ from argparse import Namespace
 import pytest
 from detectron2.config import CfgNode
 
+from cdgc import DEFAULT_GRAPH
 from cdgcnet.config import rules
 from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.reading import flatten
@@ -14,6 +15,13 @@ from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 
 def test_choices_are_those_of_the_modules_that_implement_them():
     assert ("graph", *CONTEXT_MODULES) == rules.CONTEXT_MODULES
+
+
+def test_the_default_graph_is_that_of_the_records():
+    keys = ("NODES", "RECEIVERS", "SOFTMAX", "HEADS", "DISTANCE_BIAS")
+    defaults = default_cfg().MODEL.CDGC
+    assert [defaults[key] for key in keys] == ["coarse", "all", "image", 4, True]
+    assert {key.lower(): defaults[key] for key in keys} == DEFAULT_GRAPH
 
 
 def test_rules_are_of_keys_that_exist():

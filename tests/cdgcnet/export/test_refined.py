@@ -27,7 +27,7 @@ def small_net(**options):
 
 @torch.no_grad()
 def test_the_copy_computes_the_same_and_leaves_the_network_alone():
-    net = small_net(softmax="image", heads=4, distance_bias=True)
+    net = small_net()
     before = copy.deepcopy(net.state_dict())
     exportable = exportable_copy(net)
     for size in ((1, 1), (9, 40), (64, 48)):

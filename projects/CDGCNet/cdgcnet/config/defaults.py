@@ -11,7 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from cdgc import SAMPLES
+from cdgc import DEFAULT_GRAPH, SAMPLES
 from cdgcnet.config.reading import flatten, read_config_file
 from cdgcnet.config.rule_types import Items, Number, Text, show
 from cdgcnet.config.rules import RULES
@@ -83,7 +83,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # Training nodes: those of the "coarse" prediction (Table 3 "sim"), or "dynamic" (Eq. 4, in the
     # paper's configs), which needs a long schedule. "soft", an extension: the two most probable
     # classes of each pixel, in training and inference: up to twice the nodes of "coarse".
-    cfg.MODEL.CDGC.NODES = "coarse"
+    cfg.MODEL.CDGC.NODES = DEFAULT_GRAPH["nodes"]
     cfg.MODEL.CDGC.EASY_RATIO = 1.0  # share of the easy positives kept (Table 3 "ds")
     cfg.MODEL.CDGC.SAMPLES = list(SAMPLES)  # parts of Eq. 4 that enter (Table 5)
     # Hard positives are full "nodes" (Eq. 4), or "keys_only": seen by others, without a feature of
@@ -91,15 +91,16 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.HARD_POSITIVES = "nodes"
     # Pixels that a class's graph sends to: "all" valid pixels of the image, or its "nodes" only
     # (the paper's text, and its configs).
-    cfg.MODEL.CDGC.RECEIVERS = "all"
+    cfg.MODEL.CDGC.RECEIVERS = DEFAULT_GRAPH["receivers"]
     # Weight of each class's message to a pixel, for RECEIVERS "all": "one", "mean" (divided by the
     # number of classes present) or "probability" (of the coarse prediction).
     cfg.MODEL.CDGC.MESSAGE_WEIGHTS = "one"
     # For RECEIVERS "all": one softmax over the nodes of all classes of the "image", or one for each
     # "class" (Eq. 2). HEADS and DISTANCE_BIAS have an effect with "image" only.
-    cfg.MODEL.CDGC.SOFTMAX = "image"
-    cfg.MODEL.CDGC.HEADS = 4  # of the attention
-    cfg.MODEL.CDGC.DISTANCE_BIAS = True  # each head learns which distances it prefers
+    cfg.MODEL.CDGC.SOFTMAX = DEFAULT_GRAPH["softmax"]
+    cfg.MODEL.CDGC.HEADS = DEFAULT_GRAPH["heads"]  # of the attention
+    # Each head learns which distances it prefers.
+    cfg.MODEL.CDGC.DISTANCE_BIAS = DEFAULT_GRAPH["distance_bias"]
     cfg.MODEL.CDGC.EDGES = "similarity"  # Eqs. 2-3, or "uniform", "topk"
     cfg.MODEL.CDGC.TOPK = 64  # neighbors, for EDGES "topk"
     cfg.MODEL.CDGC.TOPK_WEIGHTS = "softmax"  # or "equal", the paper's binary matrix

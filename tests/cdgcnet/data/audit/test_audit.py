@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, Browser
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given
 from hypothesis import strategies as st
@@ -548,6 +549,32 @@ def test_the_page_escapes_names_and_needs_no_other_file(tmp_path, call):
     assert text.count("data:image/jpeg;base64,") == 4
     assert "http" not in text and "src=" in text
     assert "16.7 % ignored" in text and "rgb(200,0,0)" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [1200, 400])
+def test_the_page_fits_into_the_window(tmp_path, call, width):
+    # A line of weights for 60 classes is wider than any window.
+    names = [f"class of the number {i}" for i in range(60)]
+    toy = Toy(tmp_path, "train", classes=names, colors=[(i, i, i) for i in range(60)])
+    toy.save(toy.label(0), np.arange(24).reshape(4, 6))
+    target = tmp_path / "page.html"
+    assert call(toy.name, "--html", target).code == 0
+    assert "CLASS_WEIGHTS" in target.read_text(encoding="utf-8")
+    browser = Browser(tmp_path / "profile", width)
+    try:
+        browser.open(target.as_uri())
+        boxes = "[document.documentElement, document.querySelector('pre')]"
+        hidden = f"{boxes}.map((box) => box.scrollWidth - box.clientWidth)"
+        assert browser.evaluate(hidden) == [0, 0]
+        colors = []
+        for scheme in ("light", "dark"):
+            browser.prefer(scheme)
+            colors.append(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert colors == ["rgb(255, 255, 255)", "rgb(22, 24, 28)"]
+    finally:
+        browser.close()
 
 
 def test_an_existing_page_is_kept(toy, tmp_path, call):

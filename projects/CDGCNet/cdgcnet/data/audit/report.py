@@ -26,17 +26,24 @@ _PICTURES = 12
 _LISTED = 500  # files per type of issue; more would make the page slow
 
 _STYLE = """
+:root { color-scheme: light dark; --text: #222; --page: #fff; --line: #ddd; --error: #b00020;
+        --warning: #8a5a00 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e4e6ea; --page: #16181c; --line: #363b43; --error: #ff8f86; --warning: #e0b050 }
+}
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em;
-       color: #222; background: #fff }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .15em .8em; text-align: left; border-bottom: 1px solid #ddd }
+       color: var(--text); background: var(--page); overflow-wrap: anywhere }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
+        overflow-x: auto; overflow-wrap: normal }
+th, td { padding: .15em .8em; text-align: left; border-bottom: 1px solid var(--line) }
+td { white-space: nowrap } pre { white-space: pre-wrap }
 td.number { text-align: right }
 .swatch { display: inline-block; width: 1em; height: 1em; border: 1px solid #888;
           vertical-align: -.15em; margin-right: .5em }
 .bar { height: .8em; background: #5b8; min-width: 1px }
-.error h3 { color: #b00020 } .warning h3 { color: #8a5a00 }
-li, figcaption { overflow-wrap: anywhere }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(480px, 1fr)); gap: 1em }
+.error h3 { color: var(--error) } .warning h3 { color: var(--warning) }
+.pictures { display: grid; gap: 1em;
+            grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)) }
 figure { margin: 0 } figure img { width: 100%; display: block } figcaption { font-size: 13px }
 """
 
@@ -146,7 +153,9 @@ def page(report: Report) -> str:
     title = escape(f"Audit of {report.name}")
     striped = " Ignored pixels are striped." if report.labeled else ""
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title>"
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p><b>{escape(report.verdict())}</b>: {escape(report.totals())}{notes}</p>"
         f"{_issue_list(report, errors=True)}{_issue_list(report, errors=False)}"

@@ -49,6 +49,7 @@ from protocol import (
     host_syncs,
     measure,
     mebibytes,
+    no_tf32,
     one_thread,
     peak_device_memory,
     peak_memory,
@@ -573,6 +574,7 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("bench_graph.py: error: --device cuda: this machine has no CUDA device")
     one_thread()
+    no_tf32()
     setting = Setting(args.device, args.dtype, args.compile)
     suffix = "" if setting == Setting() else "_".join(
         ["", args.device, args.dtype, *(["compiled"] if args.compile else [])]

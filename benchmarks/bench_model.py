@@ -45,6 +45,7 @@ from protocol import (
     exit_code,
     measure,
     mebibytes,
+    no_tf32,
     one_thread,
     peak_device_memory,
     peak_memory,
@@ -390,6 +391,7 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("bench_model.py: error: --device cuda: this machine has no CUDA device")
     one_thread()
+    no_tf32()
     suffix = "_full" if args.full else ""
     if (args.device, args.dtype, args.compile) != ("cpu", "fp32", False):
         suffix += f"_{args.device}_{args.dtype}" + ("_compiled" if args.compile else "")

@@ -51,6 +51,15 @@ def one_thread() -> None:
     cv2.setNumThreads(1)
 
 
+def no_tf32() -> None:
+    """Make fp32 mean the same in all layers of all contestants, which differ in their layers.
+
+    By default PyTorch allows TF32 in cuDNN's convolutions, but not in matrix products.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def _seconds(function: Callable[[], Any], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -245,6 +254,18 @@ def circumstances() -> dict[str, str]:
     }
 
 
+def heading(title: str) -> str:
+    """The first line of a table; with a GPU it says where fp32 layers use TF32."""
+    if not torch.cuda.is_available():
+        return f"# {title}"
+    layers = {
+        "convolutions": torch.backends.cudnn.allow_tf32,
+        "matrix products": torch.backends.cuda.matmul.allow_tf32,
+    }
+    used = " and ".join(name for name, allowed in layers.items() if allowed)
+    return f"# {title}; TF32 in fp32 layers on the GPU: {used or 'none'}"
+
+
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(
@@ -268,7 +289,7 @@ def save(
     """Write a table, whole or as far as it is measured; return its Markdown."""
     facts = circumstances()
     table = [header, ["---"] * len(header), *rows]
-    lines = [f"# {title}", ""]
+    lines = [heading(title), ""]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
     lines += ["", *(f"- {key}: {value}" for key, value in facts.items())]
     text = "\n".join(lines) + "\n"

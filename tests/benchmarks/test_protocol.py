@@ -11,10 +11,30 @@ from protocol import (
     attempt,
     claim,
     exit_code,
+    heading,
     measure,
+    no_tf32,
     peak_memory,
     report,
 )
+
+
+@pytest.fixture
+def default_tf32():
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32, products.allow_tf32 = True, False
+    yield
+    convolutions.allow_tf32, products.allow_tf32 = before
+
+
+def test_a_table_says_where_fp32_is_tf32(monkeypatch, default_tf32):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert heading("Graph") == "# Graph"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert heading("Graph") == "# Graph; TF32 in fp32 layers on the GPU: convolutions"
+    no_tf32()
+    assert heading("Graph") == "# Graph; TF32 in fp32 layers on the GPU: none"
 
 
 def test_ratio_is_the_median_of_paired_ratios():

@@ -9,6 +9,7 @@ from cdgcnet import check_cfg
 from cdgcnet.config.adaptation import adapt_cfg, unused_keys
 from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.rules import RULES
+from cdgcnet.config.validation import check_starting_weights
 
 
 @pytest.fixture
@@ -242,14 +243,6 @@ COMBINATIONS = {
         {"MODEL.BACKBONE.NAME": "build_timm_backbone", "MODEL.BACKBONE.FREEZE_AT": 2},
         "MODEL.BACKBONE.FREEZE_AT",
     ),
-    "two weight files to start from": (
-        {
-            "MODEL.BACKBONE.NAME": "build_timm_backbone",
-            "MODEL.TIMM.PRETRAINED": "resnet50.pth",
-            "MODEL.WEIGHTS": "from_scratch",
-        },
-        "MODEL.TIMM.PRETRAINED",
-    ),
     "a sliding window that only one segmentor has": (
         {"TEST.SLIDE.ENABLED": True, "MODEL.META_ARCHITECTURE": "SemanticSegmentor"},
         "TEST.SLIDE.ENABLED",
@@ -263,6 +256,19 @@ def test_values_that_do_not_fit_each_other(cfg, changes, key):
         put(cfg, name, value)
     with pytest.raises(ValueError, match=rf"^{re.escape(key)}.* is .*; expected "):
         check_cfg(cfg)
+
+
+def test_only_a_training_run_refuses_two_files_to_start_from(cfg):
+    put(cfg, "MODEL.BACKBONE.NAME", "build_timm_backbone")
+    put(cfg, "MODEL.TIMM.PRETRAINED", "resnet50.pth")
+    check_starting_weights(cfg)
+    # The config of a finished run with the weights that it made, for an evaluation.
+    put(cfg, "MODEL.WEIGHTS", "model_final.pth")
+    check_cfg(cfg)
+    with pytest.raises(
+        ValueError, match=r"^MODEL\.TIMM\.PRETRAINED is .* with MODEL\.WEIGHTS model"
+    ):
+        check_starting_weights(cfg)
 
 
 def test_number_of_class_weights_follows_the_classes(cfg):

@@ -329,10 +329,14 @@ def test_resume_with_the_same_config_continues(run_yaml, folder):
     # Free keys may differ: loader processes, how often is saved and evaluated. The weights that
     # the run started from are in its checkpoints; their file need not exist any more.
     free = ("DATALOADER.NUM_WORKERS", "1", "TEST.EVAL_PERIOD", "1", "MODEL.WEIGHTS", "gone.pth")
-    started_from = load_cfg(str(folder / "config.yaml")).MODEL.WEIGHTS
-    train_net("--resume", *arguments, *free)
-    assert load_cfg(str(folder / "config.yaml")).MODEL.WEIGHTS == started_from != "gone.pth"
-    assert "MODEL.WEIGHTS gone.pth is not read" in (folder / "log.txt").read_text("utf-8")
+    before = load_cfg(str(folder / "config.yaml")).MODEL
+    train_net("--resume", *arguments, *free, "MODEL.TIMM.PRETRAINED", "timm.pth")
+    after = load_cfg(str(folder / "config.yaml")).MODEL
+    assert after.WEIGHTS == before.WEIGHTS != "gone.pth"
+    assert after.TIMM.PRETRAINED == before.TIMM.PRETRAINED == ""
+    log = (folder / "log.txt").read_text("utf-8")
+    assert "MODEL.WEIGHTS gone.pth is not read" in log
+    assert "MODEL.TIMM.PRETRAINED timm.pth is not read" in log
     assert (folder / "model_final.pth").is_file() and (folder / "results.json").is_file()
 
 

@@ -22,7 +22,10 @@ COLORS = [[i, 10 * i, 255 - i] for i in range(5)]
 
 @pytest.fixture
 def predictor(tiny_cfg, build, tmp_path):
-    cfg = tiny_cfg({"OUTPUT_DIR": "/home/somebody/run", "DATASETS.TRAIN": ("my_train",)})
+    cfg = tiny_cfg({"DATASETS.TRAIN": ("my_train",)})
+    cfg.OUTPUT_DIR = "/home/somebody/run"
+    cfg.INPUT.CACHE = "/home/somebody/cache"
+    cfg.MODEL.TIMM.PRETRAINED = "/home/somebody/resnet50.pth"
     cfg.MODEL.CLASS_NAMES, cfg.MODEL.CLASS_COLORS = NAMES, COLORS
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     torch.save({"model": build(cfg).state_dict()}, cfg.MODEL.WEIGHTS)

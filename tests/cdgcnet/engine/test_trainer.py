@@ -11,7 +11,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
-from cdgcnet import Trainer
+from cdgcnet import Predictor, Trainer, load_cfg
 from cdgcnet.engine.defaults import run
 from cdgcnet.engine.hooks import BestModel
 
@@ -472,4 +472,12 @@ def test_a_timm_backbone_starts_from_its_file_and_resumes_from_a_checkpoint(run_
     resumed = Trainer(cfg)
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == cfg.SOLVER.MAX_ITER
-    assert not torch.equal(resumed.model.backbone.net["conv1"].weight, whole.conv1.weight)
+    trained = resumed.model.backbone.net["conv1"].weight
+    assert not torch.equal(trained, whole.conv1.weight)
+    # The run's own config, which still names the file that it started from, is enough to predict.
+    (tmp_path / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+    weights = str(tmp_path / "run" / "model_final.pth")
+    again = load_cfg(str(tmp_path / "config.yaml"), ["MODEL.WEIGHTS", weights])
+    assert torch.equal(Predictor(again).model.backbone.net["conv1"].weight, trained)
+    with pytest.raises(ValueError, match="starts from one of them"):
+        Trainer(again).resume_or_load(resume=False)

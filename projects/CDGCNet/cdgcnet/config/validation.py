@@ -79,15 +79,8 @@ def _backbone_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
                 "MODEL.RESNETS.OUT_FEATURES",
                 f"all of MODEL.SEM_SEG_HEAD.IN_FEATURES {model.SEM_SEG_HEAD.IN_FEATURES}",
             )
-    if model.BACKBONE.NAME == TIMM:
-        if model.BACKBONE.FREEZE_AT:
-            yield "MODEL.BACKBONE.FREEZE_AT", f"0 with MODEL.BACKBONE.NAME {TIMM}"
-        if model.TIMM.PRETRAINED and model.WEIGHTS:
-            yield (
-                "MODEL.TIMM.PRETRAINED",
-                f"an empty text with MODEL.WEIGHTS {model.WEIGHTS}: a training starts from one "
-                "of them",
-            )
+    if model.BACKBONE.NAME == TIMM and model.BACKBONE.FREEZE_AT:
+        yield "MODEL.BACKBONE.FREEZE_AT", f"0 with MODEL.BACKBONE.NAME {TIMM}"
 
 
 def _segmentation_architectures() -> list[str]:
@@ -244,12 +237,23 @@ def weights_file(cfg: CfgNode) -> str:
 
 
 def check_starting_weights(cfg: CfgNode) -> None:
-    """Refuse to start a training whose MODEL.WEIGHTS does not say what it starts from.
+    """Refuse to start a training run whose config does not say what it starts from.
+
+    Evaluation and prediction read MODEL.WEIGHTS alone, so for them MODEL.TIMM.PRETRAINED may stay
+    in the config.
 
     Raises:
-        ValueError: for an empty MODEL.WEIGHTS, or random weights that would be frozen.
+        ValueError: for an empty MODEL.WEIGHTS, for MODEL.TIMM.PRETRAINED beside MODEL.WEIGHTS, or
+            for random weights that would be frozen.
     """
     if cfg.MODEL.BACKBONE.NAME == TIMM and cfg.MODEL.TIMM.PRETRAINED:
+        if cfg.MODEL.WEIGHTS:
+            raise ConfigError(
+                "MODEL.TIMM.PRETRAINED",
+                cfg.MODEL.TIMM.PRETRAINED,
+                f"an empty text with MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: a training run starts "
+                "from one of them",
+            )
         return
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(

@@ -22,7 +22,7 @@ from cdgcnet.checkpoint.class_metadata import class_metadata
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
 from cdgcnet.config.adaptation import adapt_cfg
 from cdgcnet.config.defaults import load_cfg
-from cdgcnet.config.validation import check_starting_weights, weights_file
+from cdgcnet.config.validation import check_starting_weights, value_of, weights_file
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.preflight import check_data, check_datasets
 from cdgcnet.engine.distributed import (
@@ -108,12 +108,19 @@ def _check_start(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
     on_main_process(partial(check_wandb, cfg))
     if not (resume and folder.newest_checkpoint()):
         check_starting_weights(cfg)
-    elif changed := folder.config_differences(cfg).get("MODEL.WEIGHTS"):
-        logging.getLogger(__name__).warning(
-            f"MODEL.WEIGHTS {changed[1]} is not read: the run in {folder.path} goes on from its "
-            "newest checkpoint."
-        )
-        cfg.MODEL.WEIGHTS = changed[0]  # config.yaml keeps saying what the run started from
+        return
+    changed = folder.config_differences(cfg)
+    for key in ("MODEL.WEIGHTS", "MODEL.WEIGHTS_PARTIAL", "MODEL.TIMM.PRETRAINED"):
+        if key not in changed:
+            continue
+        before, now = changed[key]
+        if now:
+            logging.getLogger(__name__).warning(
+                f"{key} {now} is not read: the run in {folder.path} resumes from its newest "
+                "checkpoint."
+            )
+        section, _, name = key.rpartition(".")
+        value_of(cfg, section)[name] = before  # config.yaml keeps saying what the run started from
 
 
 def copy_classes(cfg: CfgNode, train: bool) -> None:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 # Paths of the machine that trained the model, which mean nothing elsewhere.
-_LOCAL = {"OUTPUT_DIR": "./output", "MODEL.WEIGHTS": "", "INPUT.CACHE": "", "DATASETS.FOLDERS": []}
+_LOCAL = {
+    "OUTPUT_DIR": "./output",
+    "MODEL.WEIGHTS": "",
+    "MODEL.TIMM.PRETRAINED": "",
+    "INPUT.CACHE": "",
+    "DATASETS.FOLDERS": [],
+}
 _SCORES = {
     "mIoU": "mIoU",
     "mIoU_union": "mIoU with absent classes",

@@ -30,6 +30,7 @@ from cdgcnet.checkpoint.class_metadata import class_dependent_tensors, class_met
 from cdgcnet.checkpoint.strict_checkpointer import local_file
 from cdgcnet.checkpoint.timm_weights import load_timm_weights
 from cdgcnet.config.rules import TIMM
+from cdgcnet.config.validation import check_starting_weights
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.label_spec import LabelSpec
@@ -151,10 +152,13 @@ class Trainer(DefaultTrainer):
         self.checkpointer.metadata = class_metadata(self.cfg)
         if self.cfg.MODEL.WEIGHTS_PARTIAL:
             self.checkpointer.reinitialized = class_dependent_tensors(self.cfg)
-        super().resume_or_load(resume)
         pretrained = self.cfg.MODEL.TIMM.PRETRAINED
         starts = not (resume and self.checkpointer.has_checkpoint())
-        if self.cfg.MODEL.BACKBONE.NAME == TIMM and pretrained and starts:
+        from_timm = starts and self.cfg.MODEL.BACKBONE.NAME == TIMM and pretrained
+        if from_timm:
+            check_starting_weights(self.cfg)  # MODEL.WEIGHTS would be overwritten
+        super().resume_or_load(resume)
+        if from_timm:
             net = self.checkpointer.model.backbone.net
             load_timm_weights(net, local_file(pretrained, "MODEL.TIMM.PRETRAINED"))
         loader = self._trainer.data_loader

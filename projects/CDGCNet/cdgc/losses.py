@@ -134,7 +134,7 @@ def hard_pixels(
     # If more than `least` pixels are hard, these are already among them. topk takes exactly
     # `least`; a threshold would also let in every pixel that ties at a saturated p = 1.
     hardest = nll.flatten().topk(least, sorted=False).indices
-    keep.view(-1)[hardest] = True
+    keep = keep.flatten().index_fill(0, hardest, True).view(keep.shape)
     return keep & valid
 
 

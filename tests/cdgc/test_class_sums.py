@@ -1,9 +1,12 @@
 """Sums over the nodes of each class under one softmax: the stored and the fused form."""
 
+import logging
+
 import pytest
 import torch
 
-from cdgc.class_sums import class_sums
+from cdgc import class_sums as module
+from cdgc.class_sums import can_fuse, class_sums
 
 
 def example(heads, queries, counts, key_channels, channels, generator, dtype=torch.float64):
@@ -54,3 +57,57 @@ def test_a_class_that_is_never_attended_to(generator):
     assert none.count_nonzero() == 0
     assert v.grad[:, 3:].count_nonzero() == k.grad[:, 3:].count_nonzero() == 0
     assert q.grad.isfinite().all()
+
+
+@pytest.fixture
+def untried():
+    """The fused form has not been compared yet, as in a new process."""
+    can_fuse.cache_clear()
+    yield
+    can_fuse.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.enable_grad,
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+    ],
+)
+def test_the_fused_form_is_usable_whatever_the_modes(untried, dtype, mode, caplog):
+    state = torch.get_rng_state()
+    with mode():
+        assert can_fuse(dtype)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not caplog.records
+
+
+def without_the_term_d(grad, q, k, v, outputs, *rest, **options):
+    """A kernel whose backward pass takes d_i from elsewhere than from the outputs it is given."""
+    return BACKWARD(grad, q, k, v, torch.zeros_like(outputs), *rest, **options)
+
+
+BACKWARD = module._flash_backward
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "reason"),
+    [
+        ("_flash_backward", without_the_term_d, "relative errors"),
+        ("_flash", None, "TypeError: 'NoneType' object is not callable"),
+    ],
+)
+def test_a_changed_operator_is_not_used(
+    untried, name, operator, reason, monkeypatch, caplog, generator
+):
+    monkeypatch.setattr(module, name, operator)
+    with caplog.at_level(logging.WARNING, "cdgc"):
+        assert not can_fuse(torch.float32)
+        assert not can_fuse(torch.float32)
+    (record,) = caplog.records
+    assert reason in record.message
+    assert "stores its attention weights" in record.message

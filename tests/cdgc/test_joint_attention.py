@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference import build, deviation, make_scene, relative
 
-from cdgc import CDGCModule, joint_attention
+from cdgc import CDGCModule, class_sums, joint_attention
 from cdgc.joint_attention import DistanceBias
 
 EXACT = 1e-10  # float64
@@ -176,3 +176,20 @@ def test_without_nodes_every_parameter_has_a_gradient():
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         CDGCModule(4, 3, **{"nodes": "coarse", "receivers": "all", **options})
+
+
+def test_a_fused_kernel_with_wrong_gradients_is_not_used(monkeypatch):
+    def wrong(grad, q, k, v, *_, **__):
+        return torch.ones_like(q), torch.ones_like(k), torch.ones_like(v)
+
+    monkeypatch.setattr(joint_attention, "_STORED_CPU", 0)
+    scene = make_scene(3, batch=1, channels=4, classes=3, h=3, w=4, stride=3, padding=0)
+    module = joint(scene, heads=2)
+    chosen = module.select(*scene.inputs[1:], valid=scene.valid)
+    class_sums.can_fuse.cache_clear()
+    try:
+        monkeypatch.setattr(class_sums, "_flash_backward", wrong)
+        found = module.propagate(scene.x, chosen)
+        assert deviation(scene, found, dense(scene, module, chosen), module) <= EXACT
+    finally:
+        class_sums.can_fuse.cache_clear()

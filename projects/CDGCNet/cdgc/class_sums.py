@@ -4,6 +4,8 @@ The plain form stores the weights a_ij of all pixels and nodes. The fused form r
 CPU attention once per class and rescales each result by exp(l_m - l), where l_m is the logarithm of
 the softmax's denominator over the nodes of class m, and l that over all nodes. In the backward pass
 the kernel is given l in place of l_m, so that it recomputes the weights of the joint softmax.
+The operators are private to torch, and this use of them is not their documented one, so the fused
+form is compared with the plain one before its first use.
 
 Shape shorthand: H heads, N pixels (queries), n nodes sorted by class, n_m of them of class m, S
 classes present, E channels of queries and keys, D of values.
@@ -11,6 +13,8 @@ classes present, E channels of queries and keys, D of values.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +22,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Private operators: a version of torch without them stores the weights.
+from cdgc.kernels import LENGTHS, outputs_and_gradients, relative_errors
+
 _flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _flash_backward: Any = getattr(
     torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None
 )
-CAN_FUSE = _flash is not None and _flash_backward is not None
+
+
+@functools.cache
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Whether the fused form gives the sums and gradients of the stored form, for CPU tensors.
+
+    The first call for each dtype compares them on a small example, which takes milliseconds, and
+    logs a warning if they differ. Threads that ask at the same time find the same answer.
+    """
+    try:
+        errors = _errors_of_the_fused_form(dtype)
+    except Exception as error:  # whatever a missing or changed operator raises
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    else:
+        if all(e <= torch.finfo(dtype).eps ** 0.5 for e in errors):
+            return True
+        reason = f"relative errors {', '.join(f'{e:.1e}' for e in errors)}"
+    logging.getLogger(__name__).warning(
+        f"torch {torch.__version__}: its fused attention cannot be used for softmax='image' in "
+        f"{dtype} on the CPU ({reason}); the graph stores its attention weights instead, which is "
+        "slower on large feature maps"
+    )
+    return False
+
+
+def _errors_of_the_fused_form(dtype: torch.dtype) -> list[float]:
+    """Relative errors of the sums and of the gradients of q, k and v."""
+
+    def sums(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], fused: bool) -> Tensor:
+        return torch.cat(class_sums(q, k, v, [n for n in lengths if n], fused), dim=1)
+
+    g = torch.Generator().manual_seed(0)
+    shapes = ((2, 33, 4), (2, sum(LENGTHS), 4), (2, sum(LENGTHS), 5))
+    # Whatever the caller's modes are, and on the CPU within `torch.device("meta")`, too.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):
+        inputs = [
+            torch.randn(s, generator=g, dtype=torch.float64, device="cpu").to(dtype) for s in shapes
+        ]
+        found = outputs_and_gradients(functools.partial(sums, fused=True), inputs)
+        exact = [t.double() for t in inputs]
+        return relative_errors(
+            found, outputs_and_gradients(functools.partial(sums, fused=False), exact)
+        )
 
 
 def class_sums(
@@ -36,7 +87,8 @@ def class_sums(
         k: (H, n, E) keys.
         v: (H, n, D) values.
         counts: the positive n_m, in the order of the nodes.
-        fused: for CPU tensors, if CAN_FUSE: use fused attention instead of storing H·N·n weights.
+        fused: use fused attention instead of storing H·N·n weights; for CPU tensors of a dtype
+            that :func:`can_fuse`.
 
     Returns:
         One (N, H·D) tensor per class.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cdgc.class_sums import CAN_FUSE, class_sums
+from cdgc.class_sums import can_fuse, class_sums
 from cdgc.messages import Segment
 
 # Numbers that are held at once (64 MiB in float32; 256 MiB on a GPU, which prefers fewer, larger
@@ -149,7 +149,8 @@ def _image_messages(
     """Messages to the queries (H, N, D') of one of several images, (N, C)."""
     held = _HELD_CUDA if q.is_cuda else _HELD
     weights = len(q) * k.shape[1]  # of one query
-    fused = CAN_FUSE and q.device.type == "cpu" and weights * q.shape[1] > _STORED_CPU
+    large = weights * q.shape[1] > _STORED_CPU
+    fused = large and q.device.type == "cpu" and can_fuse(q.dtype)
     sums = 3 * len(counts) * v.shape[0] * v.shape[2]  # y, y W and its ReLU, for each class
     per_query = sums if fused else sums + weights
     if images * q.shape[1] * per_query <= held:

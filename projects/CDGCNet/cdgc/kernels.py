@@ -23,7 +23,7 @@ Kernel = Callable[..., Tensor]
 DEVICES = ("cuda",)
 
 # Segments of the comparison: one row, no rows, and lengths that no block size divides.
-_LENGTHS = (70, 1, 0, 257, 16, 130)
+LENGTHS = (70, 1, 0, 257, 16, 130)
 # How much larger than the loop's error, in the same dtype, that of a kernel may be.
 _TOLERANCE = 2.0
 
@@ -96,19 +96,19 @@ class KernelChoice:
             torch.enable_grad(),
             torch.autocast(device.type, enabled=False),
         ):
-            exact = [t.to(device) for t in self.example(_LENGTHS, channels)]
+            exact = [t.to(device) for t in self.example(LENGTHS, channels)]
             inputs = [t.to(dtype) for t in exact]
-            expected = _outputs(self.loop, [t.double() for t in inputs])
+            expected = outputs_and_gradients(self.loop, [t.double() for t in inputs])
             limits = [
                 _TOLERANCE * error + torch.finfo(dtype).eps
-                for error in _errors(_outputs(self.loop, inputs), expected)
+                for error in relative_errors(outputs_and_gradients(self.loop, inputs), expected)
             ]
             reasons = []
             for name, kernel in self.candidates.items():
                 try:
                     with _refuse_waits(device):
-                        found = _outputs(kernel, inputs)
-                    errors = _errors(found, expected)
+                        found = outputs_and_gradients(kernel, inputs)
+                    errors = relative_errors(found, expected)
                 except Exception as error:  # whatever an unsupported kernel raises
                     first_line = (str(error).splitlines() or [""])[0]
                     reasons.append(f"{name}: {type(error).__name__}: {first_line}")
@@ -134,15 +134,15 @@ class KernelChoice:
         return kernel
 
 
-def _outputs(kernel: Kernel, inputs: Sequence[Tensor]) -> list[Tensor]:
+def outputs_and_gradients(kernel: Kernel, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The result of a kernel and the gradients of its inputs, for a fixed gradient."""
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
-    out = kernel(*leaves, _LENGTHS)
+    out = kernel(*leaves, LENGTHS)
     grad = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def _errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+def relative_errors(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
     """Relative errors; NaN or infinity, which no limit admits, where a value is not finite."""
     pairs = zip(found, expected, strict=True)
     return [float((a.double() - b).norm() / b.norm()) for a, b in pairs]

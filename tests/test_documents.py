@@ -66,7 +66,7 @@ def test_number_of_trainings_in_the_zoo():
     rows = find_rows(experiments.PROFILES / "paper.yaml", "all")
     jobs = make_jobs(rows, 1, "val", [])
     counted = len({job.training for job in jobs})
-    assert f"{counted} trainings make all tables" in ZOO.read_text(encoding="utf-8")
+    assert f"{counted} training runs make all tables" in ZOO.read_text(encoding="utf-8")
 
 
 def test_expected_numbers_in_the_zoo_are_the_papers():

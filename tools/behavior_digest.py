@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Show that a refactoring changed no number: digests of short trainings and of the demo's scores.
+"""Show that a refactoring changed no number: digests of short runs and of the demo's scores.
 
     python tools/behavior_digest.py --output before.json
     python tools/behavior_digest.py --compare before.json

@@ -12,7 +12,7 @@
 #     --wheels DIR     install the wheels in DIR first, without an index or a compiler
 #     --weights FILE   ImageNet ResNet-50 for "evidence", which also needs voc_animals/ in
 #                      DETECTRON2_DATASETS
-#     --opts "K V"     options for every training, e.g. "MODEL.RESNETS.STRIDE_IN_1X1 True"
+#     --opts "K V"     options for every training run, e.g. "MODEL.RESNETS.STRIDE_IN_1X1 True"
 #     --pack FILE      archive the results in FILE (.tar.gz) after every step; if FILE exists,
 #                      continue from it
 #     --commit NAME    of these files; needed for a copy without its Git repository
@@ -206,7 +206,7 @@ rows() { # ROW ... --opts KEY VALUE ...
 
 evidence() {
     # Heads on the features of a frozen backbone, then whole networks, the rows that decide first.
-    # The last head and table3_07 are the paper's letter.
+    # The last head and table3_07 are exactly the paper's.
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
     step python3 -m cdgcnet compare --heads "$heads" --context none,aspp \
         --output "$session/compare" --cache "$session/scratch/features" \

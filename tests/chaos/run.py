@@ -8,7 +8,7 @@ archives and annotation files. A case is known by its kind and number, which are
 --kind images --only 17 tries one again.
 
 Every outcome is appended at once to a file of JSON lines beside the output (chaos.jsonl). The same
-command goes on where it stopped: it tries what is missing and, again, what went wrong. Outcomes
+command resumes where it stopped: it tries what is missing and, again, what went wrong. Outcomes
 hold for a version of the cases (VERSION in outcomes.py), not for a commit, so that a mended fault
 does not cost the whole run; the output counts the cases of each commit. Remove the .jsonl file to
 start from the beginning.

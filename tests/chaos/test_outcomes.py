@@ -1,4 +1,4 @@
-"""The outcome file of a chaos run: nothing is lost, and a run goes on where it stopped."""
+"""The outcome file of a chaos run: nothing is lost, and a run resumes where it stopped."""
 
 import pytest
 from chaos.outcomes import REFUSED, RIGHT, VERSION, WRONG, OutcomeFile, Tried, table

@@ -78,7 +78,7 @@ def test_rows_heads_and_configs_exist(rehearse, monkeypatch):
         args = parser.parse_args(words)
         if module is compare:
             assert (ROOT / args.config_file).is_file()
-            assert len(args.heads.split("graph")) == 3  # the default and the paper's letter
+            assert len(args.heads.split("graph")) == 3  # the default and the paper's
         else:
             experiments.check_arguments(args)
             names = [path.stem for path in (experiments.CONFIGS / "rows").glob("*.yaml")]

@@ -6,10 +6,10 @@ weight to every pixel. Here a pixel distributes its attention over the nodes of 
     a_ij = softmax over all nodes j of the image of  scale · φ(x_i)ᵀ φ'(x_j) + distance bias,
     X̂_i  = Σ_m U_m ReLU((Σ_{j ∈ S_m} a_ij x_j) W_m),
 
-so a class that has nothing to say to a pixel says little. Attention has several heads, each with
-its own part of the channels and, on request, a learned Gaussian preference for certain distances
-and directions (:class:`DistanceBias`): near heads work like the branches of an ASPP, far ones like
-a non-local block, but their messages remain separate by class.
+so a class with no relevant nodes sends a pixel almost nothing. Attention has several heads, each
+with its own part of the channels and, on request, a learned Gaussian preference for certain
+distances and directions (:class:`DistanceBias`): near heads work like the branches of an ASPP,
+far ones like a non-local block, but their messages remain separate by class.
 
 Shape shorthand: B images of N = h*w pixels, P = B*N, K nodes sorted by class, then image, n nodes
 of one image, H heads, C channels, D = C / H channels per head.

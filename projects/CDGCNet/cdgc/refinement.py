@@ -25,7 +25,7 @@ class RefinedClassifier(nn.Module):
     computes exactly what the network computed before.
 
     The gradient of the refined logits does not reach K. Only :meth:`auxiliary_loss` trains it, so
-    that method belongs into every training loop.
+    that method belongs in every training loop.
 
     A checkpoint of the unrefined network loads: its classifier becomes K and V. Copies and pickles
     leave out what belongs to a training step in progress.
@@ -144,7 +144,7 @@ class RefinedClassifier(nn.Module):
         return pooled_height, min(max(1, int(width * factor)), self.max_nodes // pooled_height)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tensors of a step in progress cannot be copied and do not belong into a file.
+        # Tensors of a step in progress cannot be copied and do not belong in a file.
         return {**self.__dict__, "_targets": None, "_coarse_logits": None}
 
     @contextmanager

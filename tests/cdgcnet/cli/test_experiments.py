@@ -551,7 +551,7 @@ def test_a_real_row(tmp_path, monkeypatch, run_yaml, capsys):
     argv = ["table3", "--profile", "tiny", "--tta", "--work", tmp_path / "work"]
     assert main(["experiments", *map(str, argv), "--results", str(results)]) == 0
     records = record.load_records(results / "tiny" / "val")
-    assert len(records) == 2  # without and with TTA, one training
+    assert len(records) == 2  # without and with TTA, one training run
     plain, tta = sorted(records.values(), key=lambda r: "sem_seg_TTA" in r.scores)
     assert {"sem_seg", "sem_seg_coarse"} <= set(plain.scores)
     assert set(tta.scores) == {"sem_seg_TTA"}

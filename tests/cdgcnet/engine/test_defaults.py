@@ -209,7 +209,7 @@ def test_a_late_refusal_leaves_no_folder(start, tmp_path, misfit, mode):
 def test_a_late_refusal_changes_nothing_in_a_folder(start, folder, weights, misfit, mode):
     train_net("--eval-only", *start, "MODEL.WEIGHTS", weights)
     (folder / "notes.txt").write_text("mine")
-    (folder / "metrics.json").write_text("of a training whose checkpoints were moved away")
+    (folder / "metrics.json").write_text("of a training run whose checkpoints were moved away")
     before = contents(folder)
     refused(*([mode] if mode != "train" else []), *start, "MODEL.WEIGHTS", misfit)
     assert contents(folder) == before

@@ -1,4 +1,4 @@
-"""Pictures of predictions and Weights & Biases during a training."""
+"""Pictures of predictions and Weights & Biases during a training run."""
 
 import json
 import sys

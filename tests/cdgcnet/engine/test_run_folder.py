@@ -188,7 +188,7 @@ def test_the_newest_whole_checkpoint_is_found(folder, damage, caplog):
         assert messages == []
     else:
         [line] = messages
-        assert "\n" not in line and f"Using {expected}, the newest whole checkpoint" in line
+        assert "\n" not in line and f"Using {expected}, the newest intact checkpoint" in line
 
 
 @pytest.mark.parametrize("damage", [remove_tag, empty_tag, dangling_tag, truncated_final])
@@ -310,7 +310,7 @@ def test_an_evaluation_stores_its_config_beside_its_results(start, folder, tmp_p
     assert not (tmp_path / "b" / "config.1.yaml").exists()  # the same evaluation
     train_net(*elsewhere, "TEST.WORST_IMAGES", "1")
     assert (tmp_path / "b" / "config.1.yaml").read_bytes() == first
-    train_net(*start[:2], "OUTPUT_DIR", tmp_path / "b")  # a training may use the folder
+    train_net(*start[:2], "OUTPUT_DIR", tmp_path / "b")  # a training run may use the folder
     assert (tmp_path / "b" / "config.2.yaml").is_file()
 
 

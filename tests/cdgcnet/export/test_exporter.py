@@ -69,7 +69,7 @@ def test_networks_with_context_modules(predictor_of, tmp_path, module, file_form
 @pytest.mark.parametrize(
     "changes",
     [
-        {"RECEIVERS": "nodes"},  # the paper's letter
+        {"RECEIVERS": "nodes"},  # as in the paper
         {"RECEIVERS": "all", "MESSAGE_WEIGHTS": "probability"},
         {"NODES": "soft", "SHARED_PHI": False},
         {"EDGES": "uniform"},

@@ -77,8 +77,8 @@ class StrictCheckpointer(DetectionCheckpointer):
 
     Attributes:
         allow_backbone_only: whether a file without a head may initialize the backbone alone.
-        reinitialized: names of tensors that keep their initial values when a training starts from
-            MODEL.WEIGHTS (MODEL.WEIGHTS_PARTIAL); a resumed training loads them all.
+        reinitialized: names of tensors that keep their initial values when a training run starts
+            from MODEL.WEIGHTS (MODEL.WEIGHTS_PARTIAL); a resumed run loads them all.
         metadata: stored in every checkpoint, see :func:`.class_metadata.class_metadata`.
     """
 

@@ -10,7 +10,7 @@ R-103.pkl. A key that does not fit is an error. --grow turns a ResNet-50 into a 
 adding 17 blocks that add zero.
 
 Training reads all of these formats directly (MODEL.WEIGHTS). A converted file also states the
-stem, mean, std and the position of the stride, and a config that has others is refused.
+stem, mean, std and the position of the stride, and a config that contradicts them is refused.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dev: a held-out part of CamVid train",
     )
     parser.add_argument("--tta", action="store_true", help="also evaluate with scales and flip")
-    parser.add_argument("--num-gpus", type=integer_from(1), default=1, help="of a training")
+    parser.add_argument("--num-gpus", type=integer_from(1), default=1, help="per training run")
     parser.add_argument("--time-budget", type=float, metavar="MIN", help="stop after this time")
     parser.add_argument("--dry-run", action="store_true", help="print what is missing; run nothing")
     parser.add_argument("--render", action="store_true", help="write the tables; run nothing")
@@ -78,7 +78,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def with_whole_paths(opts: Sequence[str]) -> list[str]:
-    """KEY VALUE pairs with absolute paths of weights, because trainings run in another folder."""
+    """KEY VALUE pairs with absolute paths of weights, because runs have another folder."""
     found = list(opts)
     for i, key in enumerate(opts[::2]):
         value = opts[2 * i + 1]

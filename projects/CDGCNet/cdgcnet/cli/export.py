@@ -4,7 +4,7 @@
 
 The file maps images (B, H, W, 3), uint8 in BGR order, of any size and number to labels and logits
 of the same size. Normalization is part of it; class names, colors and the config's inference
-options are in its metadata. It is compared with the model before it gets its name.
+options are in its metadata. The file is compared with the model before it gets its name.
 """
 
 import argparse

@@ -5,7 +5,7 @@
     %(prog)s --source PATH    # an official checkout; PATH is not changed
     %(prog)s --wheel-dir DIR  # only put the wheel into DIR, to be installed on another machine
 
-Run it after PyTorch was installed. Detectron2 offers no package that installs on current Python,
+Run it after installing PyTorch. Detectron2 offers no package that installs on current Python,
 and its own build needs a C++ compiler. CDGCNet uses no compiled operator, so this takes the Python
 files, applies the few edits that current NumPy, Pillow and setuptools need, and installs them with
 a stub for the operators. A Detectron2 that is already importable is never touched.

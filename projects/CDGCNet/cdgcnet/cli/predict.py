@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PATH",
-        help="images, folders, videos, or numbers of cameras",
+        help="images, folders, videos, or camera numbers",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the predictions")
     parser.add_argument("--no-overlay", action="store_true", help="write label maps only")

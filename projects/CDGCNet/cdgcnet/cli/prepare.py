@@ -1,12 +1,12 @@
-"""Bring official downloads into the layout that CDGCNet reads, or import own annotations.
+"""Convert official downloads to the layout that CDGCNet reads, or import your own annotations.
 
     %(prog)s voc-aug --src ~/Downloads --root $DETECTRON2_DATASETS
     %(prog)s import coco-json --annotations FILE --images DIR --output DIR
 
 --src holds the official archives as downloaded, or unpacked folders, at any depth; it is not
 changed. Files that are already in --root are trusted and skipped, so the same command continues an
-interrupted run. At the end the numbers of files are compared with the official ones; the exit code
-1 says that something is missing or failed. docs/data.md says what to download.
+interrupted run. At the end the numbers of files are compared with the official ones; exit code
+1 means that something is missing or failed. docs/data.md says what to download.
 """
 
 import argparse

@@ -7,8 +7,8 @@
 
 The first form predicts the test set (multi-scale and flip if TEST.AUG.ENABLED) into OUTPUT_DIR; the
 same command continues an interrupted run. The second packs label maps that are already there. A
-package gets its name only after everything in it was verified: number, names, sizes, pixel formats
-and values. COCO-Stuff-10k has no server.
+package gets its name only after everything in it has been verified: number, names, sizes, pixel
+formats and values. COCO-Stuff-10k has no server.
 """
 
 import argparse

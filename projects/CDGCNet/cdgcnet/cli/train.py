@@ -1,4 +1,4 @@
-"""Train a network, or resume an interrupted training.
+"""Train a network, or resume an interrupted run.
 
     %(prog)s --config-file configs/… [--num-gpus N] [KEY VALUE …]
     %(prog)s --config-file configs/… --resume
@@ -31,7 +31,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file or a shipped name; repeat the option to merge further files on top",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+        "--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR"
     )
     add_launch_arguments(parser)
     parser.add_argument(

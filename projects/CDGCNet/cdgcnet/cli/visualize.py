@@ -2,7 +2,7 @@
 
     %(prog)s --config-file CONFIG --output GRID.png
 
-The samples are the first of a training with this config and its SEED. Ignored pixels are striped;
+The samples are the first of a run with this config and its SEED. Ignored pixels are striped;
 the legend lists the classes that occur.
 """
 
@@ -22,7 +22,7 @@ MAX_COLUMNS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser, "config of the training")
+    add_config_arguments(parser, "config of the run")
     parser.add_argument("--output", type=Path, required=True, help="PNG to write")
     parser.add_argument("--dataset", help="instead of DATASETS.TRAIN")
     parser.add_argument(
@@ -56,7 +56,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def first_samples(cfg: "CfgNode", num: int, augmented: bool) -> list[dict]:
-    """The first samples of a training with this config, as the training loader delivers them.
+    """The first samples of a run with this config, as the training loader delivers them.
 
     Args:
         cfg: with cfg.SEED >= 0.
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     from cdgcnet.visualization.training_samples import draw_grid
 
     if cfg.SEED < 0:
-        print("SEED is -1, so a training would draw its own seed; these samples are of SEED 0")
+        print("SEED is -1, so a run would draw its own seed; these samples are of SEED 0")
         cfg.SEED = 0
     samples = first_samples(cfg, args.num, augmented=not args.no_augmentation)
     shown = "without augmentation" if args.no_augmentation else "as training sees it"

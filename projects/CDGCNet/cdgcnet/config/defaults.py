@@ -42,7 +42,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # A network of the timm library, for MODEL.BACKBONE.NAME "build_timm_backbone".
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "resnet50"
-    # A file of timm's weights to start a training from, in place of MODEL.WEIGHTS.
+    # A file of timm's weights to start a training run from, in place of MODEL.WEIGHTS.
     cfg.MODEL.TIMM.PRETRAINED = ""
     # The features that the backbone returns, by timm's indices. MODEL.SEM_SEG_HEAD.IN_FEATURES
     # names two of them as timm names the layers: ["layer3", "layer4"].
@@ -163,7 +163,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     # Lets --resume train longer, to a larger MAX_ITER, with the learning rates of the new schedule.
     cfg.SOLVER.EXTEND_SCHEDULE = False
     cfg.SOLVER.WEIGHT_DECAY_NORM = None  # as all other weights
-    # A project of Weights & Biases that gets the scalars and pictures of a training; "": none.
+    # A project of Weights & Biases that gets the scalars and pictures of a training run; "": none.
     cfg.WANDB_PROJECT = ""
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.TEST.EVAL_PERIOD = 5000

@@ -16,7 +16,7 @@ from torch import nn
 from cdgcnet.config.reading import flatten
 from cdgcnet.utils.digests import digest
 
-# "run": a resumed training must repeat the key. "row": it changes what a row of an experiment
+# "run": a resumed training run must repeat the key. "row": it changes what a row of an experiment
 # measures. "evaluation": it changes what an evaluation predicts and counts for given weights.
 Scope = Literal["run", "row", "evaluation"]
 

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from cdgcnet.config.rule_types import show
 from cdgcnet.config.rules import DILATED_RESNET, FEATURES, RULES, TIMM
 
-FROM_SCRATCH = "from_scratch"  # the MODEL.WEIGHTS of a training from random weights
+FROM_SCRATCH = "from_scratch"  # the MODEL.WEIGHTS of a training run from random weights
 
 
 class ConfigError(ValueError):

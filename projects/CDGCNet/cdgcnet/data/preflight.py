@@ -206,7 +206,7 @@ def _check_labeled(name: str, dicts: Sequence[dict]) -> None:
     if unlabeled:
         raise ValueError(
             f"DATASETS.TRAIN {name}: {len(unlabeled)} of {len(dicts)} images have no labels, the "
-            f"first is {unlabeled[0]}; a training needs a label image for every image"
+            f"first is {unlabeled[0]}; training needs a label image for every image"
         )
 
 

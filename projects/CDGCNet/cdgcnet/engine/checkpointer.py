@@ -1,4 +1,4 @@
-"""Saves checkpoints so that each is whole, and resumes from the newest whole one."""
+"""Saves checkpoints so that each is intact, and resumes from the newest intact one."""
 
 import os
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ class _AtomicFiles:
 
 
 class RunCheckpointer(StrictCheckpointer):
-    """The checkpointer of a training."""
+    """The checkpointer of a training run."""
 
     def __init__(self, model: nn.Module, save_dir: str, **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)

@@ -69,7 +69,7 @@ def _open_folder(cfg: CfgNode) -> RunFolder:
 
 
 def _prepare_evaluation(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
-    """Choose the weights of an evaluation, and a folder in which it disturbs no training.
+    """Choose the weights of an evaluation, and a folder in which it disturbs no training run.
 
     Raises:
         ValueError: if there are no trained weights.
@@ -179,7 +179,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     logger.info(f"Command line: {args}")
     if args.eval_only and Path(cfg.OUTPUT_DIR) != folder.path:
         logger.warning(
-            f"OUTPUT_DIR {folder.path} holds a training, which stays as it is: the evaluation "
+            f"OUTPUT_DIR {folder.path} holds a training run, which stays as it is: the evaluation "
             f"goes to {cfg.OUTPUT_DIR}"
         )
     if not args.eval_only:
@@ -307,7 +307,7 @@ def run(
 
 
 def _finish_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> dict | None:
-    """The scores of a training with nothing left to do, else None.
+    """The scores of a training run with nothing left to do, else None.
 
     Raises:
         ValueError: if another run has written to the folder since :func:`setup`.
@@ -335,6 +335,6 @@ def _finish_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> dict | No
 
 
 def _start_training(cfg: CfgNode, folder: RunFolder, resume: bool) -> None:
-    """Make a folder that of a training which nothing can refuse any more."""
+    """Turn a folder into that of this run, which passed all checks."""
     folder.prepare_training(folder.newest_checkpoint() if resume else None, cfg)
     folder.write_config(cfg)

@@ -67,9 +67,9 @@ class SmoothingHistory(HookBase):
 
 
 class Evaluation(EvalHook):
-    """Evaluates during and after a training, but not after an error.
+    """Evaluates during and after a training run, but not after an error.
 
-    Detectron2's hook takes a training that fails in its last iteration for a finished one. With
+    Detectron2's hook takes a training run that fails in its last iteration for a finished one. With
     several processes the one that failed would then wait for the others forever.
     """
 
@@ -81,7 +81,7 @@ class Evaluation(EvalHook):
 class Writing(PeriodicWriter):
     """Builds its writers, which open their files, only when the training starts.
 
-    A training that is refused before, for example for its weights, leaves no files behind.
+    A run that is refused before, for example for its weights, leaves no files behind.
     """
 
     def __init__(self, build_writers: Callable[[], list[EventWriter]]):

@@ -4,14 +4,14 @@ Files::
 
     config.yaml, log.txt                 of the training, or of the evaluation if there is none
     metrics.json                         of the training, one line every 20 iterations
-    model_0000999.pth, model_final.pth   checkpoints, which a training can be resumed from
+    model_0000999.pth, model_final.pth   checkpoints, which the run can be resumed from
     last_checkpoint                      the name of the newest one
     model_best.pth                       the weights with the best score
     results.json, inference/             of the last evaluation
     run.lock                             while a run works here
 
 Every file is written under another name first and then renamed, so that a kill or a full disk
-leaves it whole or as it was.
+leaves either the new file or the old one.
 """
 
 import json
@@ -37,7 +37,7 @@ _NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
 class Checkpoint(NamedTuple):
-    """A whole checkpoint.
+    """An intact checkpoint.
 
     Attributes:
         path: of the file.
@@ -60,7 +60,7 @@ def _read_iterations(path: Path, size: int, mtime: int) -> int | str:
     except Exception as error:  # torch raises many types
         return f"not readable ({str(error).splitlines()[0]})"
     if not isinstance(state, dict) or not {"model", "trainer", "iteration"} <= state.keys():
-        return "no checkpoint of a training"
+        return "not a checkpoint of a training run"
     return int(state["iteration"]) + 1
 
 
@@ -88,7 +88,7 @@ class RunFolder:
         return sorted(p for p in self.path.glob("*.pth") if ".part." not in p.name)
 
     def holds_training(self) -> bool:
-        """Whether a training has saved something here."""
+        """Whether a training run has saved something here."""
         return bool(self.weight_files()) or self.tag.exists()
 
     def tagged(self) -> Path | None:
@@ -115,7 +115,7 @@ class RunFolder:
         yield from (path for _, path in sorted(numbers, reverse=True) if path != tagged)
 
     def newest_checkpoint(self, *, say: bool = False) -> Checkpoint | None:
-        """The checkpoint to resume from: the tagged one or, if that is not whole, the newest one.
+        """The checkpoint to resume from: the tagged one or, if damaged, the newest intact one.
 
         Args:
             say: log why the tagged checkpoint is not used.
@@ -127,7 +127,7 @@ class RunFolder:
                 if say and (problems or self.tagged() != path):
                     reasons = "; ".join(problems) or f"{self.tag.name} is missing or empty"
                     logging.getLogger(__name__).warning(
-                        f"OUTPUT_DIR {self.path}: {reasons}. Using {path.name}, the newest whole "
+                        f"OUTPUT_DIR {self.path}: {reasons}. Using {path.name}, the newest intact "
                         f"checkpoint, of {iterations} iterations."
                     )
                 return Checkpoint(path, iterations)
@@ -140,7 +140,7 @@ class RunFolder:
 
     # ------------------------------------------------------------ judging
     def check_start(self, cfg: CfgNode, resume: bool) -> None:
-        """Refuse a training that would overwrite another one.
+        """Refuse a training run that would overwrite another one.
 
         A folder without checkpoints is free: a start that failed leaves nothing to protect.
 
@@ -159,7 +159,7 @@ class RunFolder:
         if self.newest_checkpoint() is None:
             problems = "; ".join(self._problem(path) for path in self._by_age())
             raise ValueError(
-                f"--resume: OUTPUT_DIR {self.path} holds no whole checkpoint of a training "
+                f"--resume: OUTPUT_DIR {self.path} holds no intact checkpoint of a training run "
                 f"({problems or names}); nothing was changed. Move these files away to start from "
                 "the beginning, or choose another OUTPUT_DIR."
             )
@@ -243,7 +243,7 @@ class RunFolder:
 
     # ------------------------------------------------------------ writing
     def prepare_training(self, newest: Checkpoint | None, cfg: CfgNode) -> None:
-        """Make the folder ready for a training that :meth:`check_start` has allowed.
+        """Make the folder ready for a training run that :meth:`check_start` has allowed.
 
         Args:
             newest: the checkpoint that the training continues from.
@@ -251,7 +251,7 @@ class RunFolder:
         """
         for unfinished in self.path.glob("*.part.pth"):  # a killed run was writing these
             unfinished.unlink()
-        # The scores of a training that is not finished yet must not pass for its own.
+        # The scores of a training run that is not finished yet must not pass for its own.
         if newest is None and self.results.is_file():
             backup_existing(self.config)
         backup_existing(self.results)
@@ -269,9 +269,9 @@ class RunFolder:
                 shutil.copyfile(newest.path, tmp_path)
 
     def complete_training(self, newest: Checkpoint) -> None:
-        """Write ``model_final.pth`` from the last checkpoint of a finished training.
+        """Write ``model_final.pth`` from the last checkpoint of a finished training run.
 
-        The two hold the same; a training that was killed between them has only the first.
+        The two hold the same; a training run that was killed between them has only the first.
         """
         final = self.path / "model_final.pth"
         if _iterations(final) != newest.iterations:
@@ -279,7 +279,7 @@ class RunFolder:
                 shutil.copyfile(newest.path, tmp_path)
 
     def _rewind_metrics(self, iterations: int, keep: bool) -> None:
-        """Remove from ``metrics.json`` what a resumed training writes again, and half lines.
+        """Remove from ``metrics.json`` what a resumed training run writes again, and half lines.
 
         Args:
             iterations: how many the training does not repeat.
@@ -332,7 +332,7 @@ class RunFolder:
 
 
 def _is_metric_before(line: bytes, iterations: int) -> bool:
-    """Whether a line of ``metrics.json`` is whole and of one of the first iterations."""
+    """Whether a line of ``metrics.json`` is complete and of one of the first iterations."""
     try:
         return line.endswith(b"\n") and json.loads(line)["iteration"] < iterations
     except (ValueError, KeyError, TypeError):

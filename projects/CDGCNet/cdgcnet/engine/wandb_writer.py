@@ -1,4 +1,4 @@
-"""Sends what a training logs to Weights & Biases, through Detectron2's ``EventWriter``."""
+"""Sends what a training run logs to Weights & Biases, through Detectron2's ``EventWriter``."""
 
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +33,7 @@ class WandbWriter(EventWriter):
     """Writes scalars, smoothed as in ``metrics.json``, and pictures to one run.
 
     It must come before ``TensorboardXWriter`` in the list of writers, which removes the pictures
-    from the storage. A resumed training continues the same run.
+    from the storage. A resumed run continues the same one there.
     """
 
     def __init__(self, cfg: CfgNode, window_size: int = 20):

@@ -31,7 +31,7 @@ _MAX_NAME = 100  # of an image's file name in that of its picture; file systems 
 def report(evaluator: CDGCEvaluator, results: dict) -> None:
     """Log and write everything that a finished evaluation has found out.
 
-    Pictures come last. One that cannot be drawn is logged as an error: it must not end a training.
+    Pictures come last. One that cannot be drawn is logged as an error and ends no training run.
 
     Args:
         evaluator: after its ``evaluate()``, on the main process.

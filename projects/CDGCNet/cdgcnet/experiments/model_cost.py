@@ -3,7 +3,7 @@
     python -m cdgcnet.experiments.model_cost FOLDER
 
 prints the costs of the run in FOLDER as JSON. It runs as a process of its own, because the memory
-that it needs would count towards the trainings started afterwards.
+that it needs would count towards the training runs started afterwards.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Runs one training or evaluation as a child process and watches it until it ends."""
+"""Trains or evaluates in a child process and watches it until it ends."""
 
 import fcntl
 import json
@@ -110,7 +110,7 @@ def tail(log: Path, lines: int = 12) -> str:
 def locked(folder: Path) -> Iterator[int]:
     """Lock a work folder for one process; yields the descriptor of the lock.
 
-    A training that inherits the descriptor keeps the lock even if its runner is killed.
+    A training run that inherits the descriptor keeps the lock even if its runner is killed.
 
     Raises:
         BlockingIOError: naming the folder, if another process holds it.

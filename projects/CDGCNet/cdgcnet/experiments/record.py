@@ -154,7 +154,7 @@ def select_scores(results: dict[str, Any], *, tta: bool) -> dict[str, dict[str, 
 
 
 def name_weights(path: str, stride_in_1x1: bool) -> str:
-    """One line on what a training starts from: file name, digest and provenance, no folders.
+    """One line on what a training run starts from: file name, digest and provenance, no folders.
 
     Raises:
         FileNotFoundError: naming a file that does not exist.

@@ -1,7 +1,7 @@
-"""Reads the folder of a training: how far it got and what it measured.
+"""Reads the folder of a training run: how far it got and what it measured.
 
-``WORK/PROFILE/SPLIT/TRAININGHASH-seedS`` holds one training. Every row that shares this training is
-measured there: by the training's own evaluation, or by ``--eval-only`` into ``eval-HASH`` inside.
+``WORK/PROFILE/SPLIT/TRAININGHASH-seedS`` holds one training run. Every row that shares it is
+measured there: by the run's own evaluation, or by ``--eval-only`` into ``eval-HASH`` inside.
 """
 
 import json
@@ -23,7 +23,7 @@ def trained_iterations(folder: Path) -> int:
 
 
 def resumed_iteration(folder: Path) -> int:
-    """The iteration at which a training would resume; 0 without a checkpoint."""
+    """The iteration at which a training run would resume; 0 without a checkpoint."""
     last = folder / "last_checkpoint"
     if not last.is_file():
         return 0
@@ -42,12 +42,12 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
 
 
 def starting_weights(config: dict[str, Any]) -> str:
-    """What a training with this flat config started from."""
+    """What a training run with this flat config started from."""
     return name_weights(config["MODEL.WEIGHTS"], config["MODEL.RESNETS.STRIDE_IN_1X1"])
 
 
 def has_final_weights(folder: Path) -> bool:
-    """Whether a training finished and left ``model_final.pth``."""
+    """Whether a training run finished and left ``model_final.pth``."""
     last = folder / "last_checkpoint"
     if not last.is_file() or not (folder / "config.yaml").is_file():
         return False

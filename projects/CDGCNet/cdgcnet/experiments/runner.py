@@ -56,7 +56,7 @@ class Runner:
     Attributes:
         work: ``WORK/PROFILE/SPLIT``, holds the run folders.
         results: ``RESULTS/PROFILE/SPLIT``, holds the records.
-        num_gpus: of a training.
+        num_gpus: of a training run.
         log: prints a line.
     """
 
@@ -93,7 +93,7 @@ class Runner:
         return "not trained yet"
 
     def missing_iterations(self, jobs: Sequence[Job]) -> int:
-        """Training iterations still to run; a training shared by several jobs counts once."""
+        """Training iterations still to do; a run shared by several jobs counts once."""
         left: dict[Path, int] = {}
         for job in jobs:
             if not self.done(job):
@@ -127,7 +127,7 @@ class Runner:
 
         Args:
             job: not done yet.
-            pending: other jobs, which the same training may serve too.
+            pending: other jobs, which the same training run may serve too.
             deadline: value of ``time.monotonic()`` at which a process is ended.
             poll: called with the run folder while a process runs.
 
@@ -164,7 +164,7 @@ class Runner:
                     f"MODEL.WEIGHTS: {requested}, but the training in {folder} started from {name}"
                 )
             name = requested
-        assert name is not None  # a finished training has a config.yaml
+        assert name is not None  # a finished training run has a config.yaml
         self._compare_weights(name)
 
     def _compare_weights(self, name: str) -> None:
@@ -263,7 +263,7 @@ class Runner:
         return combined([*launches, *(read_launches(evaluated) if evaluated != folder else [])])
 
     def _cost(self, folder: Path) -> dict[str, Any]:
-        """Costs of a training, counted once. A network that cannot be counted is not an error."""
+        """Costs of a run, counted once. A network that cannot be counted is not an error."""
         path = folder / "cost.json"
         if not path.is_file():
             done = subprocess.run(

@@ -30,7 +30,7 @@ _ARGMAX_PIXELS = 1 << 15
 
 
 class ResizeGeometry(NamedTuple):
-    """How scores are resized to the output; geometry are (height, width)."""
+    """How scores are resized to the output; sizes are (height, width)."""
 
     padded: tuple[int, int]  # the network's input, including batch padding
     image: tuple[int, int]  # the image within it

@@ -89,6 +89,28 @@ def test_auxiliary_loss_is_eq_5_without_the_auxiliary_head(images, labels):
         head.auxiliary_loss(labels)
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_an_optimizer_built_before_refine_is_noticed(images, labels, early):
+    net = Small().train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    head = cdgc.refine(net, "head.1").get_submodule("head.1")
+    if not early:
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def step():
+        loss = F.cross_entropy(net(images), labels) + head.auxiliary_loss(labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    step()
+    if early:
+        with pytest.warns(UserWarning, match=r"build the optimizer after cdgc\.refine"):
+            step()
+        head.from_graph.requires_grad_(False)  # left out on purpose
+    step()
+
+
 def test_dynamic_nodes_need_the_labels(images, labels):
     net = cdgc.refine(Small(), "head.1", nodes="dynamic").train()
     head = net.get_submodule("head.1")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -87,6 +88,7 @@ class RefinedClassifier(nn.Module):
         self.max_nodes = max_nodes
         self._targets: Tensor | None = None
         self._coarse_logits: Tensor | None = None
+        self._seen_versions: tuple[int, int] | None = None
         self.register_load_state_dict_pre_hook(_accept_unrefined)
         self.register_load_state_dict_pre_hook(_name_other_options)
 
@@ -145,7 +147,7 @@ class RefinedClassifier(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensors of a step in progress cannot be copied and do not belong in a file.
-        return {**self.__dict__, "_targets": None, "_coarse_logits": None}
+        return {**self.__dict__, "_targets": None, "_coarse_logits": None, "_seen_versions": None}
 
     @contextmanager
     def targets(self, labels: Tensor) -> Iterator[None]:
@@ -189,6 +191,8 @@ class RefinedClassifier(nn.Module):
                 "its forward does not use this convolution: refine another one"
             )
         coarse, self._coarse_logits = self._coarse_logits, None
+        if not torch.compiler.is_compiling():
+            self._warn_if_graph_is_not_optimized()
         ignore_label, align_corners = self.graph.ignore_label, self.graph.align_corners
         loss = coarse_weight * cross_entropy(
             coarse, labels, ignore_label=ignore_label, align_corners=align_corners
@@ -198,6 +202,20 @@ class RefinedClassifier(nn.Module):
         return loss + refined_weight * ohem_cross_entropy(
             refined_logits, labels, ignore_label=ignore_label, align_corners=align_corners
         )
+
+    def _warn_if_graph_is_not_optimized(self) -> None:
+        """Warn if the last step changed the classifier, which the network had before, alone."""
+        before = self._seen_versions
+        # PyTorch counts the changes in place of every tensor.
+        now = self._seen_versions = self.coarse.weight._version, self.from_graph.weight._version
+        if before is None or not self.from_graph.weight.requires_grad:
+            return
+        if now[0] != before[0] and now[1] == before[1]:
+            warnings.warn(
+                "the last optimizer step changed the classifier but not the graph: build the "
+                "optimizer after cdgc.refine, so that it has the new parameters too",
+                stacklevel=3,
+            )
 
 
 def _with_defaults(options: dict[str, Any], width: int) -> dict[str, Any]:
@@ -260,6 +278,7 @@ def refine(
         net = torchvision.models.segmentation.deeplabv3_resnet50(num_classes=21)
         net = cdgc.refine(net, classifier="classifier.4", num_classes=21)
         refined = net.get_submodule("classifier.4")
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)  # after refine, for its parameters
         loss = criterion(net(images)["out"], labels) + refined.auxiliary_loss(labels)
 
     Args:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
+from torch import nn
 
 from cdgcnet import Trainer
 from cdgcnet.engine.defaults import run
@@ -61,9 +62,32 @@ def test_an_evaluator_of_a_subclass_is_in_results_json(run_cfg, tta):
 
 def test_an_evaluator_given_as_argument_is_in_results_json(run_cfg):
     run_cfg.SOLVER.MAX_ITER = 1
+    run_cfg.TEST.AUG.ENABLED = True
     Path(run_cfg.OUTPUT_DIR).mkdir(parents=True)
     run(run_cfg, evaluators=[MeanScore()])
-    assert results_json(run_cfg).keys() == {"my_task"}
+    assert results_json(run_cfg).keys() == {"my_task", "my_task_TTA"}
+
+
+def test_an_evaluation_builds_the_model_of_the_trainer(run_cfg, model, tmp_path):
+    class Constant(nn.Module):
+        """Always predicts the same class; its weights are those of the network that it wraps."""
+
+        def __init__(self, network):
+            super().__init__()
+            self.backbone, self.sem_seg_head = network.backbone, network.sem_seg_head
+
+        def forward(self, batched_inputs):
+            return [{"sem_seg": torch.ones(19, x["height"], x["width"])} for x in batched_inputs]
+
+    class ConstantTrainer(Trainer):
+        @classmethod
+        def build_model(cls, cfg):
+            return Constant(super().build_model(cfg))
+
+    run_cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    torch.save({"model": Constant(model).state_dict()}, run_cfg.MODEL.WEIGHTS)
+    results = run(run_cfg, eval_only=True, trainer_class=ConstantTrainer, evaluators=[MeanScore()])
+    assert results == {"my_task": {"mean_score": 1.0}}
 
 
 def test_it_reads_the_scores_of_the_model(run_cfg, model):

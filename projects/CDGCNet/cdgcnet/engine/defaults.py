@@ -191,9 +191,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def load_for_evaluation(cfg: CfgNode) -> nn.Module:
-    """A model with the trained weights of MODEL.WEIGHTS."""
-    model = Trainer.build_model(cfg)
+def load_for_evaluation(cfg: CfgNode, trainer_class: type[Trainer] = Trainer) -> nn.Module:
+    """A model with the trained weights of MODEL.WEIGHTS, built by a trainer's ``build_model``."""
+    model = trainer_class.build_model(cfg)
     checkpointer = StrictCheckpointer(model)
     checkpointer.allow_backbone_only = False
     checkpointer.metadata = class_metadata(cfg)
@@ -266,8 +266,9 @@ def run(
         cfg: of :func:`setup`.
         eval_only: evaluate MODEL.WEIGHTS.
         resume: continue the training in OUTPUT_DIR.
-        trainer_class: trains and evaluates; it may add evaluators.
-        evaluators: one per dataset instead of the trainer's, see :meth:`Trainer.test`.
+        trainer_class: builds the model, trains and evaluates; it may add evaluators.
+        evaluators: one per dataset instead of the trainer's, with and without test-time
+            augmentation; see :meth:`Trainer.test`.
 
     Returns:
         Metrics by task, with "_TTA" tasks if TEST.AUG.ENABLED, or by dataset and task if there are
@@ -281,7 +282,7 @@ def run(
     again = "run the same command again" + ("" if eval_only else " with --resume")
     with _working_in(folder, again):
         if eval_only:
-            model = load_for_evaluation(cfg)
+            model = load_for_evaluation(cfg, trainer_class)
             open_log(folder.path)
             if comm.is_main_process():
                 folder.write_config(cfg)
@@ -299,7 +300,7 @@ def run(
             trainer.train()
             model = trainer.model
         if cfg.TEST.AUG.ENABLED:
-            trainer_class.test_with_TTA(cfg, model, on_results=results.add)
+            trainer_class.test_with_TTA(cfg, model, evaluators, on_results=results.add)
     if not comm.is_main_process():
         return {}
     results.log()

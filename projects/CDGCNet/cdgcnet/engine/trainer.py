@@ -67,7 +67,7 @@ class Trainer(DefaultTrainer):
         """
         Args:
             cfg: of the run.
-            evaluators: used by all evaluations, see :meth:`test`.
+            evaluators: used by the evaluations during and after training, see :meth:`test`.
         """
         # Weights that are evaluated during training exist only then: such an evaluation cannot
         # be resumed.
@@ -348,6 +348,7 @@ class Trainer(DefaultTrainer):
         cls,
         cfg: CfgNode,
         model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
         on_results: Callable[[str, dict], None] | None = None,
     ) -> OrderedDict:
         """As :meth:`test` with test-time augmentation; the names of all tasks end with "_TTA"."""
@@ -361,10 +362,11 @@ class Trainer(DefaultTrainer):
                 on_results(name, with_suffix(results))
 
         names = cfg.DATASETS.TEST
-        evaluators = [
-            cls.build_evaluator(cfg, name, str(evaluation_folder(cfg, name, TTA_SUFFIX)))
-            for name in names
-        ]
+        if evaluators is None:
+            evaluators = [
+                cls.build_evaluator(cfg, name, str(evaluation_folder(cfg, name, TTA_SUFFIX)))
+                for name in names
+            ]
         bar = partial(progress, desc="scales", unit="scale", shown=comm.is_main_process())
         wrapped = SemanticSegmentorWithTTA(cfg, model, bar)
         results = cls.test(cfg, wrapped, evaluators, report_results)

@@ -306,3 +306,10 @@ def test_autocast_does_not_lower_the_precision():
     exact = cross_entropy(logits, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(cross_entropy(logits, targets), exact)
+
+
+def test_a_device_other_than_cpu_and_cuda():
+    logits = torch.empty(2, 3, 4, 5, device="meta")
+    targets = torch.empty(2, 7, 9, dtype=torch.long, device="meta")
+    nll, grad = upsampled_module._scan(logits, targets, True, torch.empty_like(targets))
+    assert (nll.shape, grad.shape) == (targets.shape, logits.shape)

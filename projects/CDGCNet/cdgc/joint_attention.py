@@ -30,7 +30,7 @@ from cdgc.messages import Segment
 # Numbers that are held at once (64 MiB in float32; 256 MiB on a GPU, which prefers fewer, larger
 # launches). What exceeds them is recomputed in the backward pass.
 _HELD = 1 << 24
-_HELD_CUDA = 1 << 26
+_HELD_GPU = 1 << 26
 # Attention weights of an image that a CPU stores (8 MiB in float32). Beyond its caches, fused
 # attention is faster.
 _STORED_CPU = 1 << 21
@@ -147,10 +147,11 @@ def _image_messages(
     images: int,
 ) -> Tensor:
     """Messages to the queries (H, N, D') of one of several images, (N, C)."""
-    held = _HELD_CUDA if q.is_cuda else _HELD
+    on_cpu = q.device.type == "cpu"
+    held = _HELD if on_cpu else _HELD_GPU
     weights = len(q) * k.shape[1]  # of one query
     large = weights * q.shape[1] > _STORED_CPU
-    fused = large and q.device.type == "cpu" and can_fuse(q.dtype)
+    fused = large and on_cpu and can_fuse(q.dtype)
     sums = 3 * len(counts) * v.shape[0] * v.shape[2]  # y, y W and its ReLU, for each class
     per_query = sums if fused else sums + weights
     if images * q.shape[1] * per_query <= held:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cdgc.interpolation import resize_matrix
 
 # Values per row band, sized to fit a CPU core's cache. A GPU prefers fewer, larger launches.
-_BAND_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
+_BAND_VALUES = {"cpu": 1 << 19, "gpu": 1 << 26}
 
 
 def _source_rows(rows: slice, in_size: int, out_size: int, align_corners: bool) -> tuple[int, int]:
@@ -46,7 +46,8 @@ def _scan(
     weight = None if weight is None else weight.to(logits.dtype)
     vertical = resize_matrix(h, height, align_corners, logits)
     horizontal = resize_matrix(w, width, align_corners, logits)
-    band = max(1, _BAND_VALUES[logits.device.type] // (classes * width))
+    values = _BAND_VALUES["cpu" if logits.device.type == "cpu" else "gpu"]
+    band = max(1, values // (classes * width))
     nll = logits.new_empty(targets.shape)
     grad = None if weight is None else torch.empty_like(logits)
     for image, x in enumerate(logits):

@@ -239,3 +239,10 @@ def test_the_resized_input_counts_too(monkeypatch):
 
 def test_real_memory_is_known():
     assert postprocess._memory_bytes(torch.device("cpu")) > 2**28
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps", "xpu", "meta"])
+def test_every_accelerator_has_the_sizes_of_a_gpu(device):
+    sizes = {"cpu": 1, "gpu": 2}
+    assert postprocess._of_device(sizes, torch.device(device)) == 2
+    assert postprocess._of_device(sizes, torch.device("cpu")) == 1

@@ -19,14 +19,19 @@ from torch import Tensor
 
 from cdgc import resize_matrix, resize_taps
 
+# Sizes for a CPU and for accelerators of any kind, see :func:`_of_device`.
 # Values per band of full-size scores, sized to fit the cache of a CPU core.
-_BAND_VALUES = {"cpu": 1 << 18, "cuda": 1 << 26}
+_BAND_VALUES = {"cpu": 1 << 18, "gpu": 1 << 26}
 # Columns that are interpolated at a time: few, because the matrix of a block is nearly full.
-_BLOCK_COLUMNS = {"cpu": 128, "cuda": 1 << 30}
+_BLOCK_COLUMNS = {"cpu": 128, "gpu": 1 << 30}
 # Pixels between nodes of different classes whose scores are interpolated at a time.
-_INTERPOLATED_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 17}
+_INTERPOLATED_PIXELS = {"cpu": 1 << 14, "gpu": 1 << 17}
 # Pixels whose best class is found at a time; the scores of one class fit the cache of a CPU core.
 _ARGMAX_PIXELS = 1 << 15
+
+
+def _of_device(sizes: dict[str, int], device: torch.device) -> int:
+    return sizes["cpu" if device.type == "cpu" else "gpu"]
 
 
 class ResizeGeometry(NamedTuple):
@@ -112,7 +117,7 @@ def _column_blocks(
     matrix = _axis_matrix(torch.empty(1, 1, in_size, device=device), geometry, 1)
     matrix = matrix.flip(0) if flip else matrix
     first, last = _nonzero_range(matrix)
-    width, step = geometry.output[1], _BLOCK_COLUMNS[device.type]
+    width, step = geometry.output[1], _of_device(_BLOCK_COLUMNS, device)
     blocks = []
     for begin in range(0, width, step):
         output = slice(begin, min(begin + step, width))
@@ -160,7 +165,7 @@ def score_bands(
     first, last = _nonzero_range(vertical)
     with torch.autocast(scores.device.type, enabled=False):  # it would round the scores
         wide = _widen(scores, geometry, flip)
-    band_rows = max(1, _BAND_VALUES[scores.device.type] // (scores.shape[0] * width))
+    band_rows = max(1, _of_device(_BAND_VALUES, scores.device) // (scores.shape[0] * width))
     for begin in range(0, height, band_rows):
         rows = slice(begin, min(begin + band_rows, height))
         source = slice(min(first[rows]), max(last[rows]))
@@ -200,7 +205,7 @@ def _interpolated_labels(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _T
     width = scores.shape[2]
     table = scores.flatten(1).t().contiguous()  # (h*w, M)
     labels = torch.empty(len(pixel), dtype=torch.uint8, device=scores.device)
-    step = _INTERPOLATED_PIXELS[scores.device.type]
+    step = _of_device(_INTERPOLATED_PIXELS, scores.device)
     # 32-bit indices: most of the time is spent moving them.
     row_node, column_node = (rows.node * width).int(), columns.node.int()
     for begin in range(0, len(pixel), step):
@@ -212,7 +217,7 @@ def _interpolated_labels(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _T
             torch.mul, rows.weight.index_select(0, y), columns.weight.index_select(0, x)
         )
         mixed = F.embedding_bag(node, table, per_sample_weights=weight, mode="sum")
-        labels[begin : begin + step] = _last_argmax(mixed)
+        labels[begin : begin + step] = _argmax_of_rows(mixed)
     return labels
 
 
@@ -227,9 +232,9 @@ def _outer(operation: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def _last_argmax(scores: Tensor) -> Tensor:
+def _argmax_of_rows(scores: Tensor) -> Tensor:
     """The index of the largest value along the last dimension, the first if there are several."""
-    if scores.is_cuda:
+    if scores.device.type != "cpu":
         return scores.max(dim=-1).indices.to(torch.uint8)
     return torch.from_numpy(scores.numpy().argmax(-1).astype(np.uint8))
 
@@ -242,7 +247,7 @@ def best_class(scores: Tensor) -> Tensor:
     Args:
         scores: M <= 256.
     """
-    if scores.is_cuda:
+    if scores.device.type != "cpu":
         return scores.max(dim=0).indices.to(torch.uint8)
     labels = torch.empty(scores.shape[1:], dtype=torch.uint8)
     parts = zip(
@@ -264,7 +269,7 @@ def best_class(scores: Tensor) -> Tensor:
 
 
 def _true_indices(mask: Tensor) -> Tensor:
-    if mask.is_cuda:
+    if mask.device.type != "cpu":
         return mask.nonzero()[:, 0]
     return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than PyTorch
 

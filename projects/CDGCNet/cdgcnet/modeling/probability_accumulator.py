@@ -45,7 +45,7 @@ def _softmax(logits: Tensor) -> Tensor:
 
     There PyTorch computes powers of 2 three times as fast as exp, and its softmax uses exp.
     """
-    if logits.is_cuda:
+    if logits.device.type != "cpu":
         return logits.softmax(dim=0)
     powers = logits.sub_(logits.amax(dim=0)).mul_(_LOG2_E).exp2_()
     return powers.div_(powers.sum(dim=0))

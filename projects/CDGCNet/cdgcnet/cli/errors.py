@@ -49,7 +49,7 @@ def run_guarded(function: Callable, args: argparse.Namespace) -> int:
 
 
 def deliver_lost_interrupts() -> None:
-    """Deliver Ctrl-C again where Python only prints it, and goes on.
+    """Deliver Ctrl-C again where Python only prints it and carries on.
 
     It does so in the callbacks of weak references, which every import runs, and in ``__del__``.
     """

@@ -1,4 +1,4 @@
-"""Fits a checked config to the machine, and tells which of its keys are likely mistakes."""
+"""Fits a checked config to the machine, and reports keys that are likely mistakes."""
 
 import logging
 from collections.abc import Iterator

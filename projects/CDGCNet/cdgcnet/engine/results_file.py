@@ -9,7 +9,7 @@ from cdgcnet.utils.io import backup_existing
 
 
 class ResultsFile:
-    """Collects the scores of a run in a ``results.json`` that is whole at any time.
+    """Collects the scores of a run in a ``results.json`` that is complete at any time.
 
     The file of an earlier evaluation is kept under another name.
     """

@@ -1,4 +1,4 @@
-"""Reads uploads of a bounded size, and tells which kind of answer a client asks for."""
+"""Reads uploads of a bounded size, and works out which kind of answer a client wants."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

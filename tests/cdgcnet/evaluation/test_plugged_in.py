@@ -107,8 +107,15 @@ def test_detectron2s_own_evaluator_agrees(run_cfg, model):
 
 
 def test_the_number_of_evaluators_must_be_that_of_the_datasets(run_cfg, model):
-    with pytest.raises(ValueError, match=r"2 evaluators for the 1 datasets of DATASETS\.TEST"):
-        Trainer.test(run_cfg, model, [MeanScore(), MeanScore()])
+    expected = r"2 evaluators for the 1 datasets of DATASETS\.TEST"
+    two = [MeanScore(), MeanScore()]
+    with pytest.raises(ValueError, match=expected):
+        Trainer.test(run_cfg, model, two)
+    with pytest.raises(ValueError, match=expected):  # not after hours of training
+        Trainer(run_cfg, two)
+    with pytest.raises(ValueError, match=expected):
+        run(run_cfg, evaluators=two)
+    assert not Path(run_cfg.OUTPUT_DIR).exists()
 
 
 def test_it_never_sees_an_image_that_cannot_be_read(run_cfg, model, tmp_path):

@@ -37,7 +37,12 @@ from cdgcnet.engine.run_lock import check_free, hold_folder
 from cdgcnet.engine.run_logging import logging_after_checks, open_log
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.engine.wandb_writer import check_wandb
-from cdgcnet.evaluation.testing import TTA_SUFFIX, check_test_set, evaluation_folder
+from cdgcnet.evaluation.testing import (
+    TTA_SUFFIX,
+    check_test_set,
+    evaluation_folder,
+    one_per_dataset,
+)
 
 
 def _check_device(cfg: CfgNode) -> None:
@@ -277,6 +282,7 @@ def run(
     Raises:
         ValueError, OSError: naming what a user can mend.
     """
+    evaluators = one_per_dataset(evaluators, cfg.DATASETS.TEST)
     folder = RunFolder(cfg.OUTPUT_DIR)
     results = ResultsFile(folder.results, cfg.DATASETS.TEST)
     again = "run the same command again" + ("" if eval_only else " with --resume")

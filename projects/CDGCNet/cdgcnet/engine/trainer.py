@@ -43,6 +43,7 @@ from cdgcnet.evaluation.testing import (
     build_evaluator,
     evaluate_dataset,
     evaluation_folder,
+    one_per_dataset,
 )
 from cdgcnet.modeling.precision import has_bfloat16, training_precision
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
@@ -68,6 +69,9 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: of the run.
             evaluators: used by the evaluations during and after training, see :meth:`test`.
+
+        Raises:
+            ValueError: if the number of evaluators is not that of the datasets.
         """
         # Weights that are evaluated during training exist only then: such an evaluation cannot
         # be resumed.
@@ -76,7 +80,7 @@ class Trainer(DefaultTrainer):
         cfg.TEST.RESUME = False
         cfg.freeze()
         self.run_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        self.evaluators = evaluators
+        self.evaluators = one_per_dataset(evaluators, cfg.DATASETS.TEST)
         self.on_results: Callable[[str, dict], None] | None = None
         # The work of DefaultTrainer.__init__, which cannot train in several processes on CPUs and
         # leaves no room for another checkpointer.
@@ -329,13 +333,7 @@ class Trainer(DefaultTrainer):
                 cannot be evaluated, and at the end, naming images that could not be read.
         """
         names = cfg.DATASETS.TEST
-        if isinstance(evaluators, DatasetEvaluator):
-            evaluators = [evaluators]
-        if evaluators is not None and len(evaluators) != len(names):
-            raise ValueError(
-                f"{len(evaluators)} evaluators for the {len(names)} datasets of DATASETS.TEST "
-                f"{list(names)}; expected one per dataset"
-            )
+        evaluators = one_per_dataset(evaluators, names)
         results: OrderedDict = OrderedDict()
         for i, name in enumerate(names):
             evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)

@@ -106,6 +106,26 @@ def build_evaluator(
     return DatasetEvaluators(evaluators)
 
 
+def one_per_dataset(
+    evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None, names: Sequence[str]
+) -> Sequence[DatasetEvaluator] | None:
+    """The evaluators of datasets as a list; None for the usual ones.
+
+    Raises:
+        ValueError: if they are not as many as the datasets.
+    """
+    if evaluators is None:
+        return None
+    if isinstance(evaluators, DatasetEvaluator):
+        evaluators = [evaluators]
+    if len(evaluators) != len(names):
+        raise ValueError(
+            f"{len(evaluators)} evaluators for the {len(names)} datasets of DATASETS.TEST "
+            f"{list(names)}; expected one per dataset"
+        )
+    return evaluators
+
+
 def _resumable(
     cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: DatasetEvaluator
 ) -> ResumableEvaluator:

@@ -153,7 +153,7 @@ def test_the_first_of_equal_values_are_taken():
 def test_an_unknown_reduction_is_refused():
     logits, targets = torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64)
     for call in (cross_entropy, ohem_cross_entropy):
-        with pytest.raises(ValueError, match="one of process, global; got 'mean'"):
+        with pytest.raises(ValueError, match=r"reduce must be one of .*'mean'"):
             call(logits, targets, reduce="mean")
     with pytest.raises(ValueError, match="got 'mean'"):
         OhemCrossEntropyLoss(reduce="mean")

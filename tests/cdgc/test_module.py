@@ -631,7 +631,7 @@ TARGETS, VALID = torch.zeros(2, 17, 33, dtype=torch.int64), torch.ones(2, 3, 5, 
 WRONG_INPUTS = [
     ({"x": X[0]}, "4, 3, 5", "B"),
     ({"x": torch.zeros(2, 6, 3, 5)}, "2, 6, 3, 5", "4"),
-    ({"coarse_logits": LOGITS[0]}, "3, 3, 5", "M|2, 3, 3, 5"),
+    ({"coarse_logits": LOGITS[0]}, "3, 3, 5", "2"),
     ({"coarse_logits": LOGITS[:1]}, "1, 3, 3, 5", "2"),
     ({"coarse_logits": LOGITS[:, :2]}, "2, 2, 3, 5", "3"),
     ({"coarse_logits": torch.zeros(2, 3, 4, 5)}, "2, 3, 4, 5", "3"),
@@ -646,6 +646,7 @@ WRONG_TARGETS = [
     ({"targets": TARGETS[:1]}, "1, 17, 33", "2"),
     ({"targets": TARGETS[:, None]}, "2, 1, 17, 33", "B|2"),
     ({"targets": TARGETS.float()}, "float", "int"),
+    ({"targets": TARGETS.bool()}, "bool", "int"),
 ]
 
 
@@ -677,12 +678,14 @@ def test_propagate_checks_its_input():
     nodes = module.select(LOGITS, TARGETS)
     with pytest.raises(ValueError, match="2, 6, 3, 5"):
         module.propagate(torch.zeros(2, 6, 3, 5), nodes)
-    with pytest.raises(ValueError):  # the nodes of another size, and of another batch
+    with pytest.raises(ValueError, match=r"30 pixels, .* got 40"):  # the nodes of another size
         module.propagate(torch.zeros(2, 4, 4, 5), nodes)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="1, 4, 3, 5"):  # of another batch
         module.propagate(torch.zeros(1, 4, 3, 5), nodes)
-    with pytest.raises(ValueError):  # as many pixels, but one image instead of two
+    with pytest.raises(ValueError, match="1, 4, 6, 5"):  # as many pixels, but one image
         module.propagate(torch.zeros(1, 4, 6, 5), nodes)
+    with pytest.raises(ValueError, match="4, 3, 5"):
+        module.propagate(torch.zeros(4, 3, 5), nodes)
 
 
 def test_small_target_types():

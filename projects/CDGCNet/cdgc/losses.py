@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cdgc.processes import gather_from_processes, largest_over_processes, world_size
 from cdgc.upsampled_loss import upsampled_nll, upsampled_weighted_nll
-from cdgc.validation import check_labels
+from cdgc.validation import check_choice, check_device, check_labels, check_shape
 
 REDUCTIONS = ("process", "global")
 
@@ -34,17 +34,11 @@ def _pixel_weights(
         The mask of valid pixels, the targets with 0 for ignored pixels, and the weight of each
         pixel, (B, H, W) each.
     """
-    if logits.dim() != 4 or targets.dim() != 3 or logits.shape[0] != targets.shape[0]:
-        raise ValueError(
-            f"expected logits (B, M, h, w) and targets (B, H, W), got {tuple(logits.shape)} and "
-            f"{tuple(targets.shape)}"
-        )
+    check_shape("logits", logits, ("B", "M", "h", "w"))
+    check_shape("targets", targets, (len(logits), "H", "W"), "logits")
     for name, other in (("targets", targets), ("class_weights", class_weights)):
-        if other is not None and other.device != logits.device:
-            raise ValueError(
-                f"{name} is on {other.device}, logits on {logits.device}; both must be on one "
-                "device"
-            )
+        if other is not None:
+            check_device(name, other.device, logits.device, "logits")
     num_classes = logits.shape[1]
     if check_targets:
         check_labels(targets, num_classes, ignore_label, "target")
@@ -53,17 +47,8 @@ def _pixel_weights(
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if class_weights is None:
         return valid, safe, valid.to(dtype)
-    if class_weights.shape != (num_classes,):
-        raise ValueError(
-            f"class_weights must have one value for each of the {num_classes} classes, got "
-            f"shape {tuple(class_weights.shape)}"
-        )
+    check_shape("class_weights", class_weights, (num_classes,), "logits")
     return valid, safe, class_weights.to(dtype)[safe] * valid
-
-
-def _check_reduce(reduce: str) -> None:
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
 
 
 def _mean(
@@ -107,7 +92,7 @@ def cross_entropy(
     Raises:
         ValueError: if the shapes do not fit, a target is not a class, or ``reduce`` is unknown.
     """
-    _check_reduce(reduce)
+    check_choice("reduce", reduce, REDUCTIONS)
     _, safe, weight = _pixel_weights(logits, targets, ignore_label, class_weights, check_targets)
     return _mean(logits, safe, weight, align_corners, reduce)
 
@@ -178,7 +163,7 @@ def ohem_cross_entropy(
         ValueError: if the shapes do not fit, a target is not a class, ``thresh`` or
             ``min_kept`` is out of range, or ``reduce`` is unknown.
     """
-    _check_reduce(reduce)
+    check_choice("reduce", reduce, REDUCTIONS)
     if not 0.0 < thresh <= 1.0:
         raise ValueError(f"thresh must be within (0, 1], got {thresh}")
     if min_kept < 0 or (min_kept > 1 and min_kept != int(min_kept)):
@@ -209,7 +194,7 @@ class OhemCrossEntropyLoss(nn.Module):
         reduce: str = "process",
     ):
         super().__init__()
-        _check_reduce(reduce)
+        check_choice("reduce", reduce, REDUCTIONS)
         self.thresh = thresh
         self.min_kept = min_kept
         self.ignore_label = ignore_label

@@ -35,6 +35,7 @@ from cdgc.validation import (
     check_finite,
     check_maps,
     check_not_tracing,
+    check_shape,
 )
 
 
@@ -242,14 +243,9 @@ class CDGCModule(nn.Module):
                 dynamic nodes are used in training without targets.
         """
         check_not_tracing()
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected x (B, {self.in_channels}, h, w), got {tuple(x.shape)}")
+        check_shape("x", x, ("B", self.in_channels, "h", "w"))
         expected = (x.shape[0], self.num_classes, *x.shape[2:])
-        if tuple(coarse_logits.shape) != expected:
-            raise ValueError(
-                f"expected coarse_logits (B, M, h, w) = {expected} to fit x {tuple(x.shape)}, got "
-                f"{tuple(coarse_logits.shape)}"
-            )
+        check_shape("coarse_logits", coarse_logits, expected, "x")
         check_device("coarse_logits", coarse_logits.device, x.device, "x")
         nodes = self.select(coarse_logits, targets, valid=valid, generator=generator)
         return self.propagate(x, nodes)
@@ -266,7 +262,7 @@ class CDGCModule(nn.Module):
         """Choose the nodes; the arguments are those of :meth:`forward`."""
         check_not_tracing()
         uses_targets = self.training and self.scope == "class"
-        check_maps(coarse_logits, targets if uses_targets else None, valid, self.num_classes)
+        check_maps(coarse_logits, targets if uses_targets else None, self.num_classes)
         if self.check_finite and coarse_logits.is_floating_point():
             check_finite("coarse_logits", coarse_logits)
         if self.scope == "image":

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdgc.validation import LabelCheck, check_choice, check_integers
+from cdgc.validation import (
+    LabelCheck,
+    check_choice,
+    check_device,
+    check_integers,
+    check_shape,
+)
 
 NODE_MODES = ("coarse", "dynamic", "soft")
 SAMPLES = ("easy_positive", "hard_positive", "hard_negative")
@@ -23,8 +29,7 @@ SAMPLES = ("easy_positive", "hard_positive", "hard_negative")
 
 def class_map(logits: Tensor) -> Tensor:
     """The most probable class of each pixel: (B, M, h, w) -> (B, h, w) int64, without gradient."""
-    if logits.dim() != 4:
-        raise ValueError(f"expected logits (B, M, h, w), got {tuple(logits.shape)}")
+    check_shape("logits", logits, ("B", "M", "h", "w"))
     return logits.detach().max(dim=1).indices  # faster than argmax over a strided dimension
 
 
@@ -40,19 +45,11 @@ def check_options(nodes: str, samples: Collection[str], easy_ratio: float) -> No
 def _check_maps(
     coarse: Tensor, target: Tensor | None, valid: Tensor | None, name_of_map: str
 ) -> None:
-    if coarse.dim() != 3:
-        raise ValueError(f"{name_of_map} must be (B, h, w), got {tuple(coarse.shape)}")
+    check_shape(name_of_map, coarse, ("B", "h", "w"))
     for name, other in (("target_map", target), ("valid", valid)):
-        if other is not None and other.shape != coarse.shape:
-            raise ValueError(
-                f"{name} must have the shape of {name_of_map} {tuple(coarse.shape)}, "
-                f"got {tuple(other.shape)}"
-            )
-        if other is not None and other.device != coarse.device:
-            raise ValueError(
-                f"{name} is on {other.device}, {name_of_map} on {coarse.device}; both must be on "
-                "one device"
-            )
+        if other is not None:
+            check_shape(name, other, coarse.shape, name_of_map)
+            check_device(name, other.device, coarse.device, name_of_map)
     if valid is not None and valid.dtype != torch.bool:
         raise ValueError(f"valid must be bool, got {valid.dtype}")
     if target is not None:
@@ -318,8 +315,7 @@ def soft_nodes(
     Raises:
         ValueError: if shapes or devices differ, or a target is not a class.
     """
-    if logits.dim() != 4:
-        raise ValueError(f"expected logits (B, M, h, w), got {tuple(logits.shape)}")
+    check_shape("logits", logits, ("B", "M", "h", "w"))
     batch, num_classes = logits.shape[:2]
     best = logits.detach().topk(min(2, num_classes), dim=1)
     _check_maps(best.indices[:, 0], target_map, valid, "the map of logits")

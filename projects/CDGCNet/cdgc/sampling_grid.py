@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cdgc.validation import check_shape
+
 
 def node_positions(
     length: int, nodes: int, align_corners: bool, device: torch.device | None = None
@@ -60,8 +62,7 @@ def resize_targets(targets: Tensor, size: tuple[int, int], align_corners: bool) 
 
     Equals ``targets[:, ::8, ::8]`` for 8k+1 crops with align_corners.
     """
-    if targets.dim() != 3:
-        raise ValueError(f"expected targets (B, H, W), got {tuple(targets.shape)}")
+    check_shape("targets", targets, ("B", "H", "W"))
     rows = node_positions(targets.shape[-2], size[0], align_corners, targets.device)
     columns = node_positions(targets.shape[-1], size[1], align_corners, targets.device)
     return targets[:, rows[:, None], columns]

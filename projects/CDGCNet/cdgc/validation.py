@@ -1,6 +1,6 @@
 """Checks of options, tensors and label maps, with messages that name what is wrong."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NoReturn
 
 import torch
@@ -11,6 +11,27 @@ def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
     """Refuse a value that is not one of the allowed ones."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}")
+
+
+def check_shape(name: str, found: Tensor, shape: Sequence[int | str], of: str = "") -> None:
+    """Refuse a tensor of another shape.
+
+    Args:
+        name: what the message calls the tensor.
+        found: the tensor.
+        shape: the expected sizes; a letter allows any size.
+        of: what the sizes were taken from, if not from the tensor's module or function.
+    """
+    sizes = tuple(found.shape)
+    if len(sizes) != len(shape) or any(
+        size != wanted
+        for size, wanted in zip(sizes, shape, strict=True)
+        if not isinstance(wanted, str)
+    ):
+        expected = ", ".join(map(str, shape))
+        raise ValueError(
+            f"expected {name} ({expected}){f' to fit {of}' if of else ''}, got {sizes}"
+        )
 
 
 def check_device(name: str, found: torch.device, expected: torch.device, of: str) -> None:
@@ -40,12 +61,12 @@ def check_features(x: Tensor, images: int, pixels: int, weight: Tensor) -> None:
     Raises:
         ValueError: naming what was expected and what was found.
     """
-    batch, channels, height, width = x.shape
-    expected = weight.shape[-1]
-    if channels != expected or batch != images or pixels != batch * height * width:
+    check_shape("x", x, (images, weight.shape[-1], "h", "w"), "the nodes")
+    found = x.shape[0] * x.shape[2] * x.shape[3]
+    if found != pixels:
         raise ValueError(
-            f"expected x (B, {expected}, h, w) with B = {images} and B*h*w = {pixels} as the nodes "
-            f"were selected for, got {tuple(x.shape)}"
+            f"expected x of {pixels} pixels, for which the nodes were selected, got {found} in x "
+            f"{tuple(x.shape)}"
         )
     check_device("x", x.device, weight.device, "the module's parameters")
     if not torch.is_autocast_enabled(x.device.type) and x.dtype != weight.dtype:
@@ -55,36 +76,22 @@ def check_features(x: Tensor, images: int, pixels: int, weight: Tensor) -> None:
         )
 
 
-def check_maps(
-    coarse_logits: Tensor, targets: Tensor | None, valid: Tensor | None, num_classes: int
-) -> None:
-    """Check shapes, dtypes and devices of what nodes are selected from.
+def check_maps(coarse_logits: Tensor, targets: Tensor | None, num_classes: int) -> None:
+    """Check what nodes are selected from.
 
     Args:
         coarse_logits: expected (B, M, h, w).
         targets: expected (B, H, W) integers, or None.
-        valid: expected (B, h, w), or None.
         num_classes: M.
 
     Raises:
         ValueError: naming the tensor, what was expected and what was found.
     """
-    shape, device = coarse_logits.shape, coarse_logits.device
-    if coarse_logits.dim() != 4 or shape[1] != num_classes:
-        raise ValueError(f"expected coarse_logits (B, {num_classes}, h, w), got {tuple(shape)}")
-    if valid is not None:
-        expected = (shape[0], *shape[2:])
-        if tuple(valid.shape) != expected:
-            raise ValueError(f"expected valid (B, h, w) = {expected}, got {tuple(valid.shape)}")
-        check_device("valid", valid.device, device, "coarse_logits")
+    check_shape("coarse_logits", coarse_logits, ("B", num_classes, "h", "w"))
     if targets is not None:
-        if targets.dim() != 3 or targets.shape[0] != shape[0]:
-            raise ValueError(
-                f"expected targets (B, H, W) with B = {shape[0]}, got {tuple(targets.shape)}"
-            )
-        if targets.is_floating_point() or targets.is_complex():
-            raise ValueError(f"expected integer targets, got {targets.dtype}")
-        check_device("targets", targets.device, device, "coarse_logits")
+        check_shape("targets", targets, (len(coarse_logits), "H", "W"), "coarse_logits")
+        check_integers(targets, "targets")
+        check_device("targets", targets.device, coarse_logits.device, "coarse_logits")
 
 
 def check_not_tracing() -> None:

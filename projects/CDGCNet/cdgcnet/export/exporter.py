@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cdgc.validation import check_choice
 from cdgcnet.engine.export_metadata import METADATA_KEY, ExportMetadata
 from cdgcnet.engine.onnx_predictor import open_session
 from cdgcnet.export.preparation import Export
@@ -50,8 +51,7 @@ def write_export(export: Export, path: Path, file_format: str) -> float:
             model does.
         OSError: if it cannot be written.
     """
-    if file_format not in FORMATS:
-        raise ValueError(f"the format must be one of {FORMATS}, got {file_format!r}")
+    check_choice("the format", file_format, FORMATS)
     if file_format == "onnx":
         _require_onnx()
     # PyTorch cannot differentiate the loops of the graph: without this, a pt2 archive would run

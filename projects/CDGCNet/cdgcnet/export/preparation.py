@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import cdgcnet
+from cdgc.validation import check_choice
 from cdgcnet.engine.export_metadata import OPSETS, ExportMetadata
 from cdgcnet.engine.predictor import Predictor
 from cdgcnet.export.graph import ExportableGraph
@@ -60,8 +61,7 @@ def prepare_export(
     Raises:
         ValueError: if the model cannot be exported, saying why.
     """
-    if part not in PARTS:
-        raise ValueError(f"part must be one of {PARTS}, got {part!r}")
+    check_choice("part", part, PARTS)
     if opset is not None and opset not in OPSETS:
         raise ValueError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     metadata = _metadata(predictor, part, opset)

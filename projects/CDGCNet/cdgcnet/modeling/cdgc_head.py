@@ -20,6 +20,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from cdgc import CDGCModule, NodeSet, class_map, resize_targets
+from cdgc.validation import check_choice
 from cdgcnet.modeling.context_modules import build_context_module
 from cdgcnet.modeling.head_losses import HeadLosses
 from cdgcnet.modeling.layers import conv_norm_relu
@@ -117,10 +118,8 @@ def _check_options(
     context_module: nn.Module | None,
     input_shape: dict[str, ShapeSpec],
 ) -> None:
-    if fusion not in ("concat", "sum"):
-        raise ValueError(f"fusion must be 'concat' or 'sum', got {fusion!r}")
-    if context not in ("aspp", "none"):
-        raise ValueError(f"context must be 'aspp' or 'none', got {context!r}")
+    check_choice("fusion", fusion, ("concat", "sum"))
+    check_choice("context", context, ("aspp", "none"))
     if graph is not None and context_module is not None:
         raise ValueError(
             "a context module replaces the graph; got both a graph and "

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from cdgc import REDUCTIONS, check_labels, cross_entropy, ohem_cross_entropy
+from cdgc.validation import check_choice
 from cdgcnet.modeling.predictions import HeadOutput
 
 
@@ -50,10 +51,8 @@ class HeadLosses(nn.Module):
             ValueError: for any other ``baseline`` or ``reduce``.
         """
         super().__init__()
-        if baseline not in ("ce", "ohem"):
-            raise ValueError(f"baseline must be 'ce' or 'ohem', got {baseline!r}")
-        if reduce not in REDUCTIONS:
-            raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
+        check_choice("baseline", baseline, ("ce", "ohem"))
+        check_choice("reduce", reduce, REDUCTIONS)
         self.ignore_label = ignore_label
         self.align_corners = align_corners
         self.ohem_thresh = ohem_thresh

@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
+from torch import nn
 
 from cdgcnet import Predictor, Trainer, load_cfg
 from cdgcnet.engine.defaults import run
@@ -230,6 +231,25 @@ def test_each_parameter_is_in_the_group_of_its_part(run_cfg):
         assert rates[id(p)] == pytest.approx(expected), name
         assert decays[id(p)] == 0.0005, name  # on norms and biases too, as the PSPNet family
     assert len(rates) == len(list(model.parameters()))
+
+
+def test_parts_of_a_users_meta_architecture_are_trained(run_cfg):
+    run_cfg.merge_from_list(["SOLVER.HEAD_LR_FACTOR", "10.0"])
+    model = Trainer.build_model(run_cfg)
+    before = Trainer.build_optimizer(run_cfg, model).param_groups
+    model.neck = nn.Conv2d(8, 8, 1)
+    model.scale = nn.Parameter(torch.ones(1))
+    model.neck.tied = model.backbone.stem.conv1.weight  # in its part's group only
+    *same, added = Trainer.build_optimizer(run_cfg, model).param_groups
+    for old, new in zip(before, same, strict=True):  # a checkpoint's optimizer still fits
+        assert list(map(id, old.pop("params"))) == list(map(id, new.pop("params")))
+        assert old == new
+    found = {id(p) for p in added["params"]}
+    assert found == {id(p) for p in (model.scale, model.neck.weight, model.neck.bias)}
+    assert added["lr"] == pytest.approx(0.02)
+    del model.backbone, model.sem_seg_head
+    [only] = Trainer.build_optimizer(run_cfg, model).param_groups
+    assert len(only["params"]) == 4
 
 
 def test_one_step_moves_every_parameter_but_those_of_absent_classes(run_cfg, tmp_path):

@@ -225,20 +225,32 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD (the paper's) or AdamW; the head's rate is BASE_LR * HEAD_LR_FACTOR."""
-        params = []
+        """SGD (the paper's) or AdamW; the head's rate is BASE_LR * HEAD_LR_FACTOR.
+
+        The parameters are grouped by part, those of a part that only a user's meta-architecture has
+        last, because a checkpoint stores the state of the optimizer in this order.
+        """
+        params: list[dict[str, Any]] = []
+        grouped: set[nn.Parameter] = set()
         for part, factor in (
-            (model.backbone, 1.0),
-            (model.sem_seg_head, cfg.SOLVER.HEAD_LR_FACTOR),
+            (getattr(model, "backbone", None), 1.0),
+            (getattr(model, "sem_seg_head", None), cfg.SOLVER.HEAD_LR_FACTOR),
+            (model, 1.0),
         ):
-            params += get_default_optimizer_params(
+            if part is None:
+                continue
+            for group in get_default_optimizer_params(
                 part,
                 base_lr=cfg.SOLVER.BASE_LR * factor,
                 weight_decay=cfg.SOLVER.WEIGHT_DECAY,
                 weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
                 bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
                 weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-            )
+            ):
+                new = [p for p in group["params"] if p not in grouped]
+                grouped.update(new)
+                if new:
+                    params.append({**group, "params": new})
         if cfg.SOLVER.OPTIMIZER == "ADAMW":
             return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
                 params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY

@@ -101,7 +101,7 @@ def prepare(host: str, refined: bool, training: bool) -> Callable[[], Any]:
         logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
         loss = F.cross_entropy(logits, labels)
         if isinstance(head, cdgc.RefinedClassifier):
-            loss = loss + head.auxiliary_loss(labels)
+            loss = loss + head.coarse_loss(labels)
         net.zero_grad()
         loss.backward()
 

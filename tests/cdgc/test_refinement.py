@@ -71,22 +71,22 @@ def test_a_step_trains_every_part(images, labels):
     net = cdgc.refine(Small(), "head.1").train()
     head = net.get_submodule("head.1")
     excite(head)
-    loss = F.cross_entropy(net(images), labels) + head.auxiliary_loss(labels)
+    loss = F.cross_entropy(net(images), labels) + head.coarse_loss(labels)
     loss.backward()
     missing = [name for name, p in net.named_parameters() if p.grad is None]
     assert not missing
 
 
-def test_auxiliary_loss_is_eq_5_without_the_auxiliary_head(images, labels):
+def test_the_loss_is_eq_5_without_the_auxiliary_head(images, labels):
     net = cdgc.refine(Small(), "head.1").train()
     head = net.get_submodule("head.1")
     logits = head(net.encoder(images))
     coarse = head.coarse(net.encoder(images))
     expected = 0.6 * cdgc.cross_entropy(coarse, labels, align_corners=False)
     expected = expected + 0.7 * cdgc.ohem_cross_entropy(logits, labels, align_corners=False)
-    torch.testing.assert_close(head.auxiliary_loss(labels, logits), expected)
+    torch.testing.assert_close(head.loss(labels, logits), expected)
     with pytest.raises(ValueError, match="no training step has reached"):
-        head.auxiliary_loss(labels)
+        head.coarse_loss(labels)
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -98,7 +98,7 @@ def test_an_optimizer_built_before_refine_is_noticed(images, labels, early):
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
 
     def step():
-        loss = F.cross_entropy(net(images), labels) + head.auxiliary_loss(labels)
+        loss = F.cross_entropy(net(images), labels) + head.coarse_loss(labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -166,34 +166,34 @@ def test_a_net_in_training_can_be_copied_pickled_and_saved(images, labels):
         pickle.loads(pickle.dumps(net)),
         torch.load(file, weights_only=False),
     ]
-    net.get_submodule("head.1").auxiliary_loss(labels)  # the step itself continues
+    net.get_submodule("head.1").coarse_loss(labels)  # the step itself continues
     expected = net.eval()(images)
     for copied in copies:
         with pytest.raises(ValueError, match="no training step"):
-            copied.get_submodule("head.1").auxiliary_loss(labels)
+            copied.get_submodule("head.1").coarse_loss(labels)
         assert torch.equal(copied.eval()(images), expected)
         copied.load_state_dict(Small().state_dict())  # copies load unrefined checkpoints too
 
 
-def test_a_step_without_the_auxiliary_loss_warns(images, labels):
+def test_a_step_without_the_coarse_loss_warns(images, labels):
     net = cdgc.refine(Small(), "head.1").train()
     net(images)
     with pytest.warns(UserWarning, match="the coarse classifier is not trained"):
         net(images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        net.get_submodule("head.1").auxiliary_loss(labels)
+        net.get_submodule("head.1").coarse_loss(labels)
         with torch.no_grad():  # batch norm statistics, for example
             net(images)
             net(images)
 
 
-def test_the_auxiliary_loss_of_a_net_that_does_not_use_the_classifier(images, labels):
+def test_the_coarse_loss_of_a_net_that_does_not_use_the_classifier(images, labels):
     net = Small()
     net.unused = nn.Conv2d(8, CLASSES, 1)
     cdgc.refine(net, "unused").train()(images)
     with pytest.raises(ValueError, match="does not use this convolution"):
-        net.unused.auxiliary_loss(labels)
+        net.unused.coarse_loss(labels)
 
 
 def test_the_defaults_are_those_of_the_project_and_bound_the_cost():
@@ -352,7 +352,7 @@ def _train(rank, port, folder):
         labels = torch.full((1, 16, 16), rank)
         head = model.module.get_submodule("head.1")
         with head.targets(labels):
-            loss = F.cross_entropy(model(images), labels) + head.auxiliary_loss(labels)
+            loss = F.cross_entropy(model(images), labels) + head.coarse_loss(labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -84,7 +84,7 @@ def test_a_net_starts_unchanged_trains_a_step_and_loads_its_old_checkpoint(name,
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(2):  # the first step moves U away from zero, the second reaches the graph
         with head.targets(labels):
-            loss = loss_of(logits_of(net(images)), labels) + head.auxiliary_loss(labels)
+            loss = loss_of(logits_of(net(images)), labels) + head.coarse_loss(labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -25,8 +25,8 @@ class RefinedClassifier(nn.Module):
     start as copies of the replaced convolution and U starts at zero: a refined network first
     computes exactly what the network computed before.
 
-    The gradient of the refined logits does not reach K. Only :meth:`auxiliary_loss` trains it, so
-    that method belongs in every training loop.
+    The gradient of the refined logits does not reach K. Only :meth:`coarse_loss` and
+    :meth:`loss` train it, so one of them belongs in every training loop.
 
     A checkpoint of the unrefined network loads: its classifier becomes K and V. Copies and pickles
     leave out what belongs to a training step in progress.
@@ -118,7 +118,7 @@ class RefinedClassifier(nn.Module):
                 )
             if self._coarse_logits is not None and self._coarse_logits.requires_grad:
                 warnings.warn(
-                    "the last training step left out refined.auxiliary_loss(labels), without which "
+                    "the last training step left out refined.coarse_loss(labels), without which "
                     "the coarse classifier is not trained; add it to the loss",
                     stacklevel=2,
                 )
@@ -162,21 +162,12 @@ class RefinedClassifier(nn.Module):
         finally:
             self._targets = None
 
-    def auxiliary_loss(
-        self,
-        labels: Tensor,
-        refined_logits: Tensor | None = None,
-        *,
-        coarse_weight: float = 0.6,
-        refined_weight: float = 0.7,
-    ) -> Tensor:
-        """α·CE of the coarse logits of the last training step, plus β·OHEM of the refined ones.
+    def coarse_loss(self, labels: Tensor, *, weight: float = 0.6) -> Tensor:
+        """α·CE of the coarse logits of the last training step, the first term of Eq. 5.
 
         Args:
             labels: (B, H, W) integers.
-            refined_logits: (B, M, h, w) of the same step; None leaves the second term out, for a
-                training loop that has a loss of its own on the network's output.
-            coarse_weight, refined_weight: α and β of Eq. 5.
+            weight: α.
 
         Returns:
             Scalar. Call it once per step, before the next forward pass.
@@ -186,21 +177,48 @@ class RefinedClassifier(nn.Module):
         """
         if self._coarse_logits is None:
             raise ValueError(
-                "auxiliary_loss: no training step has reached the refined classifier since the "
-                "last call; call the network in training mode once before each call. If you did, "
-                "its forward does not use this convolution: refine another one"
+                "coarse_loss: no training step has reached the refined classifier since the last "
+                "call; call the network in training mode once before each call. If you did, its "
+                "forward does not use this convolution: refine another one"
             )
         coarse, self._coarse_logits = self._coarse_logits, None
         if not torch.compiler.is_compiling():
             self._warn_if_graph_is_not_optimized()
-        ignore_label, align_corners = self.graph.ignore_label, self.graph.align_corners
-        loss = coarse_weight * cross_entropy(
-            coarse, labels, ignore_label=ignore_label, align_corners=align_corners
+        return weight * cross_entropy(
+            coarse,
+            labels,
+            ignore_label=self.graph.ignore_label,
+            align_corners=self.graph.align_corners,
         )
-        if refined_logits is None:
-            return loss
-        return loss + refined_weight * ohem_cross_entropy(
-            refined_logits, labels, ignore_label=ignore_label, align_corners=align_corners
+
+    def loss(
+        self,
+        labels: Tensor,
+        logits: Tensor,
+        *,
+        coarse_weight: float = 0.6,
+        refined_weight: float = 0.7,
+    ) -> Tensor:
+        """:meth:`coarse_loss` plus β·OHEM of the refined logits: Eq. 5 without the auxiliary head.
+
+        It replaces the training loop's own loss.
+
+        Args:
+            labels: (B, H, W) integers.
+            logits: (B, M, h, w), the network's output in the same step.
+            coarse_weight, refined_weight: α and β of Eq. 5.
+
+        Returns:
+            Scalar. Call it once per step, before the next forward pass.
+
+        Raises:
+            ValueError: if no training step has run since the last call.
+        """
+        return self.coarse_loss(labels, weight=coarse_weight) + refined_weight * ohem_cross_entropy(
+            logits,
+            labels,
+            ignore_label=self.graph.ignore_label,
+            align_corners=self.graph.align_corners,
         )
 
     def _warn_if_graph_is_not_optimized(self) -> None:
@@ -279,7 +297,7 @@ def refine(
         net = cdgc.refine(net, classifier="classifier.4", num_classes=21)
         refined = net.get_submodule("classifier.4")
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)  # after refine, for its parameters
-        loss = criterion(net(images)["out"], labels) + refined.auxiliary_loss(labels)
+        loss = criterion(net(images)["out"], labels) + refined.coarse_loss(labels)
 
     Args:
         net: any network whose logits come from one convolution.

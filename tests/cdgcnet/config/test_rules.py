@@ -14,7 +14,7 @@ from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 
 
 def test_choices_are_those_of_the_modules_that_implement_them():
-    assert ("graph", *CONTEXT_MODULES) == rules.CONTEXT_MODULES
+    assert ("graph", *CONTEXT_MODULES) == rules.REFINERS
 
 
 def test_the_default_graph_is_that_of_the_records():

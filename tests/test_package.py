@@ -90,6 +90,8 @@ def test_contents_of_the_wheel(archives):
     configs = {str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml")}
     assert shipped == {name for name in configs if not name.startswith("experiments/")}
     assert {"cdgc/py.typed", "cdgcnet/py.typed"} <= set(names)
+    lists = {f"cdgcnet/data/prepare/lists/voc_animals_{split}.txt" for split in ("train", "val")}
+    assert lists <= set(names)
     assert not [n for n in names if n.startswith(("tests", "tools", "cdgcnet/experiments"))]
 
 

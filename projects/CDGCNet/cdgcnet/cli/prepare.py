@@ -21,6 +21,7 @@ from cdgcnet.cli.options import integer_from
 DATASETS = {
     "cityscapes": "cityscapes",
     "voc-aug": "voc",
+    "voc-animals": "voc_animals",
     "coco-stuff-10k": "coco_stuff",
     "camvid": "camvid",
     "pascal-context": "pascal_context",

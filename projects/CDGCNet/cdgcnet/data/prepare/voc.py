@@ -32,12 +32,13 @@ COUNTS = {"train_aug": 10582, "trainval_aug": 12031, "train": 1464, "val": 1449,
 # Images of other years belong to other datasets.
 _VOC2012 = r"(?<!VOC200\d/)(?<!VOC201[01]/)"
 _ID = r"(?P<id>\d{4}_\d{6})"
-_IMAGE = rf"{_VOC2012}JPEGImages/{_ID}\.jpg"
+IMAGE = rf"{_VOC2012}JPEGImages/{_ID}\.jpg"
+AUG_LABEL = rf"{_VOC2012}SegmentationClassAug/{_ID}\.png"
 _MASK = rf"{_VOC2012}SegmentationClass/{_ID}\.png"
 _LIST = rf"{_VOC2012}ImageSets/Segmentation/(?P<split>train|val|trainval|test)\.txt"
 _SBD_LABEL = rf"cls/{_ID}\.mat"
 _SBD_LIST = r"(?P<split>train|val)\.txt"
-WANTED = (_IMAGE, _MASK, _LIST, _SBD_LABEL, _SBD_LIST)
+WANTED = (IMAGE, _MASK, _LIST, _SBD_LABEL, _SBD_LIST)
 
 _VALUES = np.full(256, -1)
 _VALUES[:21] = range(21)
@@ -68,7 +69,7 @@ def prepare(sources: Sources, root: Path, runner: Runner) -> list[Split]:
     needed = names | set(lists["test"])
     images = [
         Job(file, folder / "JPEGImages" / f"{name}.jpg")
-        for name, file in sources.first(_IMAGE, "id").items()
+        for name, file in sources.first(IMAGE, "id").items()
         if name in needed
     ]
     masks = [

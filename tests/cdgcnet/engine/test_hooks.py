@@ -6,12 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cdgcnet import Trainer
+from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.image_io import read_image
+from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.engine.defaults import run
+from cdgcnet.engine.hooks import SamplePredictions
 
 pytestmark = pytest.mark.usefixtures("run_data", "clean_logging")
 VAL = "cdgc_cityscapes_val"
@@ -60,12 +64,33 @@ def test_tensorboard_shows_predictions(run_cfg):
     assert (pictures[0].height, pictures[0].width) == (height, 4 * width)
 
 
+def test_a_broken_test_image_has_no_picture(run_cfg, tmp_path, caplog):
+    [first, second, _] = DatasetCatalog.get(VAL)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    hook = SamplePredictions(
+        1,
+        Trainer.build_model(run_cfg),
+        [{**first, "file_name": str(broken)}, second],
+        build_evaluation_mapper(run_cfg),
+        LabelSpec.from_config(run_cfg),
+        MetadataCatalog.get(VAL),
+    )
+    pictures: dict = {}
+    storage = SimpleNamespace(put_image=pictures.__setitem__)
+    hook.trainer = SimpleNamespace(iter=0, max_iter=1, storage=storage)
+    hook.after_step()
+    assert list(pictures) == ["predictions/1"]
+    assert "broken.png" in caplog.text
+
+
 def test_pictures_do_not_change_the_training(run_cfg):
     losses = []
     for name, period in (("without", 0), ("with", 1)):
         cfg = run_cfg.clone()
         cfg.VIS_PERIOD = period
         cfg.OUTPUT_DIR = f"{run_cfg.OUTPUT_DIR}_{name}"
+        seed_all_rng(cfg.SEED)  # of the first weights
         run(cfg)
         with open(f"{cfg.OUTPUT_DIR}/metrics.json") as file:
             lines = [json.loads(line) for line in file]

@@ -179,7 +179,8 @@ class SamplePredictions(HookBase):
             period: in iterations (VIS_PERIOD).
             model: the segmentor.
             dicts: of the images, with or without ground truth.
-            mapper: makes the network's input of such a dict.
+            mapper: makes the network's input of such a dict; for a broken file it returns
+                "unusable", as :class:`.EvaluationMapper` does.
             spec: of the ground truth.
             metadata: provides class colors.
         """
@@ -196,12 +197,18 @@ class SamplePredictions(HookBase):
             return
         with inference_context(self.model), torch.no_grad():
             for i, dataset_dict in enumerate(self.dicts):
-                picture = self._picture(dataset_dict).transpose(2, 0, 1)
+                inputs = self.mapper(dict(dataset_dict))
+                if "unusable" in inputs:
+                    logging.getLogger(__name__).warning(
+                        f"No picture of a prediction: {inputs['unusable']}"
+                    )
+                    continue
+                picture = self._picture(dataset_dict, inputs).transpose(2, 0, 1)
                 self.trainer.storage.put_image(f"predictions/{i}", picture)
 
-    def _picture(self, dataset_dict: dict) -> np.ndarray:
+    def _picture(self, dataset_dict: dict, inputs: dict[str, Any]) -> np.ndarray:
         """Panels side by side, (H, n * W, 3) RGB."""
-        [prediction] = predict_labels(self.model, [self.mapper(dict(dataset_dict))])
+        [prediction] = predict_labels(self.model, [inputs])
         labels = {kind: x.cpu().numpy() for kind, x in prediction.labels.items()}
         panels = [read_image(dataset_dict["file_name"], max_pixels=NO_LIMIT)]
         if "sem_seg_file_name" in dataset_dict:

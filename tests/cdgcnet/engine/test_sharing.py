@@ -91,6 +91,20 @@ def test_a_card_without_scores_says_so(tiny_cfg):
     assert "No measured scores" in model_card(tiny_cfg(), {})
 
 
+@pytest.mark.parametrize(
+    ("builder", "named"),
+    [
+        ("build_dilated_resnet_backbone", "ResNet-18"),
+        ("build_timm_backbone", "convnext\\_tiny (timm)"),
+        ("build_resnet_fpn_backbone", "build\\_resnet\\_fpn\\_backbone"),
+    ],
+)
+def test_the_card_names_the_backbone(tiny_cfg, builder, named):
+    cfg = tiny_cfg({"MODEL.TIMM.NAME": "convnext_tiny"})
+    cfg.MODEL.BACKBONE.NAME = builder
+    assert f"| backbone | {named} |" in model_card(cfg, {})
+
+
 def test_nothing_is_overwritten(predictor, tmp_path):
     predictor.save_pretrained(tmp_path / "shared")
     with pytest.raises(ValueError, match="not an empty folder"):

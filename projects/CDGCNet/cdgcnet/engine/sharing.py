@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdgcnet.config.rules import DILATED_RESNET, TIMM
 from cdgcnet.utils.io import atomic_write
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def model_card(cfg: CfgNode, scores: Mapping[str, Mapping[str, Mapping[str, floa
     refinement = cdgc.CONTEXT_MODULE if cdgc.ENABLED else "none"
     batches = f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images"
     facts = [
-        ("backbone", f"ResNet-{cfg.MODEL.RESNETS.DEPTH}"),
+        ("backbone", _backbone(cfg)),
         ("refinement", refinement),
         ("training data", ", ".join(cfg.DATASETS.TRAIN) or "not recorded"),
         ("schedule in the config", batches),
@@ -201,6 +202,13 @@ def model_card(cfg: CfgNode, scores: Mapping[str, Mapping[str, Mapping[str, floa
     if names:
         lines += ["", "## Classes", "", ", ".join(_cell(name) for name in names)]
     return "\n".join(lines) + "\n"
+
+
+def _backbone(cfg: CfgNode) -> str:
+    name = cfg.MODEL.BACKBONE.NAME
+    if name == DILATED_RESNET:
+        return f"ResNet-{cfg.MODEL.RESNETS.DEPTH}"
+    return f"{cfg.MODEL.TIMM.NAME} (timm)" if name == TIMM else name
 
 
 def _row(cells: Sequence[str]) -> str:

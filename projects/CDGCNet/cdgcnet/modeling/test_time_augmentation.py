@@ -1,7 +1,8 @@
 """Test-time augmentation: scale ratios and left-right flip, averaged as probabilities (Sec. 4.3).
 
-Detectron2's ``DatasetMapperTTA`` derives absolute sizes from an image that has already been
-resized; here the ratios refer to the original image, as in the paper's protocol.
+Detectron2's ``DatasetMapperTTA`` has absolute sizes and resizes an image that has already been
+resized. Here the ratios multiply the size of the network's input, which is the image's own unless
+INPUT.MIN_SIZE_TEST or MAX_SIZE_TEST changes it, and the pixels come from the original image.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -35,6 +35,7 @@ def cfg():
         ("MODEL.DEVICE", ""),
         ("OUTPUT_DIR", ""),
         ("DATALOADER.NUM_WORKERS", ""),
+        ("DATALOADER.ASPECT_RATIO_GROUPING", ""),  # False in finished runs, and without effect
         ("A.KEY.OF.LATER", "run row"),
     ],
 )

@@ -1,9 +1,10 @@
 """The table of rules is complete: every key that a run reads is in it."""
 
+import runpy
 from argparse import Namespace
 
 import pytest
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 from cdgc import DEFAULT_GRAPH
 from cdgcnet.config import rules
@@ -26,6 +27,18 @@ def test_the_default_graph_is_that_of_the_records():
 
 def test_rules_are_of_keys_that_exist():
     assert set(rules.RULES) <= {key for key, _ in flatten(default_cfg())}
+
+
+def test_newer_keys_have_rules_where_detectron2_has_them(monkeypatch):
+    def newer():
+        cfg = get_cfg()
+        cfg.SOLVER.BASE_LR_END = 0.0
+        return cfg
+
+    monkeypatch.setattr("detectron2.config.get_cfg", newer)
+    found = runpy.run_path(rules.__file__)["RULES"]
+    assert "SOLVER.BASE_LR_END" in found
+    assert ("SOLVER.RESCALE_INTERVAL" in found) == ("RESCALE_INTERVAL" in get_cfg().SOLVER)
 
 
 @pytest.fixture

@@ -258,6 +258,15 @@ def test_values_that_do_not_fit_each_other(cfg, changes, key):
         check_cfg(cfg)
 
 
+def test_a_cosine_schedule_falls(cfg):
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
+    cfg.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR  # a key that Detectron2 v0.6 does not have
+    check_cfg(cfg)
+    cfg.SOLVER.BASE_LR_END = 2 * cfg.SOLVER.BASE_LR
+    with pytest.raises(ValueError, match=r"^SOLVER\.BASE_LR_END is .* at most SOLVER\.BASE_LR"):
+        check_cfg(cfg)
+
+
 def test_only_a_training_run_refuses_two_files_to_start_from(cfg):
     put(cfg, "MODEL.BACKBONE.NAME", "build_timm_backbone")
     put(cfg, "MODEL.TIMM.PRETRAINED", "resnet50.pth")

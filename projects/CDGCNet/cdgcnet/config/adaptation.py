@@ -10,7 +10,7 @@ from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.identity import complete_config, merge_sync_bn
 from cdgcnet.config.rules import DILATED_RESNET, RULES, TIMM
 
-_LONG_SCHEDULE = 10000  # iterations; nothing is known about dynamic nodes beyond 1,350
+_LONG_SCHEDULE = 10000  # iterations; dynamic nodes were measured in shorter schedules only
 
 _GRAPH_KEYS = (
     *("NODES", "EASY_RATIO", "SAMPLES", "HARD_POSITIVES", "EDGES", "TOPK", "TOPK_WEIGHTS"),
@@ -71,6 +71,11 @@ def _unused_sections(cfg: CfgNode) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "SOLVER.OPTIMIZER is ADAMW", below("SOLVER", ("MOMENTUM", "NESTEROV"))
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
         keys = below("SOLVER", ("POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"))
+        yield f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME}", keys
+    else:
+        yield "SOLVER.LR_SCHEDULER_NAME is WarmupPolyLR", ("SOLVER.RESCALE_INTERVAL",)
+    if solver.LR_SCHEDULER_NAME != "WarmupCosineLR":
+        keys = ("SOLVER.BASE_LR_END",)
         yield f"SOLVER.LR_SCHEDULER_NAME is {solver.LR_SCHEDULER_NAME}", keys
     if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
         keys = below("SOLVER", ("STEPS", "GAMMA"))
@@ -139,10 +144,12 @@ def adapt_cfg(cfg: CfgNode) -> None:
     if leaks and cfg.SOLVER.MAX_ITER < _LONG_SCHEDULE:
         logger.warning(
             f"MODEL.CDGC.NODES is dynamic and SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: in short "
-            "schedules hard positives let the network read labels off the graph, which cost 8 to "
-            "14 points of mIoU where it was measured (EXPERIMENTS.md); NODES coarse does not"
+            "schedules the network can read labels off the graph of hard positives, and no form of "
+            "dynamic nodes was better than coarse nodes where it was measured "
+            "(projects/CDGCNet/EXPERIMENTS.md). MODEL.CDGC.NODES coarse avoids it"
         )
-    if cfg.MODEL.RESNETS.DEPTH < 50 and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS == 256:
+    resnet = cfg.MODEL.BACKBONE.NAME != TIMM and cfg.MODEL.RESNETS.DEPTH < 50
+    if resnet and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS == 256:
         logger.warning(
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is 256 with DEPTH {cfg.MODEL.RESNETS.DEPTH}: four "
             "times as wide as torchvision's, which has 64"

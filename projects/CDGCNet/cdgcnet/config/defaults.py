@@ -165,7 +165,6 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_NORM = None  # as all other weights
     # A project of Weights & Biases that gets the scalars and pictures of a training run; "": none.
     cfg.WANDB_PROJECT = ""
-    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.TEST.EVAL_PERIOD = 5000
     cfg.TEST.AUG.SCALES = [0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # Sec. 4.3, ratios
     cfg.TEST.AUG.FLIP = True

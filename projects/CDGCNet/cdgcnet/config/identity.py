@@ -24,7 +24,7 @@ Scope = Literal["run", "row", "evaluation"]
 _IDENTIFIES: dict[str, tuple[Scope, ...]] = {
     "": ("run", "row"),
     "CUDNN_BENCHMARK": (),
-    "DATALOADER.NUM_WORKERS": (),
+    "DATALOADER.": (),  # NUM_WORKERS, and keys of Detectron2's own loader
     "DATASETS.CHECK": (),
     "INPUT.CACHE": (),
     "INPUT.MAX_PIXELS": (),

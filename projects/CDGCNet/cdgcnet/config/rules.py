@@ -7,6 +7,8 @@ Rules that involve several keys are in ``validation``.
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.config import get_cfg
+
 from cdgc import (
     EDGES,
     HARD_POSITIVES,
@@ -218,3 +220,6 @@ RULES: dict[str, Rule] = {
     "TEST.SAVE_RLE": _FLAG,
     "TEST.RESUME": _FLAG,
 }
+# Detectron2's schedulers read these on its main branch; v0.6 does not have them.
+_NEWER: dict[str, Rule] = {"BASE_LR_END": Number(0, 1000), "RESCALE_INTERVAL": _FLAG}
+RULES |= {f"SOLVER.{key}": rule for key, rule in _NEWER.items() if key in get_cfg().SOLVER}

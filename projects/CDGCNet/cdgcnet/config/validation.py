@@ -172,6 +172,9 @@ def _training_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         yield "INPUT.SCALE_JITTER", "[lowest, highest] ratio, in this order"
     if list(solver.STEPS) != sorted(solver.STEPS):
         yield "SOLVER.STEPS", "iterations in rising order"
+    end = solver.get("BASE_LR_END", 0.0)  # not in Detectron2 v0.6
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and end > solver.BASE_LR:
+        yield "SOLVER.BASE_LR_END", f"at most SOLVER.BASE_LR {solver.BASE_LR}"
     world = solver.REFERENCE_WORLD_SIZE
     if world and solver.IMS_PER_BATCH % world:
         yield (

@@ -92,6 +92,17 @@ def test_order_of_draws_does_not_matter_to_a_sample():
     assert all(len(values) == 6 for values in by_id.values())  # 14 * 3 / 7 epochs
 
 
+def test_a_mapper_may_change_its_dict():
+    def mark(sample):
+        assert "seen" not in sample  # although every image comes three times
+        sample["seen"] = True
+        return sample
+
+    made = TrainLoader(DICTS, mark, batch_size=7, num_workers=0)
+    assert len(list(itertools.islice(made, 3))) == 3
+    assert all(sample.keys() == {"id"} for sample in DICTS)
+
+
 def test_seed_matters():
     assert batches(loader(), 2) != batches(loader(seed=6), 2)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -43,7 +44,7 @@ def sample_order(size: int, seed: int, start: int = 0) -> Iterator[int]:
 class _Draws(Dataset):
     """Maps (index, position in the endless order) to a sample augmented with its own seed."""
 
-    def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict], seed: int):
+    def __init__(self, dicts: DatasetFromList, mapper: Callable[[dict], dict], seed: int):
         self.dicts = dicts
         self.mapper = mapper
         self.seed = seed
@@ -81,7 +82,8 @@ class TrainLoader:
         """
         if not dicts:
             raise ValueError("the training set is empty")
-        self.dicts = dicts
+        # As bytes: forked workers that count references to dicts would copy the memory of all.
+        self.dicts = DatasetFromList(dicts, copy=False)
         self.mapper = mapper
         self.batch_size = batch_size
         self.num_workers = num_workers

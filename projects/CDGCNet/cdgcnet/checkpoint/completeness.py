@@ -52,7 +52,7 @@ def check_complete(state: Mapping[str, Tensor]) -> tuple[int, str]:
     """
     if not any(key.endswith("running_mean") for key in state):
         raise ValueError(
-            "no running_mean: the batch norms were folded away, as in Detectron2's MSRA files; use "
+            "no running_mean: the batch norms were folded away, as in Detectron 1's files; use "
             "torchvision's weights"
         )
     depth = depth_of(state)

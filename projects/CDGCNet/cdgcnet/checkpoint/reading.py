@@ -300,8 +300,8 @@ def read_weights(path: str | Path) -> WeightFile:
         raise ValueError(f"{path}: expected a state dict, found {type(loaded).__name__}")
     if "blobs" in loaded or any(str(key).startswith("res2_0_branch2a") for key in loaded):
         raise ValueError(
-            f"{path}: a file of Caffe2 (Detectron 1, MSRA), whose batch norms were folded away; "
-            "use torchvision's weights"
+            f"{path}: a file with Caffe2's names (Detectron 1, or Detectron2's MSRA files), which "
+            "are not read here; use torchvision's weights"
         )
     try:
         state, extra = _unwrap(loaded)

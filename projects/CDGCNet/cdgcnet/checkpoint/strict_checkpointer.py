@@ -211,7 +211,7 @@ class StrictCheckpointer(DetectionCheckpointer):
             + "\n  ".join(problems[:8])
             + more
             + (
-                "\nNo running_mean: the batch norms were folded away, as in Detectron2's MSRA "
+                "\nNo running_mean: the batch norms were folded away, as in Detectron 1's "
                 "files; use torchvision's weights."
                 if folded
                 else ""

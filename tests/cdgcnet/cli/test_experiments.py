@@ -314,7 +314,7 @@ def test_mean_error_and_paired_difference_worked_by_hand(command, pictures):
     assert sim["s/iter ÷ ASPP"] == "1.50"  # 0.75 s over 0.5 s
     # Differences 1, -2, 1: mean 0, variance 3, standard error 1.
     ds = command.table("table3")["ds 1.0 (similarity reading)"]
-    assert ds["− best control"] == "0.00 ± 1.00, no difference shown"
+    assert ds["− best control"] == "+0.00 ± 1.00, no difference shown"
     aspp = command.table("table3")["ASPP"]
     assert (aspp["mIoU"], aspp["TTA"], aspp["− best control"]) == (
         "50.00 ± 0.58 (3)",

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PreciseBN
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
@@ -290,6 +291,22 @@ def test_total_loss_is_the_sum_of_its_parts(run_cfg, tmp_path):
         parts = [v for k, v in losses.items() if k != "total_loss"]
         assert len(parts) == 3
         assert losses["total_loss"] == pytest.approx(sum(parts))
+
+
+def test_precise_statistics_come_from_a_loader_without_workers(run_cfg, tmp_path, monkeypatch):
+    workers = []
+    build = Trainer.build_train_loader.__func__
+
+    def build_train_loader(cls, cfg):
+        workers.append(cfg.DATALOADER.NUM_WORKERS)
+        return build(cls, cfg)
+
+    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(build_train_loader))
+    pairs = "TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "1"
+    cfg = configured(run_cfg, tmp_path / "run", *pairs, "DATALOADER.NUM_WORKERS", "1")
+    trainer = Trainer(cfg)
+    assert any(isinstance(hook, PreciseBN) for hook in trainer._hooks)
+    assert workers == [1, 0]  # the training's, and that of the statistics
 
 
 def test_no_node_shares_without_a_graph(run_cfg, tmp_path):

@@ -112,7 +112,10 @@ class Trainer(DefaultTrainer):
         cfg, model, main = self.cfg, self._trainer.model, comm.is_main_process()
         built = [SmoothingHistory(), hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
-            loader = self.build_train_loader(cfg)  # another one, so that the training's stays
+            other = cfg.clone()
+            other.defrost()
+            other.DATALOADER.NUM_WORKERS = 0  # a second set of workers would take memory
+            loader = self.build_train_loader(other)  # another one, so that the training's stays
             iterations = cfg.TEST.PRECISE_BN.NUM_ITER
             built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, iterations))
         if main:

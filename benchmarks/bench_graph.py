@@ -17,7 +17,8 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,13 +60,14 @@ from protocol import (
 )
 from torch import Tensor, nn
 
-from cdgc import DEFAULT_GRAPH, CDGCModule
+from cdgc import DEFAULT_GRAPH, CDGCModule, joint_attention
 from cdgc.kernels import loop_only
 
 GRAPHS = ("similarity graph", "uniform graph")
 DEFAULT = "default graph"
-# On CUDA, beside the kernels for all segments at once.
+# On CUDA, beside the kernels for all segments at once and beside fused attention.
 LOOP = "similarity graph, segment loop"
+STORED = "default graph, stored weights"
 # Memory that the literal form holds at once, in copies of its M x N x N adjacency (measured).
 DENSE_COPIES = 5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,6 +84,7 @@ def modules() -> dict[str, Callable[[int, int], nn.Module]]:
         "uniform graph": lambda c, m: graph(c, m, "uniform"),
         DEFAULT: lambda c, m: CDGCModule(c, m, **DEFAULT_GRAPH),
         LOOP: lambda c, m: graph(c, m, "similarity"),
+        STORED: lambda c, m: CDGCModule(c, m, **DEFAULT_GRAPH),
         "similarity graph, all receivers": lambda c, m: CDGCModule(
             c, m, nodes="coarse", receivers="all"
         ),
@@ -105,7 +108,7 @@ def modules() -> dict[str, Callable[[int, int], nn.Module]]:
 
 
 def peer_names() -> list[str]:
-    left_out = (*GRAPHS, DEFAULT, LOOP, "linear part", "literal dense")
+    left_out = (*GRAPHS, DEFAULT, LOOP, STORED, "linear part", "literal dense")
     return [name for name in modules() if name not in left_out]
 
 
@@ -139,7 +142,7 @@ class Cell:
 def takes_logits(name: str) -> bool:
     return (
         "graph," in name
-        or name in (*GRAPHS, DEFAULT, "linear part", "literal dense")
+        or name in (*GRAPHS, DEFAULT, STORED, "linear part", "literal dense")
         or "OCR" in name
     )
 
@@ -183,7 +186,19 @@ def prepare(cell: Cell, setting: Setting) -> Callable[[], Tensor]:
     features = torch.randn(cell.batch, cell.channels, cell.side, cell.side, generator=g).relu()
     extra = (logits,) if takes_logits(cell.name) else ()
     call = step(module, features, extra, cell.backward, setting)
-    return loop_only()(call) if cell.name == LOOP else call
+    alone = {LOOP: loop_only, STORED: weights_stored}
+    return alone[cell.name]()(call) if cell.name in alone else call
+
+
+@contextmanager
+def weights_stored() -> Iterator[None]:
+    """Keep the default graph from using fused attention."""
+    before = joint_attention._STORED
+    joint_attention._STORED = sys.maxsize
+    try:
+        yield
+    finally:
+        joint_attention._STORED = before
 
 
 def prepare_whole_image(setting: Setting) -> Callable[[], Tensor]:
@@ -225,7 +240,8 @@ def agree(ours: Tensor, theirs: Tensor, what: str, limit: float = 1e-4) -> None:
 # ---------------------------------------------------------------- the cells with a target
 def against_peers(rounds: int, setting: Setting) -> tuple[list[list[str]], list[list[str]]]:
     """Each graph relative to each peer at N = 97², and the claims on them."""
-    names = [*GRAPHS, DEFAULT, *([LOOP] if setting.device == "cuda" else []), *peer_names()]
+    forms = (LOOP, STORED) if setting.device == "cuda" else ()
+    names = [*GRAPHS, DEFAULT, *forms, *peer_names()]
     cells = {name: Cell(name) for name in names}
     times = measure(
         {name: prepare(cell, setting) for name, cell in cells.items()},
@@ -511,7 +527,7 @@ def syncs(setting: Setting) -> list[list[str]]:
 # ---------------------------------------------------------------- the grid
 def grid_cell(shape: Cell, rounds: int, setting: Setting) -> list[list[str]]:
     """All contestants at one N, M, C and pass: time relative to the similarity graph, memory."""
-    left_out = ("linear part", *([] if setting.device == "cuda" else [LOOP]))
+    left_out = ("linear part", *(() if setting.device == "cuda" else (LOOP, STORED)))
     cells = {n: replace(shape, name=n) for n in modules() if n not in left_out}
     fits = dense_fits(cells["literal dense"], setting.device)
     runs = {n: prepare(c, setting) for n, c in cells.items() if fits or n != "literal dense"}

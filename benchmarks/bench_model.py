@@ -14,8 +14,9 @@ class or two.
 Inference goes from normalized image (ours: from pixel values) to logits of the image's size, batch
 1. A training step is forward, all losses, backward and SGD, batch 2. Contestants:
 
-- ours: ``CDGCSegmentor`` without graph (ASPP baseline), with uniform and with similarity edges;
-  "contiguous" is MODEL.CHANNELS_LAST False. Dynamic nodes in training, OHEM, auxiliary head.
+- ours: ``CDGCSegmentor`` without graph (ASPP baseline), with uniform and with similarity edges and
+  dynamic nodes in training, and with the default graph, after ASPP; OHEM, auxiliary head.
+  "contiguous" is MODEL.CHANNELS_LAST False.
 - the convolutions of our network with similarity edges alone, forward and backward, which bound
   what a training step can take.
 - torchvision's DeepLabV3 with its auxiliary classifier, cross entropy on both.
@@ -58,8 +59,9 @@ from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet
 from cdgcnet import add_cdgcnet_config
 
 BASE, UNIFORM, SIMILARITY = "ours: ASPP", "ours: CDGC uniform", "ours: CDGC similarity"
+DEFAULT = "ours: CDGC default graph"
 CONVOLUTIONS = "convolutions of ours alone"
-OURS = (BASE, UNIFORM, SIMILARITY)
+OURS = (BASE, UNIFORM, SIMILARITY, DEFAULT)
 LAST, FIRST = "channels_last", "contiguous"
 TORCHVISION, MMSEG = "torchvision deeplabv3", "mmseg ASPPHead"
 NO_MMSEG = "mmsegmentation not installed"
@@ -109,8 +111,9 @@ def our_network(name: str, setting: Setting) -> nn.Module:
         node.NORM = "BN"
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = setting.num_classes
     cfg.MODEL.CDGC.ENABLED = not name.startswith(BASE)
-    cfg.MODEL.CDGC.NODES, cfg.MODEL.CDGC.RECEIVERS = "dynamic", "nodes"  # as in the paper
-    cfg.MODEL.CDGC.SOFTMAX = "class"
+    if name != DEFAULT:  # as in the paper
+        cfg.MODEL.CDGC.NODES, cfg.MODEL.CDGC.RECEIVERS = "dynamic", "nodes"
+        cfg.MODEL.CDGC.SOFTMAX = "class"
     cfg.MODEL.CDGC.EDGES = "uniform" if name.startswith(UNIFORM) else "similarity"
     cfg.MODEL.CHANNELS_LAST = FIRST not in name
     network = build_model(cfg)

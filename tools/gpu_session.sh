@@ -101,7 +101,7 @@ compare+=(--weights "$weights" --seeds 5)
 compare+=(--opts MODEL.DEVICE cuda "${extra[@]}")
 table=(--profile voc_animals --seeds 3)
 training=(MODEL.WEIGHTS "$weights" SOLVER.AMP.ENABLED True "${extra[@]}")
-recipe=(--amp) graph=(--rounds 6)
+recipe=(--amp) graph=(--rounds 12)
 if [ $rehearse = yes ]; then
     mkdir --parents output && session=$(mktemp --directory output/rehearsal.XXXXXX) || exit
     trap 'rm -rf "$session"' EXIT

@@ -74,7 +74,7 @@ def test_equals_the_dense_form(nodes, heads, distance_bias, held, stored, monkey
     # Two images, an absent class, no padding. Recomputed blocks of one query, or all queries at
     # once; fused attention, or stored weights.
     monkeypatch.setattr(joint_attention, "_HELD", held)
-    monkeypatch.setattr(joint_attention, "_STORED_CPU", stored)
+    monkeypatch.setattr(joint_attention, "_STORED", stored)
     scene = make_scene(3, batch=2, channels=6, classes=4, h=3, w=4, stride=3, agree=0.5, padding=0)
     module = joint(scene, nodes=nodes, heads=heads, distance_bias=distance_bias)
     chosen = module.select(*scene.inputs[1:], valid=scene.valid)
@@ -182,7 +182,7 @@ def test_a_fused_kernel_with_wrong_gradients_is_not_used(monkeypatch):
     def wrong(grad, q, k, v, *_, **__):
         return torch.ones_like(q), torch.ones_like(k), torch.ones_like(v)
 
-    monkeypatch.setattr(joint_attention, "_STORED_CPU", 0)
+    monkeypatch.setattr(joint_attention, "_STORED", 0)
     scene = make_scene(3, batch=1, channels=4, classes=3, h=3, w=4, stride=3, padding=0)
     module = joint(scene, heads=2)
     chosen = module.select(*scene.inputs[1:], valid=scene.valid)

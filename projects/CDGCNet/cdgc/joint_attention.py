@@ -31,9 +31,9 @@ from cdgc.messages import Segment
 # launches). What exceeds them is recomputed in the backward pass.
 _HELD = 1 << 24
 _HELD_GPU = 1 << 26
-# Attention weights of an image that a CPU stores (8 MiB in float32). Beyond its caches, fused
+# Attention weights of an image that are stored (8 MiB in float32). Beyond a CPU's caches, fused
 # attention is faster.
-_STORED_CPU = 1 << 21
+_STORED = 1 << 21
 
 
 class DistanceBias(nn.Module):
@@ -150,8 +150,7 @@ def _image_messages(
     on_cpu = q.device.type == "cpu"
     held = _HELD if on_cpu else _HELD_GPU
     weights = len(q) * k.shape[1]  # of one query
-    large = weights * q.shape[1] > _STORED_CPU
-    fused = large and on_cpu and can_fuse(q.dtype)
+    fused = weights * q.shape[1] > _STORED and can_fuse(q.device.type, q.dtype)
     sums = 3 * len(counts) * v.shape[0] * v.shape[2]  # y, y W and its ReLU, for each class
     per_query = sums if fused else sums + weights
     if images * q.shape[1] * per_query <= held:

@@ -17,8 +17,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +59,7 @@ from protocol import (
 )
 from torch import Tensor, nn
 
-from cdgc import DEFAULT_GRAPH, CDGCModule, joint_attention
+from cdgc import DEFAULT_GRAPH, CDGCModule
 from cdgc.kernels import loop_only
 
 GRAPHS = ("similarity graph", "uniform graph")
@@ -186,19 +185,7 @@ def prepare(cell: Cell, setting: Setting) -> Callable[[], Tensor]:
     features = torch.randn(cell.batch, cell.channels, cell.side, cell.side, generator=g).relu()
     extra = (logits,) if takes_logits(cell.name) else ()
     call = step(module, features, extra, cell.backward, setting)
-    alone = {LOOP: loop_only, STORED: weights_stored}
-    return alone[cell.name]()(call) if cell.name in alone else call
-
-
-@contextmanager
-def weights_stored() -> Iterator[None]:
-    """Keep the default graph from using fused attention."""
-    before = joint_attention._STORED
-    joint_attention._STORED = sys.maxsize
-    try:
-        yield
-    finally:
-        joint_attention._STORED = before
+    return loop_only()(call) if cell.name in (LOOP, STORED) else call
 
 
 def prepare_whole_image(setting: Setting) -> Callable[[], Tensor]:

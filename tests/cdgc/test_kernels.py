@@ -59,15 +59,6 @@ def varlen(monkeypatch):
     return calls
 
 
-@pytest.fixture
-def kernels_on_cpu(monkeypatch):
-    """Choose kernels on the CPU as on a GPU, with nothing chosen yet."""
-    monkeypatch.setattr(kernels, "DEVICES", ("cpu",))
-    monkeypatch.setattr("cdgc.propagation.DEVICES", ("cpu",))
-    for choice in (attention._segment_kernel, grouped_linear._kernel):
-        monkeypatch.setattr(choice, "_chosen", {})
-
-
 # ---------------------------------------------------------------- bookkeeping of the kernels
 def test_segment_ends_by_hand():
     cpu = torch.device("cpu")

@@ -1,11 +1,11 @@
 """The weighted sums Σ_{j ∈ S_m} a_ij v_j of each class m under one softmax over all classes.
 
-The plain form stores the weights a_ij of all pixels and nodes. The fused form runs one of torch's
-fused attentions once per class and rescales each result by exp(l_m - l), where l_m is the logarithm
-of the softmax's denominator over the nodes of class m, and l that over all nodes. In the backward
-pass the kernel is given l in place of l_m, so that it recomputes the weights of the joint softmax.
+The plain form stores the weights a_ij of all pixels and nodes. The fused form runs torch's fused
+CPU attention once per class and rescales each result by exp(l_m - l), where l_m is the logarithm of
+the softmax's denominator over the nodes of class m, and l that over all nodes. In the backward pass
+the kernel is given l in place of l_m, so that it recomputes the weights of the joint softmax.
 The operators are private to torch, and this use of them is not their documented one, so the fused
-form is compared with the plain one before its first use on each kind of device.
+form is compared with the plain one before its first use.
 
 Shape shorthand: H heads, N pixels (queries), n nodes sorted by class, n_m of them of class m, S
 classes present, E channels of queries and keys, D of values.
@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,22 +28,17 @@ _flash: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_c
 _flash_backward: Any = getattr(
     torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None
 )
-_efficient: Any = getattr(torch.ops.aten, "_efficient_attention_forward", None)
-_efficient_backward: Any = getattr(torch.ops.aten, "_efficient_attention_backward", None)
 
 
 @functools.cache
-def can_fuse(device: str, dtype: torch.dtype) -> bool:
-    """Whether the fused form gives the sums and gradients of the stored form.
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Whether the fused form gives the sums and gradients of the stored form, for CPU tensors.
 
-    The first call for each type of device and dtype compares them on a small example, which takes
-    milliseconds, and logs a warning if they differ. Threads that ask at the same time find the same
-    answer.
+    The first call for each dtype compares them on a small example, which takes milliseconds, and
+    logs a warning if they differ. Threads that ask at the same time find the same answer.
     """
-    if device not in _KERNELS:
-        return False
     try:
-        errors = _errors_of_the_fused_form(device, dtype)
+        errors = _errors_of_the_fused_form(dtype)
     except Exception as error:  # whatever a missing or changed operator raises
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     else:
@@ -52,13 +47,13 @@ def can_fuse(device: str, dtype: torch.dtype) -> bool:
         reason = f"relative errors {', '.join(f'{e:.1e}' for e in errors)}"
     logging.getLogger(__name__).warning(
         f"torch {torch.__version__}: its fused attention cannot be used for softmax='image' in "
-        f"{dtype} on {device} ({reason}); the graph stores its attention weights instead, which is "
+        f"{dtype} on the CPU ({reason}); the graph stores its attention weights instead, which is "
         "slower on large feature maps"
     )
     return False
 
 
-def _errors_of_the_fused_form(device: str, dtype: torch.dtype) -> list[float]:
+def _errors_of_the_fused_form(dtype: torch.dtype) -> list[float]:
     """Relative errors of the sums and of the gradients of q, k and v."""
 
     def sums(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], fused: bool) -> Tensor:
@@ -70,10 +65,11 @@ def _errors_of_the_fused_form(device: str, dtype: torch.dtype) -> list[float]:
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autocast(device, enabled=False),
+        torch.autocast("cpu", enabled=False),
     ):
-        drawn = [torch.randn(s, generator=g, dtype=torch.float64, device="cpu") for s in shapes]
-        inputs = [t.to(device, dtype) for t in drawn]
+        inputs = [
+            torch.randn(s, generator=g, dtype=torch.float64, device="cpu").to(dtype) for s in shapes
+        ]
         found = outputs_and_gradients(functools.partial(sums, fused=True), inputs)
         exact = [t.double() for t in inputs]
         return relative_errors(
@@ -91,8 +87,8 @@ def class_sums(
         k: (H, n, E) keys.
         v: (H, n, D) values.
         counts: the positive n_m, in the order of the nodes.
-        fused: use fused attention instead of storing H·N·n weights; for tensors that
-            :func:`can_fuse`.
+        fused: use fused attention instead of storing H·N·n weights; for CPU tensors of a dtype
+            that :func:`can_fuse`.
 
     Returns:
         One (N, H·D) tensor per class.
@@ -104,56 +100,6 @@ def class_sums(
     return tuple((part @ own).transpose(0, 1).flatten(1) for part, own in parts)
 
 
-class _Kernel(NamedTuple):
-    """Fused attention of the rows of one image.
-
-    ``forward`` takes q (H, N, W), k and v (H, n, W) and returns the output (H, N, W) and the
-    logarithms of the denominators (H, N or more; what is more is infinite). ``backward`` takes the
-    gradient of the output, q, k, v, the output and the logarithms, and returns the gradients of q,
-    k and v.
-    """
-
-    forward: Callable[..., tuple[Tensor, Tensor]]
-    backward: Callable[..., Sequence[Tensor]]
-    channels: int  # W is a multiple of it
-
-
-def _flash_forward_cpu(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out, log_sum = _flash(q[None], k[None], v[None], scale=1.0)
-    return out[0], log_sum[0]
-
-
-def _flash_backward_cpu(*rows: Tensor) -> list[Tensor]:
-    found = _flash_backward(*(t[None] for t in rows), 0.0, False, scale=1.0)
-    return [t[0] for t in found]
-
-
-def _efficient_forward_cuda(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    rows = [t.transpose(0, 1)[None] for t in (q, k, v)]  # (1, N, H, W)
-    nothing = [None] * 5  # bias, and bounds of packed sequences
-    out, log_sum, *_ = _efficient(*rows, *nothing, 0.0, 0, True, scale=1.0)
-    return out[0].transpose(0, 1), log_sum[0]
-
-
-def _efficient_backward_cuda(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor
-) -> list[Tensor]:
-    grad, q, k, v, out = (t.transpose(0, 1)[None] for t in (grad, q, k, v, out))
-    unused = torch.zeros((), dtype=torch.int64, device=q.device)  # random state of a dropout
-    found = _efficient_backward(
-        grad, q, k, v, None, out, None, None, q.shape[1], k.shape[1], log_sum[None], 0.0,
-        unused, unused, 0, False, scale=1.0,
-    )  # fmt: skip
-    return [t[0].transpose(0, 1) for t in found[:3]]
-
-
-_KERNELS = {
-    "cpu": _Kernel(_flash_forward_cpu, _flash_backward_cpu, 1),
-    # Reads 16 bytes at a time. In float32 it is as accurate as a float32 product.
-    "cuda": _Kernel(_efficient_forward_cuda, _efficient_backward_cuda, 8),
-}
-
-
 class _FusedClassSums(torch.autograd.Function):
     """The fused form and its gradients.
 
@@ -162,7 +108,7 @@ class _FusedClassSums(torch.autograd.Function):
 
         a_ij (g_im · v_j - d_i)   with   d_i = Σ_m g_im · y_im.
 
-    torch's kernels compute d_i as the product of an output and its gradient. They receive any d_i
+    torch's kernel computes d_i as the product of an output and its gradient. It receives any d_i
     through one more channel, where values are 0, gradients 1 and outputs d_i.
     """
 
@@ -171,19 +117,16 @@ class _FusedClassSums(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, counts: tuple[int, ...]
     ) -> tuple[Tensor, ...]:
         ctx.key_channels, ctx.channels = q.shape[2], v.shape[2]
-        kernel = _KERNELS[q.device.type]
-        # The kernels need as many channels in values as in queries and keys.
+        # The kernel needs as many channels in values as in queries and keys.
         width = max(q.shape[2], v.shape[2] + 1)
-        width += -width % kernel.channels
         q, k, v = (F.pad(t, (0, width - t.shape[2])) for t in (q, k, v))
         blocks = zip(k.split(counts, dim=1), v.split(counts, dim=1), strict=True)
-        found = [kernel.forward(q, own_k, own_v) for own_k, own_v in blocks]
-        log_sums = torch.stack([log_sum for _, log_sum in found])  # (S, H, N or more)
+        found = [_flash(q[None], own_k[None], own_v[None], scale=1.0) for own_k, own_v in blocks]
+        log_sums = torch.stack([log_sum[0] for _, log_sum in found])  # (S, H, N)
         total = log_sums.logsumexp(0)
-        rows = q.shape[1]
-        factors = (log_sums - total)[..., :rows].exp_().transpose(1, 2)[..., None]  # (S, N, H, 1)
+        factors = (log_sums - total).exp_().transpose(1, 2)[..., None]  # (S, N, H, 1)
         out = [
-            (o.transpose(0, 1)[..., : ctx.channels] * factor).flatten(1)
+            (o[0].transpose(0, 1)[..., : ctx.channels] * factor).flatten(1)
             for (o, _), factor in zip(found, factors, strict=True)
         ]
         ctx.save_for_backward(q, k, v, total, *out)
@@ -199,18 +142,21 @@ class _FusedClassSums(torch.autograd.Function):
         products = q.new_zeros(rows, heads)
         for y, grad in zip(out, grads, strict=True):
             products += (y * grad).view(rows, heads, d).sum(2)
-        outputs, gradient = q.new_zeros(2, rows, heads, width).unbind()
-        outputs[:, :, d] = products
+        outputs = q.new_zeros(1, rows, heads, width)
+        outputs[0, :, :, d] = products
+        gradient = q.new_zeros(1, rows, heads, width)
         gradient[..., d] = 1
-        outputs, by_head = outputs.transpose(0, 1), gradient.transpose(0, 1)
+        outputs, gradient = outputs.transpose(1, 2), gradient.transpose(1, 2)
         grad_q, grad_k, grad_v = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
         splits = [t.split(ctx.counts, dim=1) for t in (k, v, grad_k, grad_v)]
-        backward = _KERNELS[q.device.type].backward
         for grad, own_k, own_v, to_k, to_v in zip(grads, *splits, strict=True):
-            gradient[..., :d] = grad.reshape(rows, heads, d)
-            by_q, by_k, by_v = backward(by_head, q, own_k, own_v, outputs, total)
-            grad_q += by_q
-            to_k.copy_(by_k)
-            to_v.copy_(by_v)
+            gradient[0, :, :, :d] = grad.reshape(rows, heads, d).transpose(0, 1)
+            by_q, by_k, by_v = _flash_backward(
+                gradient, q[None], own_k[None], own_v[None], outputs, total[None], 0.0, False,
+                scale=1.0,
+            )  # fmt: skip
+            grad_q += by_q[0]
+            to_k.copy_(by_k[0])
+            to_v.copy_(by_v[0])
         e = ctx.key_channels
         return grad_q[..., :e], grad_k[..., :e], grad_v[..., :d], None

@@ -25,15 +25,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cdgc.class_sums import can_fuse, class_sums
+from cdgc.grouped_linear import class_linear
 from cdgc.messages import Segment
+from cdgc.packed_attention import PackedKernel, layout_of, packed_kernel, packed_sums
 
-# Numbers that are held at once (64 MiB in float32; 256 MiB on a GPU, which prefers fewer, larger
+# Numbers that are held at once (64 MiB in float32; 512 MiB on a GPU, which prefers fewer, larger
 # launches). What exceeds them is recomputed in the backward pass.
 _HELD = 1 << 24
-_HELD_GPU = 1 << 26
-# Attention weights of an image that are stored (8 MiB in float32). Beyond a CPU's caches, fused
+_HELD_GPU = 1 << 27
+# Attention weights of an image that a CPU stores (8 MiB in float32). Beyond its caches, fused
 # attention is faster.
-_STORED = 1 << 21
+_STORED_CPU = 1 << 21
 
 
 class DistanceBias(nn.Module):
@@ -58,23 +60,75 @@ class DistanceBias(nn.Module):
     def extend(self, q: Tensor, k: Tensor, of_pixels: Tensor, of_nodes: Tensor) -> list[Tensor]:
         """Extend queries and keys so that their products contain the bias.
 
-        ``-½ (g (y_j - y_i) - o)²`` is ``g² y_i y_j - ½ g² y_j² + g o y_j`` plus terms of i alone,
-        which cancel in the softmax: three more channels replace an N x n matrix.
+        ``-½ (g (y_j - y_i) - o)²`` is ``y_i g² y_j - ½ g² y_j² + g o y_j`` plus terms of i alone,
+        which cancel in the softmax: three more channels replace an N x n matrix. In half precision
+        there are three times as many, which hold the parts of each number of a node. The positions
+        of pixels are whole numbers, which half precision holds exactly up to :func:`_largest`.
 
         Args:
             q: (H, N, D) queries, scaled.
             k: (H, n, D) keys.
-            of_pixels: (N, 2) positions of the pixels (y, x), centered.
+            of_pixels: (N, 2) positions of the pixels (y, x), from the center, in float32 at least.
             of_nodes: (n, 2) positions of the nodes.
 
         Returns:
-            (H, N, D + 3) queries and (H, n, D + 3) keys.
+            (H, N, D + 3) queries and (H, n, D + 3) keys; D + 9 in half precision.
         """
         g = self.log_precision.exp()[:, None, None]  # (H, 1, 1)
-        near, far = g * of_pixels, g * of_nodes  # (H, N, 2), (H, n, 2)
+        far = g * of_nodes  # (H, n, 2)
         from_node = (far * (self.offset[:, None] - 0.5 * far)).sum(2, keepdim=True)
-        one = torch.ones_like(near[:, :, :1])
-        return [torch.cat([q, near, one], 2), torch.cat([k, far, from_node], 2)]
+        parts = _parts(torch.cat([g * far, from_node / _UNIT], 2), k.dtype)
+        unit = torch.full_like(of_pixels[:, :1], _UNIT)
+        pixel = torch.cat([of_pixels, unit], 1).to(q.dtype).expand(len(q), -1, -1)
+        return [torch.cat([q, *[pixel] * len(parts)], 2), torch.cat([k, *parts], 2)]
+
+    @staticmethod
+    def channels(dtype: torch.dtype) -> int:
+        """How many channels :meth:`extend` adds."""
+        return 9 if dtype.itemsize < 4 else 3
+
+
+# What a pixel multiplies the bias of a node with, which then fits into float16.
+_UNIT = 64.0
+
+
+def _parts(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Numbers of ``dtype`` whose sum is x; the gradient of x goes through the first."""
+    first = x.to(dtype)
+    if dtype.itemsize >= 4:
+        return [first]
+    rest = (x - first.to(x.dtype)).detach()
+    second = rest.to(dtype)
+    return [first, second, (rest - second.to(x.dtype)).to(dtype)]
+
+
+def _largest(dtype: torch.dtype) -> int:
+    """The whole number up to which all are numbers of ``dtype``."""
+    return int(2 / torch.finfo(dtype).eps)
+
+
+def attention_dtype(
+    pixels: Tensor, size: tuple[int, int], heads: int, distance: DistanceBias | None
+) -> torch.dtype:
+    """The dtype in which :func:`joint_messages` computes: the autocast dtype where that is exact.
+
+    Float32 at least otherwise, because positions do not fit into half precision.
+    """
+    full = torch.promote_types(pixels.dtype, torch.float32)
+    if not torch.is_autocast_enabled(pixels.device.type) or full == torch.float64:
+        return full
+    half = torch.get_autocast_dtype(pixels.device.type)
+    if distance is not None and max(size) > 2 * _largest(half):
+        return full
+    return full if _packed(pixels, half, heads, distance) is None else half
+
+
+def _packed(
+    like: Tensor, dtype: torch.dtype, heads: int, distance: DistanceBias | None
+) -> PackedKernel | None:
+    channels = like.shape[1] // heads
+    more = 0 if distance is None else distance.channels(dtype)
+    return packed_kernel(like.device, dtype, channels + more, channels)
 
 
 def joint_messages(
@@ -107,7 +161,17 @@ def joint_messages(
         present class; memory O(P·C), as blocks of queries are recomputed in the backward pass where
         all of them would take too much.
     """
+    kernel = _packed(pixels, pixels.dtype, heads, distance) if segments else None
     phi, phi_prime, graph, merge = projections
+    if kernel is not None:
+        q = _by_head(pixels @ phi, heads) * scale  # (H, P, D)
+        k = _by_head(nodes @ phi_prime, heads)
+        if distance is not None:
+            position = _positions(size, pixels)
+            q, k = distance.extend(
+                q, k, position.repeat(images, 1), position[node_pixels % len(position)]
+            )
+        return _packed_messages(q, k, nodes, segments, images, graph, merge, kernel)
     # unbind and split instead of indexing: the backward of an index allocates the full size.
     ws, us = graph.unbind(0), merge.unbind(0)
     lengths = [s.length for s in segments]
@@ -137,6 +201,44 @@ def joint_messages(
     return torch.cat(out) if out else torch.zeros_like(pixels)
 
 
+def _packed_messages(
+    q: Tensor,
+    k: Tensor,
+    nodes: Tensor,
+    segments: Sequence[Segment],
+    images: int,
+    graph: Tensor,
+    merge: Tensor,
+    kernel: PackedKernel,
+) -> Tensor:
+    """Messages to the queries (H, P, D') of all images from the keys (H, K, D'), (P, C)."""
+    heads = len(q)
+    layout = layout_of(segments, images, q.device)
+    q = q.transpose(0, 1).unflatten(0, (images, -1))  # (B, N, H, D')
+    k, v = k.transpose(0, 1), nodes.unflatten(1, (heads, -1))
+    of_class = [0] * len(graph)  # images in which it is present
+    for segment in segments:
+        of_class[segment.class_index] += 1
+
+    def block(q: Tensor, k: Tensor, v: Tensor, graph: Tensor, merge: Tensor) -> Tensor:
+        y = packed_sums(q, k, v, layout, kernel)  # (S, n, C)
+        lengths = [n * y.shape[1] for n in of_class]
+        z = class_linear(y.flatten(0, 1), graph, lengths).relu()
+        z = class_linear(z, merge, lengths).view_as(y)
+        # A product with 0 and 1 adds the classes of each image.
+        return (layout.member.to(z.dtype) @ z.flatten(1)).view(images, -1, z.shape[2])
+
+    # y, y W and its ReLU, for each class.
+    per_query = 3 * len(segments) * nodes.shape[1]
+    if q.shape[1] * per_query <= _HELD_GPU:
+        return block(q, k, v, graph, merge).flatten(0, 1)
+    parts = [
+        checkpoint(block, part, k, v, graph, merge, use_reentrant=False)
+        for part in q.split(max(1, _HELD_GPU // per_query), dim=1)
+    ]
+    return torch.cat(parts, dim=1).flatten(0, 1)
+
+
 def _image_messages(
     q: Tensor,
     k: Tensor,
@@ -150,7 +252,8 @@ def _image_messages(
     on_cpu = q.device.type == "cpu"
     held = _HELD if on_cpu else _HELD_GPU
     weights = len(q) * k.shape[1]  # of one query
-    fused = weights * q.shape[1] > _STORED and can_fuse(q.device.type, q.dtype)
+    large = weights * q.shape[1] > _STORED_CPU
+    fused = large and on_cpu and can_fuse(q.dtype)
     sums = 3 * len(counts) * v.shape[0] * v.shape[2]  # y, y W and its ReLU, for each class
     per_query = sums if fused else sums + weights
     if images * q.shape[1] * per_query <= held:
@@ -186,8 +289,12 @@ def _by_head(rows: Tensor, heads: int) -> Tensor:
 
 
 def _positions(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Row and column of every pixel, (N, 2), relative to the center of the map."""
+    """Row and column of every pixel relative to the center of the map: (N, 2), whole numbers.
+
+    They have the dtype of ``like``, or float32.
+    """
     height, width = size
-    y = torch.arange(height, device=like.device, dtype=like.dtype) - (height - 1) / 2
-    x = torch.arange(width, device=like.device, dtype=like.dtype) - (width - 1) / 2
+    kind = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+    y = torch.arange(-(height // 2), height - height // 2, **kind)
+    x = torch.arange(-(width // 2), width - width // 2, **kind)
     return torch.stack([y.repeat_interleave(width), x.repeat(height)], dim=1)

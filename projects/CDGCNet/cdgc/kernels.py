@@ -10,7 +10,9 @@ The CPU always runs the loop, which is faster there.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -79,43 +81,44 @@ class KernelChoice:
         self._chosen: dict[tuple, Kernel] = {}
 
     def __call__(self, *tensors: Tensor) -> Kernel:
-        """The kernel for tensors like these; the first call for each kind compares them all."""
-        device = tensors[0].device
+        """The kernel for tensors like these."""
+        channels = tuple(t.shape[-1] for t in tensors)
+        return self.kernel(tensors[0].device, tensors[0].dtype, channels)
+
+    def kernel(self, device: torch.device, dtype: torch.dtype, channels: tuple) -> Kernel:
+        """The kernel for such tensors; the first call for each kind compares them all."""
         # torch's deterministic algorithms are known for the loop's operations only.
         if device.type not in DEVICES or _loop_only or torch.are_deterministic_algorithms_enabled():
             return self.loop
-        channels = tuple(t.shape[-1] for t in tensors)
-        key = (device, tensors[0].dtype, channels)
+        key = (device, dtype, channels)
         if key not in self._chosen:
-            self._chosen[key] = self._choose(*key)
+            # A thread of its own has none of the caller's modes: no autocast, no inference mode,
+            # and no checkpoint that would take the comparison for a part of the network.
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                self._chosen[key] = thread.submit(self._choose, *key).result()
         return self._chosen[key]
 
     def _choose(self, device: torch.device, dtype: torch.dtype, channels: tuple) -> Kernel:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-        ):
-            exact = [t.to(device) for t in self.example(LENGTHS, channels)]
-            inputs = [t.to(dtype) for t in exact]
-            expected = outputs_and_gradients(self.loop, [t.double() for t in inputs])
-            limits = [
-                _TOLERANCE * error + torch.finfo(dtype).eps
-                for error in relative_errors(outputs_and_gradients(self.loop, inputs), expected)
-            ]
-            reasons = []
-            for name, kernel in self.candidates.items():
-                try:
-                    with _refuse_waits(device):
-                        found = outputs_and_gradients(kernel, inputs)
-                    errors = relative_errors(found, expected)
-                except Exception as error:  # whatever an unsupported kernel raises
-                    first_line = (str(error).splitlines() or [""])[0]
-                    reasons.append(f"{name}: {type(error).__name__}: {first_line}")
-                    continue
-                if all(e <= limit for e, limit in zip(errors, limits, strict=True)):
-                    return self._log(name, kernel, device, dtype, channels, reasons)
-                reasons.append(f"{name}: relative errors {', '.join(f'{e:.1e}' for e in errors)}")
+        exact = [t.to(device) for t in self.example(LENGTHS, channels)]
+        inputs = [t.to(dtype) for t in exact]
+        expected = outputs_and_gradients(self.loop, [t.double() for t in inputs])
+        limits = [
+            _TOLERANCE * error + torch.finfo(dtype).eps
+            for error in relative_errors(outputs_and_gradients(self.loop, inputs), expected)
+        ]
+        reasons = []
+        for name, kernel in self.candidates.items():
+            try:
+                with _refuse_waits(device):
+                    found = outputs_and_gradients(kernel, inputs)
+                errors = relative_errors(found, expected)
+            except Exception as error:  # whatever an unsupported kernel raises
+                first_line = (str(error).splitlines() or [""])[0]
+                reasons.append(f"{name}: {type(error).__name__}: {first_line}")
+                continue
+            if all(e <= limit for e, limit in zip(errors, limits, strict=True)):
+                return self._log(name, kernel, device, dtype, channels, reasons)
+            reasons.append(f"{name}: relative errors {', '.join(f'{e:.1e}' for e in errors)}")
         return self._log("segment loop", self.loop, device, dtype, channels, reasons)
 
     def _log(
@@ -156,8 +159,11 @@ def _refuse_waits(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            # torch warns that the mode is a prototype; as an error that would leave the mode on.
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)

@@ -54,9 +54,10 @@ class CDGCModule(nn.Module):
 
     Mixed precision: under ``torch.autocast`` the matrix products and the attention run in the
     autocast dtype, whatever the dtype of the features. Softmax, uniform means and top-k
-    similarities are computed at least in float32, and with softmax="image" so is everything before
-    the norm, because positions do not fit into half precision. Outside autocast the features must
-    have the dtype of the parameters.
+    similarities are computed at least in float32. With softmax="image" everything before the norm
+    is computed in float32 at least, except on GPUs whose fused attention was found to be accurate
+    (:mod:`cdgc.packed_attention`). Outside autocast the features must have the dtype of the
+    parameters.
 
     ``torch.compile`` runs :meth:`select` and :meth:`propagate` uncompiled. ``torch.jit.trace`` and
     ``torch.export`` are refused, because they would record the segment lengths of one example;

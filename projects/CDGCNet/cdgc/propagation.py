@@ -19,7 +19,7 @@ from torch import Tensor
 from cdgc.attention import attend, attend_topk, segment_attention, segment_topk_attention
 from cdgc.gather import Segments, is_coarse_node, nodes_to_pixels, pixels_to_nodes
 from cdgc.grouped_linear import class_linear
-from cdgc.joint_attention import DistanceBias, joint_messages
+from cdgc.joint_attention import DistanceBias, attention_dtype, joint_messages
 from cdgc.kernels import DEVICES
 from cdgc.messages import Segment, attention_messages, segment_messages, segments_of
 from cdgc.nodes import NodeSet
@@ -205,21 +205,23 @@ def _joint(
     images: int,
     joint: JointAttention,
 ) -> Tensor:
-    """:func:`joint_messages` in float32 at least: positions do not fit into half precision.
+    """:func:`joint_messages` in the dtype that :func:`attention_dtype` gives.
 
-    Without autocast the result has the dtype of the pixels, which is that of the parameters.
+    The result has the dtype of the pixels, which is that of the parameters, or under autocast
+    float32.
     """
     assert weights.phi is not None and weights.phi_prime is not None
     full = torch.promote_types(pixels.dtype, torch.float32)
     found = full if torch.is_autocast_enabled(pixels.device.type) else pixels.dtype
+    dtype = attention_dtype(pixels, joint.size, joint.heads, joint.distance)
     with torch.autocast(pixels.device.type, enabled=False):
-        rows = pixels.to(full)
+        rows = pixels.to(dtype)
         matrices = (weights.phi[0], weights.phi_prime[0], weights.graph, weights.merge)
         messages = joint_messages(
             rows,
             pixels_to_nodes(rows, nodes),
             nodes.pixel,
-            [w.to(full) for w in matrices],
+            [w.to(dtype) for w in matrices],
             segments,
             size=joint.size,
             images=images,

@@ -266,14 +266,15 @@ def test_default_graph_on_a_gpu(dtype, side, gpu, generator, caplog):
     found = []
     for graph, kind in ((exact, torch.float64), (module, torch.float32)):
         device = next(graph.parameters()).device
-        own = x.to(device, kind).requires_grad_()
+        own = x.to(device, kind, copy=True).requires_grad_()
         half = dtype if kind == torch.float32 and dtype != kind else None
         with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None), \
                 caplog.at_level(logging.INFO, "cdgc"):  # fmt: skip
             out = graph(own, logits.to(device, kind))
-        (out.double().square().mean()).backward()
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out).to(out)).sum().backward()
         found.append([out, own.grad, graph.graph_weight.grad, graph.distance.log_precision.grad])
-    print(*caplog.messages, sep="\n")
-    limit = 1e-3 if dtype == torch.float32 else 0.1
-    for expected, ours in zip(*found, strict=True):
-        assert relative(ours.double().cpu(), expected.detach()) < limit
+    pairs = zip(*found, strict=True)
+    errors = [relative(ours.double().cpu(), expected.detach()) for expected, ours in pairs]
+    print(*caplog.messages, [f"{e:.1e}" for e in errors], sep="\n")
+    # Rounding turns values at 0 on or off, which changes their gradients.
+    assert max(errors) < (0.01 if dtype == torch.float32 else 0.2)

@@ -294,7 +294,7 @@ def _positions(size: tuple[int, int], like: Tensor) -> Tensor:
     They have the dtype of ``like``, or float32.
     """
     height, width = size
-    kind = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
-    y = torch.arange(-(height // 2), height - height // 2, **kind)
-    x = torch.arange(-(width // 2), width - width // 2, **kind)
+    dtype, device = torch.promote_types(like.dtype, torch.float32), like.device
+    y = torch.arange(height, device=device, dtype=dtype) - height // 2
+    x = torch.arange(width, device=device, dtype=dtype) - width // 2
     return torch.stack([y.repeat_interleave(width), x.repeat(height)], dim=1)

@@ -276,5 +276,7 @@ def test_default_graph_on_a_gpu(dtype, side, gpu, generator, caplog):
     pairs = zip(*found, strict=True)
     errors = [relative(ours.double().cpu(), expected.detach()) for expected, ours in pairs]
     print(*caplog.messages, [f"{e:.1e}" for e in errors], sep="\n")
-    # Rounding turns values at 0 on or off, which changes their gradients.
-    assert max(errors) < (0.01 if dtype == torch.float32 else 0.2)
+    # Rounding turns values at 0 on or off, which changes their gradients. Those of the widths are
+    # sums of large terms that cancel.
+    assert max(errors[:3]) < (0.01 if dtype == torch.float32 else 0.2)
+    assert errors[3] < (0.1 if dtype == torch.float32 else 0.5)

@@ -60,35 +60,43 @@ class DistanceBias(nn.Module):
     def extend(self, q: Tensor, k: Tensor, of_pixels: Tensor, of_nodes: Tensor) -> list[Tensor]:
         """Extend queries and keys so that their products contain the bias.
 
-        ``-½ (g (y_j - y_i) - o)²`` is ``y_i g² y_j - ½ g² y_j² + g o y_j`` plus terms of i alone,
-        which cancel in the softmax: three more channels replace an N x n matrix. In half precision
-        there are three times as many, which hold the parts of each number of a node. The positions
-        of pixels are whole numbers, which half precision holds exactly up to :func:`_largest`.
+        ``-½ (g (y_j - y_i) - o)²`` is ``(g² y_i + g o) y_j - ½ g² y_j²`` plus terms of i alone,
+        which cancel in the softmax: three more channels replace an N x n matrix. The keys get whole
+        numbers, so that all gradients go to the queries: there they are sums over the nodes of a
+        pixel, whose logits have gradients that sum to 0, and large positions cancel. In half
+        precision each factor is a sum of parts, whose products are channels of their own.
 
         Args:
             q: (H, N, D) queries, scaled.
             k: (H, n, D) keys.
-            of_pixels: (N, 2) positions of the pixels (y, x), from the center, in float32 at least.
+            of_pixels: (N, 2) positions of the pixels (y, x), whole numbers up to :func:`_largest`
+                of k's dtype, in float32 at least.
             of_nodes: (n, 2) positions of the nodes.
 
         Returns:
-            (H, N, D + 3) queries and (H, n, D + 3) keys; D + 9 in half precision.
+            (H, N, D + 3) queries and (H, n, D + 3) keys; D + 12 in half precision.
         """
         g = self.log_precision.exp()[:, None, None]  # (H, 1, 1)
-        far = g * of_nodes  # (H, n, 2)
-        from_node = (far * (self.offset[:, None] - 0.5 * far)).sum(2, keepdim=True)
-        parts = _parts(torch.cat([g * far, from_node / _UNIT], 2), k.dtype)
-        unit = torch.full_like(of_pixels[:, :1], _UNIT)
-        pixel = torch.cat([of_pixels, unit], 1).to(q.dtype).expand(len(q), -1, -1)
-        return [torch.cat([q, *[pixel] * len(parts)], 2), torch.cat([k, *parts], 2)]
+        slope = g * (g * of_pixels + self.offset[:, None])  # (H, N, 2)
+        curvature = (-0.5 * _UNIT * g**2).expand(-1, len(of_pixels), 1)
+        slopes, curvatures = _parts(slope, q.dtype), _parts(curvature, q.dtype)
+        radius = of_nodes.square().sum(1, keepdim=True) / _UNIT
+        radii = _parts(radius, k.dtype)
+        pairs = [(c, r) for i, c in enumerate(curvatures) for r in radii[: len(radii) - i]]
+        heads = (len(k), -1, -1)
+        rows = [of_nodes.to(k.dtype)] * len(slopes) + [r for _, r in pairs]
+        return [
+            torch.cat([q, *slopes, *(c for c, _ in pairs)], 2),
+            torch.cat([k, *(row.expand(*heads) for row in rows)], 2),
+        ]
 
     @staticmethod
     def channels(dtype: torch.dtype) -> int:
         """How many channels :meth:`extend` adds."""
-        return 9 if dtype.itemsize < 4 else 3
+        return 12 if dtype.itemsize < 4 else 3
 
 
-# What a pixel multiplies the bias of a node with, which then fits into float16.
+# Squared distances are measured in it, so that they fit into float16.
 _UNIT = 64.0
 
 

@@ -200,7 +200,7 @@ class ExportableGraph(nn.Module):
         if self.phi_prime is not None and len(self.phi_prime) == 1:
             rows = torch.mm(rows, self.phi_prime[0])
         k = self._by_head(rows)
-        if self.distance is not None:  # as in DistanceBias.extend
+        if self.distance is not None:  # the bias, up to terms of the pixel alone
             near = self._near(_positions(size, rows)).index_select(0, nodes.pixel.flatten())
             from_node = (near * (self.distance.offset - 0.5 * near)).sum(2, keepdim=True)
             k = torch.cat([k, near, from_node], 2)

@@ -91,7 +91,7 @@ if [ $rehearse$dry = nono ] && [[ " ${pieces[*]} " = *" evidence "* ]]; then
     [ -d "${DETECTRON2_DATASETS-}/voc_animals" ] ||
         fail "evidence needs DETECTRON2_DATASETS with voc_animals/"
 fi
-commit=$(git rev-parse --short HEAD 2>/dev/null || echo "${CDGCNET_COMMIT-}")
+commit=${CDGCNET_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
 [ -n "$commit" ] || fail "--commit is missing: these files have no Git repository to ask"
 
 device=cuda iterations=60 session=output/gpu_session

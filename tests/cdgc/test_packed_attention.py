@@ -149,7 +149,8 @@ def results(function, inputs):
 @pytest.mark.parametrize("key_channels", [3, 4, 9])  # values have 3, and one more in the kernel
 def test_equals_the_stored_form(key_channels, operators, generator):
     inputs = example(key_channels, 3, generator)
-    for dtype in (torch.float32, torch.float64):
+    assert packed_kernel(CPU, torch.float32, key_channels, 3) is None  # slower than stored weights
+    for dtype in (torch.bfloat16, torch.float64):
         kernel = packed_kernel(CPU, dtype, key_channels, 3)
         assert type(kernel).__name__.lower().startswith(f"_{operators}")
     layout = layout_of(SEGMENTS, 3, CPU)
@@ -220,7 +221,7 @@ def test_a_wrong_operator_is_not_used(kernels_on_cpu, monkeypatch, caplog):
     monkeypatch.setattr(packed_attention, "_flash_backward", without_d)
     monkeypatch.setattr(packed_attention, "_efficient", None)
     with caplog.at_level(logging.INFO, "cdgc"):
-        assert packed_kernel(CPU, torch.float32, 11, 8) is None
+        assert packed_kernel(CPU, torch.bfloat16, 11, 8) is None
     (message,) = caplog.messages
     assert "segment loop; not used: flash attention: relative errors" in message
     assert "memory-efficient attention: TypeError: 'NoneType' object is not callable" in message
@@ -228,55 +229,57 @@ def test_a_wrong_operator_is_not_used(kernels_on_cpu, monkeypatch, caplog):
 
 def test_without_a_gpu_no_kernel_is_looked_for(caplog):
     with caplog.at_level(logging.DEBUG, "cdgc"):
-        assert packed_kernel(CPU, torch.float32, 11, 8) is None
+        assert packed_kernel(CPU, torch.bfloat16, 11, 8) is None
     assert not caplog.messages
 
 
 # ---------------------------------------------------------------- on a GPU
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", packed_attention._choice.candidates.items(), ids=lambda k: k[0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels", [8, 64])
 def test_kernels_on_a_gpu_equal_double_precision(kernel, dtype, channels, gpu, generator):
-    name, kernel = kernel
-    if gpu == "cpu" or (name.startswith("flash") and dtype == torch.float32):
-        pytest.skip("no such kernel")
+    _, kernel = kernel
+    if gpu == "cpu":
+        pytest.skip("a CPU has no such kernels")
     inputs = example(channels + 3, channels, generator, dtype, queries=70)
     exact = [t.detach().double().requires_grad_() for t in inputs]
     inputs = [t.detach().to(gpu).requires_grad_() for t in inputs]
     layout = layout_of(SEGMENTS, 3, torch.device(gpu))
     found = results(lambda q, k, v: packed_sums(q, k, v, layout, kernel), inputs)
-    limit = 1e-5 if dtype == torch.float32 else 5 * torch.finfo(dtype).eps
     for ours, stored in zip(found, results(by_image, exact), strict=True):
-        assert relative(ours.double().cpu(), stored) < limit
+        assert relative(ours.double().cpu(), stored) < 5 * torch.finfo(dtype).eps
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("side", [9, 65])
 def test_default_graph_on_a_gpu(dtype, side, gpu, generator, caplog):
+    # Against double precision, learning the widths and offsets of another graph.
     torch.manual_seed(0)
-    module = CDGCModule(64, 5, **DEFAULT_GRAPH)
-    exact = CDGCModule(64, 5, **DEFAULT_GRAPH).double()
-    exact.load_state_dict(module.state_dict())
-    module.to(gpu)
+    exact = CDGCModule(64, 5, norm=None, **DEFAULT_GRAPH).double()
+    other, module = copy.deepcopy(exact), copy.deepcopy(exact).float().to(gpu)
+    with torch.no_grad():
+        other.distance.log_precision += 0.3
+        other.distance.offset += 0.2
     x = torch.randn(2, 64, side, side, dtype=torch.float64, generator=generator)
+    x = 3 * torch.nn.functional.avg_pool2d(x, 3, 1, 1)
     logits = torch.randn(2, 5, 1 + side // 4, 1 + side // 4, generator=generator)
     logits = torch.nn.functional.interpolate(logits, size=(side, side), mode="nearest")
+    goal = other(x, logits.double()).detach()
     found = []
     for graph, kind in ((exact, torch.float64), (module, torch.float32)):
         device = next(graph.parameters()).device
         own = x.to(device, kind, copy=True).requires_grad_()
-        half = dtype if kind == torch.float32 and dtype != kind else None
-        with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None), \
+        half = kind != torch.float64 and dtype != torch.float32
+        with torch.autocast(device.type, dtype if half else torch.bfloat16, enabled=half), \
                 caplog.at_level(logging.INFO, "cdgc"):  # fmt: skip
             out = graph(own, logits.to(device, kind))
-        (out * torch.linspace(-1, 1, out.numel()).view_as(out).to(out)).sum().backward()
-        found.append([out, own.grad, graph.graph_weight.grad, graph.distance.log_precision.grad])
+        (out - goal.to(out)).square().sum().backward()
+        parameters = (graph.graph_weight, graph.distance.log_precision, graph.distance.offset)
+        found.append([out.detach(), own.grad, *(p.grad for p in parameters)])
     pairs = zip(*found, strict=True)
-    errors = [relative(ours.double().cpu(), expected.detach()) for expected, ours in pairs]
+    errors = [relative(ours.double().cpu(), expected) for expected, ours in pairs]
     print(*caplog.messages, [f"{e:.1e}" for e in errors], sep="\n")
-    # Rounding turns values at 0 on or off, which changes their gradients. Those of the widths are
-    # sums of large terms that cancel.
-    assert max(errors[:3]) < (0.01 if dtype == torch.float32 else 0.2)
-    assert errors[3] < (0.1 if dtype == torch.float32 else 0.5)
+    # Rounding turns values at 0 on or off, which changes their gradients.
+    assert max(errors) < (0.01 if dtype == torch.float32 else 0.15)

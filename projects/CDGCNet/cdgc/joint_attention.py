@@ -236,13 +236,13 @@ def _packed_messages(
         # A product with 0 and 1 adds the classes of each image.
         return (layout.member.to(z.dtype) @ z.flatten(1)).view(images, -1, z.shape[2])
 
-    # y, y W and its ReLU, for each class.
-    per_query = 3 * len(segments) * nodes.shape[1]
-    if q.shape[1] * per_query <= _HELD_GPU:
+    # y, y W and its ReLU, for each class, in half precision.
+    blocks = math.ceil(3 * len(segments) * q.shape[1] * nodes.shape[1] / (2 * _HELD_GPU))
+    if blocks == 1:
         return block(q, k, v, graph, merge).flatten(0, 1)
     parts = [
         checkpoint(block, part, k, v, graph, merge, use_reentrant=False)
-        for part in q.split(max(1, _HELD_GPU // per_query), dim=1)
+        for part in q.chunk(blocks, dim=1)
     ]
     return torch.cat(parts, dim=1).flatten(0, 1)
 

@@ -66,7 +66,12 @@ def layout_of(segments: Sequence[Segment], images: int, device: torch.device) ->
 def packed_kernel(
     device: torch.device, dtype: torch.dtype, key_channels: int, channels: int
 ) -> PackedKernel | None:
-    """The kernel that :func:`packed_sums` can use for E and D channels, if there is one."""
+    """The kernel that :func:`packed_sums` can use for E and D channels, if there is one.
+
+    There is none in float32, where the stored form is faster on GPUs (benchmarks/NOTES.md).
+    """
+    if dtype == torch.float32:
+        return None
     kernel = _choice.kernel(device, dtype, (key_channels, key_channels, channels))
     return kernel if isinstance(kernel, PackedKernel) else None
 
@@ -150,7 +155,7 @@ class _FlashKernel(PackedKernel):
 
 
 class _EfficientKernel(PackedKernel):
-    """Any precision; in float32 as accurate as products of matrices."""
+    """For GPUs before Ampere."""
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, queries: int

@@ -29,11 +29,13 @@ def commit() -> str:
     """The checked-out commit, and whether tracked files other than results differ from it.
 
     The environment variable CDGCNET_COMMIT names it where files were copied without their
-    repository.
+    repository, or into one that stands at another commit.
     """
     if not (ROOT / "projects" / "CDGCNet").is_dir():
         return f"none, installed as cdgcnet {__version__}"
-    found = _git("rev-parse", "--short", "HEAD") or os.environ.get("CDGCNET_COMMIT") or UNKNOWN
+    if named := os.environ.get("CDGCNET_COMMIT"):
+        return named
+    found = _git("rev-parse", "--short", "HEAD") or UNKNOWN
     measured = (":!benchmarks/results", ":!results")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *measured)
     return f"{found} with uncommitted changes" if changed else found

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, get_event_storage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cdgcnet import Trainer
@@ -51,6 +53,52 @@ def wandb(monkeypatch):
 def test_building_a_trainer_opens_no_files(run_cfg, tmp_path):
     Trainer(run_cfg)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_hooks_are_detectron2s_with_ours_among_them(run_cfg):
+    run_cfg.TEST.PRECISE_BN.ENABLED = True
+    run_cfg.VIS_PERIOD = 2
+    names = [type(hook).__name__ for hook in Trainer(run_cfg)._hooks]
+    assert names == [
+        "SmoothingHistory",
+        "IterationTimer",
+        "LRScheduler",
+        "PreciseBN",
+        "PeriodicCheckpointer",
+        "Evaluation",
+        "BestModel",
+        "SamplePredictions",
+        "Writing",
+    ]
+
+
+class Counter(EventWriter):
+    """A user's writer, which must not be built before the training starts."""
+
+    built = 0
+
+    def __init__(self):
+        Counter.built += 1
+        self.steps = []
+
+    def write(self):
+        self.steps.append(get_event_storage().iter)
+
+
+def test_writers_of_a_user_are_built_once_when_training_starts(run_cfg, monkeypatch):
+    class WithCounter(Trainer):
+        def build_writers(self):
+            return [Counter(), *super().build_writers()]
+
+    monkeypatch.setattr(Counter, "built", 0)
+    trainer = WithCounter(run_cfg)
+    trainer.resume_or_load(resume=False)
+    assert Counter.built == 0
+    Path(run_cfg.OUTPUT_DIR).mkdir()
+    trainer.train()
+    assert Counter.built == 1
+    [counter] = (w for w in trainer._hooks[-1]._writers if isinstance(w, Counter))
+    assert counter.steps == [3, 4]  # after the last of four iterations, and at the end
 
 
 def test_tensorboard_shows_predictions(run_cfg):

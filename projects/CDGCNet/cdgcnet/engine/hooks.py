@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import Metadata
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicWriter
 from detectron2.evaluation import inference_context
@@ -18,12 +19,14 @@ from torch import nn
 
 from cdgcnet.checkpoint.reading import load_torch
 from cdgcnet.data.decoding import NO_LIMIT
-from cdgcnet.data.evaluation_mapper import read_ground_truth
+from cdgcnet.data.evaluation_mapper import build_evaluation_mapper, read_ground_truth
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.engine.checkpointer import open_atomically
 from cdgcnet.modeling.predictions import PredictionKind, predict_labels
 from cdgcnet.visualization.colors import class_colors, color_map
+
+_SAMPLES = 4  # images that SamplePredictions shows
 
 
 class SmoothingHistory(HookBase):
@@ -190,6 +193,19 @@ class SamplePredictions(HookBase):
         self.mapper = mapper
         self.spec = spec
         self.colors = class_colors(metadata)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> "SamplePredictions":
+        """A hook that shows the first images of the first test set every VIS_PERIOD iterations."""
+        dataset = cfg.DATASETS.TEST[0]
+        return cls(
+            cfg.VIS_PERIOD,
+            model,
+            DatasetCatalog.get(dataset)[:_SAMPLES],
+            build_evaluation_mapper(cfg),
+            LabelSpec.from_config(cfg),
+            MetadataCatalog.get(dataset),
+        )
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

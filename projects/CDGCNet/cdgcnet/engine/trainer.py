@@ -9,21 +9,20 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
+    HookBase,
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
-    hooks,
 )
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.projects.deeplab import build_lr_scheduler
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from cdgcnet.checkpoint.class_metadata import class_dependent_tensors, class_metadata
@@ -33,10 +32,10 @@ from cdgcnet.config.rules import TIMM
 from cdgcnet.config.validation import check_starting_weights
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
-from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.data.train_loader import TrainLoader, stream_seed
 from cdgcnet.engine.checkpointer import RunCheckpointer
 from cdgcnet.engine.hooks import BestModel, Evaluation, SamplePredictions, SmoothingHistory, Writing
+from cdgcnet.engine.optimizer import build_optimizer
 from cdgcnet.engine.wandb_writer import WandbWriter
 from cdgcnet.evaluation.testing import (
     TTA_SUFFIX,
@@ -48,8 +47,6 @@ from cdgcnet.evaluation.testing import (
 from cdgcnet.modeling.precision import has_bfloat16, training_precision
 from cdgcnet.modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from cdgcnet.utils.progress import progress
-
-_SAMPLE_PREDICTIONS = 4  # images shown every VIS_PERIOD iterations
 
 
 class Trainer(DefaultTrainer):
@@ -107,39 +104,24 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
-    def build_hooks(self) -> list:
-        """Detectron2's hooks, in its order and with ours among them."""
-        cfg, model, main = self.cfg, self._trainer.model, comm.is_main_process()
-        built = [SmoothingHistory(), hooks.IterationTimer(), hooks.LRScheduler()]
-        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
-            other = cfg.clone()
-            other.defrost()
-            other.DATALOADER.NUM_WORKERS = 0  # a second set of workers would take memory
-            loader = self.build_train_loader(other)  # another one, so that the training's stays
-            iterations = cfg.TEST.PRECISE_BN.NUM_ITER
-            built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, iterations))
-        if main:
-            period = cfg.SOLVER.CHECKPOINT_PERIOD
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
-        built.append(Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate))
-        if main:
+    def build_hooks(self) -> list[HookBase | None]:
+        """Detectron2's hooks, with ours among them."""
+        cfg, model = self.cfg, self._trainer.model
+        # Detectron2 builds the writers here, but their files must not be opened before the weights
+        # have been accepted: Writing builds them when the training starts.
+        self.build_writers = list  # type: ignore[method-assign]
+        built = [SmoothingHistory(), *super().build_hooks()]
+        del self.build_writers
+        place = next(i for i, hook in enumerate(built) if isinstance(hook, EvalHook))
+        built[place] = Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate)
+        if comm.is_main_process():
             sets = cfg.DATASETS.TEST
             metric = f"{sets[0]}/sem_seg/mIoU" if len(sets) > 1 else "sem_seg/mIoU"
-            built.append(BestModel(cfg.OUTPUT_DIR, model, metric))
+            ours: list[HookBase] = [BestModel(cfg.OUTPUT_DIR, model, metric)]
             if cfg.VIS_PERIOD and sets:
-                built.append(self._build_samples(sets[0]))
-            built.append(Writing(self.build_writers))
+                ours.append(SamplePredictions.from_config(cfg, model))
+            built[-1:] = [*ours, Writing(self.build_writers)]
         return built
-
-    def _build_samples(self, dataset: str) -> SamplePredictions:
-        return SamplePredictions(
-            self.cfg.VIS_PERIOD,
-            self._trainer.model,
-            DatasetCatalog.get(dataset)[:_SAMPLE_PREDICTIONS],
-            build_evaluation_mapper(self.cfg),
-            LabelSpec.from_config(self.cfg),
-            MetadataCatalog.get(dataset),
-        )
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, and :class:`.WandbWriter` if WANDB_PROJECT is set."""
@@ -228,43 +210,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD (the paper's) or AdamW; the head's rate is BASE_LR * HEAD_LR_FACTOR.
-
-        The parameters are grouped by part, those of a part that only a user's meta-architecture has
-        last, because a checkpoint stores the state of the optimizer in this order.
-        """
-        params: list[dict[str, Any]] = []
-        grouped: set[nn.Parameter] = set()
-        for part, factor in (
-            (getattr(model, "backbone", None), 1.0),
-            (getattr(model, "sem_seg_head", None), cfg.SOLVER.HEAD_LR_FACTOR),
-            (model, 1.0),
-        ):
-            if part is None:
-                continue
-            for group in get_default_optimizer_params(
-                part,
-                base_lr=cfg.SOLVER.BASE_LR * factor,
-                weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-                weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-                bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-                weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-            ):
-                new = [p for p in group["params"] if p not in grouped]
-                grouped.update(new)
-                if new:
-                    params.append({**group, "params": new})
-        if cfg.SOLVER.OPTIMIZER == "ADAMW":
-            return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-                params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
-            )
-        return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
-            params,
-            lr=cfg.SOLVER.BASE_LR,
-            momentum=cfg.SOLVER.MOMENTUM,
-            nesterov=cfg.SOLVER.NESTEROV,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        )
+        """See :func:`cdgcnet.engine.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(

@@ -82,6 +82,14 @@ def edited(text: str, tmp_path: Path) -> str:
             'f = pkg_resources.resource_filename(\n    "a.b", os.path.join("configs", path)\n)',
             'f = str(resources.files("a.b") / os.path.join("configs", path))',
         ),
+        (
+            "from torch.cuda.amp import GradScaler\n\ngrad_scaler = GradScaler()\n",
+            "from torch.amp import GradScaler\n\ngrad_scaler = GradScaler()\n",
+        ),
+        (
+            "from torch.cuda.amp import autocast\n\nstart = 0\nwith autocast():\n    x = 1\n",
+            'from torch.amp import autocast\n\nstart = 0\nwith autocast("cuda"):\n    x = 1\n',
+        ),
     ],
 )
 def test_edits(tmp_path: Path, before: str, after: str) -> None:
@@ -95,6 +103,8 @@ def test_edits(tmp_path: Path, before: str, after: str) -> None:
         "jnp.int, np.interp(x), np.floating, np.intp, np.strings",
         "Image.BILINEAR, Image.NEAREST, MyImage.LINEARITY",
         "DatasetFromList(dataset, copy=False)",
+        # as Detectron2's main branch has it
+        "from torch.cuda.amp import autocast\nwith autocast(dtype=self.precision):\n    x = 1\n",
     ],
 )
 def test_edits_leave_the_rest(tmp_path: Path, text: str) -> None:

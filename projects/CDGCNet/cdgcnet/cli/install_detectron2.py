@@ -7,8 +7,8 @@
 
 Run it after installing PyTorch. Detectron2 offers no package that installs on current Python,
 and its own build needs a C++ compiler. CDGCNet uses no compiled operator, so this takes the Python
-files, applies the few edits that current NumPy, Pillow and setuptools need, and installs them with
-a stub for the operators. A Detectron2 that is already importable is never touched.
+files, applies the few edits that current NumPy, Pillow, setuptools and PyTorch need, and installs
+them with a stub for the operators. A Detectron2 that is already importable is never touched.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Edit(NamedTuple):
 
 
 RESOURCE_CALL = r"\bpkg_resources\.resource_filename\(\s*([^,]+),\s*(os\.path\.join\([^()]*\))\s*\)"
+AUTOCAST = r"\btorch\.cuda\.amp( import autocast\b[^#]*?\b)with autocast\(\):"
 EDITS = (
     Edit("Image.LINEAR left Pillow", r"\bImage\.LINEAR\b", "Image.BILINEAR", 1),
     # np.bool_ and np.int64 are single words, so \b keeps them
@@ -60,6 +61,14 @@ EDITS = (
     Edit("copy=False can raise", r"\bnp\.array\((\w+), copy=False\)", r"np.asarray(\1)", 1),
     Edit("pkg_resources left setuptools", RESOURCE_CALL, r"str(resources.files(\1) / \2)", 1),
     Edit("its import", r"(?m)^import pkg_resources$", "from importlib import resources", 1),
+    # only a warning, but at every start of a mixed-precision training run
+    Edit(
+        "torch.cuda.amp is deprecated",
+        r"\btorch\.cuda\.amp( import GradScaler)\b",
+        r"torch.amp\1",
+        1,
+    ),
+    Edit("so is its autocast", AUTOCAST, r'torch.amp\1with autocast("cuda"):', 1),
 )
 FORBIDDEN = (*(edit.pattern for edit in EDITS), r"\bpkg_resources\b")
 

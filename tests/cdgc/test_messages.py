@@ -135,6 +135,19 @@ def test_one_graph_over_all_pixels_has_all_pixels_as_receivers(edges):
     assert relative(found, expected) <= EXACT
 
 
+@pytest.mark.parametrize("edges", ["similarity", "uniform"])
+def test_without_nodes_float16_does_not_overflow(edges):
+    scene = make_scene(1, 1, 8, 3, 2, 2, padding=0, dtype=torch.float32)
+    module = build(scene, nodes="coarse", receivers="all", edges=edges)
+    with torch.no_grad():
+        module.merge_weight.fill_(1000.0)  # the sum of all exceeds float16
+    with torch.autocast("cpu", torch.float16):
+        out = module(scene.x, scene.logits, torch.full_like(scene.targets, scene.ignore_label))
+    assert torch.equal(out, module.merge_bias[:, None, None].expand_as(out).to(out))
+    out.sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
 def test_ignored_pixels_receive_and_padding_does_not():
     scene = make_scene(3, ignore=0.5, padding=0.3)
     module = build(scene, nodes="coarse", receivers="all")

@@ -152,7 +152,8 @@ def test_equals_the_stored_form(key_channels, operators, generator):
     assert packed_kernel(CPU, torch.float32, key_channels, 3) is None  # slower than stored weights
     for dtype in (torch.bfloat16, torch.float64):
         kernel = packed_kernel(CPU, dtype, key_channels, 3)
-        assert type(kernel).__name__.lower().startswith(f"_{operators}")
+        [name] = (n for n, k in packed_attention._choice.candidates.items() if k is kernel)
+        assert operators in name
     layout = layout_of(SEGMENTS, 3, CPU)
     found = results(lambda q, k, v: packed_sums(q, k, v, layout, kernel), inputs)
     for ours, stored in zip(found, results(by_image, inputs), strict=True):
@@ -195,6 +196,48 @@ def test_half_precision_holds_the_distance_bias(dtype):
         assert relative(found, expected) < 5 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_heads_stay_finite_in_half_precision(dtype):
+    # σ = exp(-6) would need 1/σ² = 163,000. At the edge of the largest map each pixel attends to
+    # itself.
+    bias = DistanceBias(2)
+    with torch.no_grad():
+        bias.log_precision.fill_(6.0)
+        bias.offset.fill_(0.5)
+    rows = torch.arange(253, 257).float()
+    places = torch.cartesian_prod(rows, -rows)
+    nothing = torch.zeros(2, 16, 1, dtype=dtype)
+    q, k = bias.extend(nothing, nothing, places, places)
+    attention = (q.double() @ k.double().transpose(1, 2)).softmax(2)
+    torch.testing.assert_close(attention, torch.eye(16).double().expand(2, 16, 16))
+    attention.sum().backward()
+    assert all(p.grad.isfinite().all() for p in bias.parameters())
+
+
+@pytest.mark.parametrize("without", [1, slice(None)])  # one image of three, or all of them
+def test_images_without_nodes(without, operators):
+    scene = make_scene(7, batch=3, channels=8, classes=3, h=4, w=5, stride=3, dtype=torch.float32)
+    module = joint(scene, heads=2, distance_bias=True)
+    targets = scene.targets.clone()
+    targets[without] = scene.ignore_label
+    x = scene.x.detach().clone()
+    x[~scene.valid[:, None].expand_as(x)] = torch.nan  # batch padding may hold anything
+    x.requires_grad_()
+    with torch.no_grad():
+        module.graph_weight.fill_(1000.0)  # the sum of all exceeds float16
+    with torch.autocast("cpu", torch.float16):
+        assert joint_attention.attention_dtype(x, (4, 5), 2, module.distance) == torch.float16
+        nodes = module.select(scene.logits, targets, valid=scene.valid)
+        out = module.propagate(x * 1e-3, nodes)
+    empty = nodes.counts.sum(0) == 0
+    assert empty[without].all()
+    assert empty.all() == (without != 1)
+    assert torch.equal(out[empty], module.merge_bias[:, None, None].expand_as(out[empty]))
+    gradients = torch.autograd.grad(out.sum(), [x, *module.parameters()])
+    assert all(t.isfinite().all() for t in (out, *gradients))
+    assert gradients[0][empty].count_nonzero() == 0
+
+
 def test_autocast_computes_in_half_precision_where_a_kernel_can(operators):
     scene = make_scene(5, batch=2, channels=8, classes=3, h=4, w=5, stride=3, dtype=torch.float32)
     module = joint(scene, heads=2, distance_bias=True)
@@ -205,6 +248,9 @@ def test_autocast_computes_in_half_precision_where_a_kernel_can(operators):
         assert joint_attention.attention_dtype(*args) == torch.bfloat16
         wide = (scene.x, (4, 513), 2, module.distance)  # positions beyond 256 are rounded
         assert joint_attention.attention_dtype(*wide) == torch.float32
+        with torch.autocast("cpu", torch.float16):
+            assert joint_attention.attention_dtype(*args) == torch.float16
+            assert joint_attention.attention_dtype(*wide) == torch.float32  # squares beyond 65504
         half = module(scene.x, scene.logits, valid=scene.valid)
         with kernels.loop_only():
             assert joint_attention.attention_dtype(*args) == torch.float32

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdgc.kernels import KernelChoice, segment_ends
+from cdgc.kernels import KernelChoice, segment_ends, to_device
 
 
 def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -81,7 +81,7 @@ def _loop_weights(x: Tensor, grad: Tensor, lengths: Sequence[int]) -> Tensor:
 def _grouped_rows(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
     present = [m for m, n in enumerate(lengths) if n]
     if len(present) < len(lengths):
-        weight = weight.index_select(0, _indices(present, x.device))
+        weight = weight.index_select(0, to_device(present, x.device))
     ends = segment_ends([lengths[m] for m in present], x.device)
     return F.grouped_mm(x, weight, offs=ends)
 
@@ -93,12 +93,7 @@ def _grouped_weights(x: Tensor, grad: Tensor, lengths: Sequence[int]) -> Tensor:
         return found
     # Absent classes stay out of the product: kernels differ in what they leave in empty groups.
     out = x.new_zeros(len(lengths), x.shape[1], grad.shape[1])
-    return out.index_copy_(0, _indices(present, x.device), found)
-
-
-def _indices(classes: Sequence[int], device: torch.device) -> Tensor:
-    index = torch.tensor(classes, dtype=torch.long, pin_memory=device.type == "cuda")
-    return index.to(device, non_blocking=True)
+    return out.index_copy_(0, to_device(present, x.device), found)
 
 
 def _blocks(lengths: Sequence[int]) -> list[tuple[int, slice]]:

@@ -62,21 +62,25 @@ class DistanceBias(nn.Module):
 
         ``-½ (g (y_j - y_i) - o)²`` is ``(g² y_i + g o) y_j - ½ g² y_j²`` plus terms of i alone,
         which cancel in the softmax: three more channels replace an N x n matrix. The keys get whole
-        numbers, so that all gradients go to the queries: there they are sums over the nodes of a
-        pixel, whose logits have gradients that sum to 0, and large positions cancel. In half
-        precision each factor is a sum of parts, whose products are channels of their own.
+        numbers, so that all gradients go to the queries. There they are sums over the nodes of a
+        pixel, whose logits have gradients that sum to 0, so that large positions cancel.
+
+        In half precision each factor is a sum of parts, and each product of two parts is a channel
+        of its own. A head narrower than :data:`_NARROWEST` counts as that wide there.
 
         Args:
             q: (H, N, D) queries, scaled.
             k: (H, n, D) keys.
-            of_pixels: (N, 2) positions of the pixels (y, x), whole numbers up to :func:`_largest`
-                of k's dtype, in float32 at least.
+            of_pixels: (N, 2) positions of the pixels (y, x), whole numbers in float32 at least; in
+                half precision up to :data:`_FARTHEST`.
             of_nodes: (n, 2) positions of the nodes.
 
         Returns:
             (H, N, D + 3) queries and (H, n, D + 3) keys; D + 12 in half precision.
         """
         g = self.log_precision.exp()[:, None, None]  # (H, 1, 1)
+        if q.dtype.itemsize < 4:
+            g = g.clamp(max=1 / _NARROWEST)
         slope = g * (g * of_pixels + self.offset[:, None])  # (H, N, 2)
         curvature = (-0.5 * _UNIT * g**2).expand(-1, len(of_pixels), 1)
         slopes, curvatures = _parts(slope, q.dtype), _parts(curvature, q.dtype)
@@ -96,7 +100,12 @@ class DistanceBias(nn.Module):
         return 12 if dtype.itemsize < 4 else 3
 
 
-# Squared distances are measured in it, so that they fit into float16.
+# All whole numbers up to this one are numbers of bfloat16 (and of float16).
+_FARTHEST = 256
+# σ of the narrowest head in half precision, in nodes. Without a limit float16 would overflow. Here
+# neighboring nodes differ by a factor of exp(-32): the head attends to one node already.
+_NARROWEST = 1 / 8
+# Keys hold squared distances divided by this, because those themselves do not fit into float16.
 _UNIT = 64.0
 
 
@@ -110,23 +119,19 @@ def _parts(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return [first, second, (rest - second.to(x.dtype)).to(dtype)]
 
 
-def _largest(dtype: torch.dtype) -> int:
-    """The whole number up to which all are numbers of ``dtype``."""
-    return int(2 / torch.finfo(dtype).eps)
-
-
 def attention_dtype(
     pixels: Tensor, size: tuple[int, int], heads: int, distance: DistanceBias | None
 ) -> torch.dtype:
-    """The dtype in which :func:`joint_messages` computes: the autocast dtype where that is exact.
+    """The dtype in which :func:`joint_messages` computes: float32 at least, or that of autocast.
 
-    Float32 at least otherwise, because positions do not fit into half precision.
+    The latter needs a packed kernel, because logits stored in half precision would lose the
+    distance bias, and a map whose positions fit into it.
     """
     full = torch.promote_types(pixels.dtype, torch.float32)
     if not torch.is_autocast_enabled(pixels.device.type) or full == torch.float64:
         return full
     half = torch.get_autocast_dtype(pixels.device.type)
-    if distance is not None and max(size) > 2 * _largest(half):
+    if distance is not None and max(size) > 2 * _FARTHEST:
         return full
     return full if _packed(pixels, half, heads, distance) is None else half
 
@@ -134,6 +139,7 @@ def attention_dtype(
 def _packed(
     like: Tensor, dtype: torch.dtype, heads: int, distance: DistanceBias | None
 ) -> PackedKernel | None:
+    """The kernel for features like these in ``dtype``, if there is one."""
     channels = like.shape[1] // heads
     more = 0 if distance is None else distance.channels(dtype)
     return packed_kernel(like.device, dtype, channels + more, channels)
@@ -190,11 +196,11 @@ def joint_messages(
     for b, x in enumerate(pixels.chunk(images) if images else ()):
         own = [s for s, segment in enumerate(segments) if segment.image == b]
         if not own:
-            # Without nodes there still is a gradient path to every parameter.
-            nothing = phi.sum() + phi_prime.sum() + graph.sum() + merge.sum()
-            if distance is not None:
-                nothing = nothing + distance.log_precision.sum() + distance.offset.sum()
-            out.append(0 * (x + nothing.to(x.dtype)))
+            # Without nodes there still is a gradient path to every parameter. A sum of no numbers
+            # is 0 whatever the parameters are; a sum of all could overflow in float16.
+            parameters = (*projections, *(distance.parameters() if distance is not None else ()))
+            nothing = torch.cat([p[:0].flatten() for p in parameters]).sum()
+            out.append(0 * x + nothing.to(x.dtype))
             continue
         values = torch.cat([rows[s] for s in own])  # (n, C)
         index = torch.cat([places[s] for s in own]) - b * per_image

@@ -9,6 +9,7 @@ The CPU always runs the loop, which is faster there.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,15 +45,18 @@ def loop_only() -> Iterator[None]:
 
 
 def segment_ends(lengths: Sequence[int], device: torch.device, start: bool = False) -> Tensor:
-    """The cumulative lengths as int32 on the device, preceded by 0 if ``start``.
+    """The cumulative lengths as int32 on the device, preceded by 0 if ``start``."""
+    ends = list(itertools.accumulate(lengths))
+    return to_device([0, *ends] if start else ends, device, torch.int32)
 
-    The copy leaves pinned memory without making the host wait.
-    """
-    sizes = torch.tensor([0, *lengths] if start else lengths, dtype=torch.int32)
-    ends = sizes.cumsum(0, dtype=torch.int32)
-    if device.type == "cuda":
-        ends = ends.pin_memory()
-    return ends.to(device, non_blocking=True)
+
+def to_device(
+    numbers: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Whole numbers, copied from pinned memory without making the host wait."""
+    # Made on the CPU whatever torch's default device is.
+    found = torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+    return found.to(device, non_blocking=True)
 
 
 class KernelChoice:

@@ -98,7 +98,8 @@ def attention_messages(
     if segments:
         return merged
     # Without any node there still is a gradient path to every parameter.
-    return merged + 0 * (keys.sum() + values.sum() + phi.sum() + merge_weight.sum()).to(merged)
+    nothing = 0 * (keys.sum() + values.sum() + phi.sum() + merge_weight.sum())
+    return merged + nothing.to(merged)
 
 
 def segment_messages(

@@ -21,3 +21,8 @@ def test_a_copy_has_the_commit_of_the_environment(copy, git_is_installed, tmp_pa
     assert run_metadata.commit() == run_metadata.UNKNOWN
     monkeypatch.setenv("CDGCNET_COMMIT", "abc1234")
     assert run_metadata.commit() == "abc1234"
+
+
+def test_a_commit_that_is_named_wins_over_that_of_the_repository(monkeypatch):
+    monkeypatch.setenv("CDGCNET_COMMIT", "abc1234")
+    assert run_metadata.commit() == "abc1234"

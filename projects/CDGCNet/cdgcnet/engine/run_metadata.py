@@ -29,7 +29,7 @@ def commit() -> str:
     """The checked-out commit, and whether tracked files other than results differ from it.
 
     The environment variable CDGCNET_COMMIT names it where files were copied without their
-    repository, or into one that stands at another commit.
+    repository, or into one at another commit.
     """
     if not (ROOT / "projects" / "CDGCNet").is_dir():
         return f"none, installed as cdgcnet {__version__}"

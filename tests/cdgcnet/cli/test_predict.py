@@ -151,6 +151,10 @@ def test_batches_give_the_same_labels(call, images, tmp_path):
         assert (one != many).mean() < 0.001  # ties
 
 
+def test_a_run_in_mixed_precision_predicts_without_a_gpu(call, images):
+    assert call(images / "b.png", options=["--opts", "SOLVER.AMP.ENABLED", "True"]) == 0
+
+
 # ---------------------------------------------------------------- interruption
 
 

@@ -28,7 +28,7 @@ FILES += [
     for row in find_rows(PROFILES / f"{p}.yaml", "all")
 ]
 # What a GPU recipe needs to be read on any machine.
-HERE = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
+HERE = ["MODEL.DEVICE", "cpu"]
 
 
 def load(files):

@@ -110,8 +110,8 @@ BROKEN = {
         r"MODEL\.RPN\.NMS_THRESH is 'x'",
     ),
     "values that do not fit": (
-        CPU + "SOLVER: {AMP: {ENABLED: True}}",
-        r"SOLVER\.AMP\.ENABLED is True",
+        CPU + "SOLVER: {NESTEROV: True, MOMENTUM: 0}",
+        r"SOLVER\.NESTEROV is True",
     ),
 }
 

@@ -9,7 +9,7 @@ from cdgcnet import check_cfg
 from cdgcnet.config.adaptation import adapt_cfg, unused_keys
 from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.rules import RULES
-from cdgcnet.config.validation import check_starting_weights
+from cdgcnet.config.validation import check_starting_weights, check_training
 
 
 @pytest.fixture
@@ -222,14 +222,9 @@ COMBINATIONS = {
         "MODEL.CDGC.MESSAGE_WEIGHTS",
     ),
     "dilations of no output stride": ({"MODEL.RESNETS.RES4_DILATION": 1}, "MODEL.RESNETS.RES5"),
-    "mixed precision on a CPU": ({"SOLVER.AMP.ENABLED": True}, "SOLVER.AMP.ENABLED"),
     "Nesterov without momentum": (
         {"SOLVER.NESTEROV": True, "SOLVER.MOMENTUM": 0.0},
         "SOLVER.NESTEROV",
-    ),
-    "batch norm over one pixel": (
-        {"MODEL.CDGC.CONTEXT_MODULE": "psp", "SOLVER.IMS_PER_BATCH": 1},
-        "SOLVER.IMS_PER_BATCH",
     ),
     "groups that do not divide the channels": (
         {"MODEL.CDGC.NORM": "GN", "MODEL.CDGC.CHANNELS": 100},
@@ -256,6 +251,44 @@ def test_values_that_do_not_fit_each_other(cfg, changes, key):
         put(cfg, name, value)
     with pytest.raises(ValueError, match=rf"^{re.escape(key)}.* is .*; expected "):
         check_cfg(cfg)
+
+
+PSP = {"MODEL.CDGC.CONTEXT_MODULE": "psp"}
+ONLY_IN_TRAINING = {
+    "scaled gradients on a CPU": ({"SOLVER.AMP.ENABLED": True}, "SOLVER.AMP.ENABLED"),
+    "batch norm over one pixel": ({**PSP, "SOLVER.IMS_PER_BATCH": 1}, "SOLVER.IMS_PER_BATCH"),
+    "the same, with a batch for two processes that is scaled to one": (
+        {**PSP, "SOLVER.IMS_PER_BATCH": 2, "SOLVER.REFERENCE_WORLD_SIZE": 2},
+        "SOLVER.IMS_PER_BATCH",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "key"), ONLY_IN_TRAINING.values(), ids=ONLY_IN_TRAINING)
+def test_only_training_depends_on_the_machine(cfg, changes, key):
+    for name, value in changes.items():
+        put(cfg, name, value)
+    check_cfg(cfg)
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)} is .*; expected "):
+        check_training(cfg)
+
+
+TRAINABLE = {
+    "bfloat16 on a CPU": {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": "bf16"},
+    "batch norm over one pixel of each of two images": {**PSP, "SOLVER.IMS_PER_BATCH": 2},
+    "batch norm with stored statistics": {
+        **PSP,
+        "SOLVER.IMS_PER_BATCH": 1,
+        "MODEL.CDGC.NORM": "FrozenBN",
+    },
+}
+
+
+@pytest.mark.parametrize("changes", TRAINABLE.values(), ids=TRAINABLE)
+def test_a_config_that_fits_the_machine_can_be_trained(cfg, changes):
+    for name, value in changes.items():
+        put(cfg, name, value)
+    check_training(cfg)
 
 
 def test_a_cosine_schedule_falls(cfg):

@@ -64,6 +64,12 @@ def weights(run_yaml, tmp_path):
 
 # ---------------------------------------------------------------- wrong from the start
 
+# Settings of a training run elsewhere, which only training depends on: a GPU, and two processes
+# with an image each.
+ONLY_IN_TRAINING = [
+    ["SOLVER.AMP.ENABLED", "True"],
+    ["MODEL.CDGC.CONTEXT_MODULE", "psp", "SOLVER.IMS_PER_BATCH", "1"],
+]
 # Everything that can be known before data or weights are read: arguments, expected words.
 MISTAKES = {
     "wrong value": (
@@ -86,6 +92,8 @@ MISTAKES = {
     ),
     "missing weights": (["MODEL.WEIGHTS", "/not/there.pth"], ["MODEL.WEIGHTS", "/not/there.pth"]),
     "no GPU": (["MODEL.DEVICE", "cuda:7"], ["MODEL.DEVICE", "cpu"]),
+    "scaled gradients on a CPU": (ONLY_IN_TRAINING[0], ["SOLVER.AMP.ENABLED", "MODEL.DEVICE cpu"]),
+    "batch norm over one value": (ONLY_IN_TRAINING[1], ["SOLVER.IMS_PER_BATCH", "per process"]),
 }
 
 
@@ -397,6 +405,19 @@ def test_eval_only_needs_no_training_set_and_keeps_its_config(start, folder, wei
     train_net("--eval-only", *start, *arguments)
     assert (folder / "results.json").is_file()
     assert "gone" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("overrides", ONLY_IN_TRAINING, ids=["GPU", "two processes"])
+def test_a_run_of_another_machine_is_evaluated(start, run_yaml, folder, tmp_path, overrides):
+    cfg = load_cfg(str(run_yaml), overrides)
+    weights, config = tmp_path / "model_final.pth", tmp_path / "config.yaml"
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, weights)
+    cfg.MODEL.DEVICE = "cuda"
+    config.write_text(cfg.dump(), encoding="utf-8")
+    here = ["OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", weights]
+    assert "sem_seg" in train_net("--config-file", config, "--eval-only", *here)
+    with pytest.raises(ValueError, match=r"^SOLVER\..* is .*; expected"):
+        Trainer(load_cfg(str(config), ["MODEL.DEVICE", "cpu"]))
 
 
 # ---------------------------------------------------------------- as the shell sees it

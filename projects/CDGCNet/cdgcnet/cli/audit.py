@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     path = find_config(args.config_file) if args.config_file else None
 
     from cdgcnet import load_cfg, register_all, register_folders
-    from cdgcnet.data.audit.audit import ON_CPU, audit
+    from cdgcnet.data.audit.audit import audit
     from cdgcnet.data.audit.issues import format_report
     from cdgcnet.data.audit.report import check_page, write_page
     from cdgcnet.data.decoding import MAX_PIXELS
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     register_all(args.root)
     max_pixels = MAX_PIXELS
     if path:
-        cfg = load_cfg(str(path), ON_CPU)
+        cfg = load_cfg(str(path), ["MODEL.DEVICE", "cpu"])  # looking at data needs no GPU
         max_pixels = cfg.INPUT.MAX_PIXELS
         register_folders(cfg, args.root)
     report = audit(args.name, args.against, args.workers, max_pixels)

@@ -81,8 +81,7 @@ def first_samples(cfg: "CfgNode", num: int, augmented: bool) -> list[dict]:
 
 def run(args: argparse.Namespace) -> None:
     check_arguments(args)
-    # Looking at data needs no device, so the config of a GPU training works everywhere.
-    overrides = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
+    overrides = ["MODEL.DEVICE", "cpu"]  # looking at data needs no GPU
     if args.dataset:
         overrides += ["DATASETS.TRAIN", f"('{args.dataset}',)"]
     if args.seed is not None:

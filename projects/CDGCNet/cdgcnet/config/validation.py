@@ -166,7 +166,7 @@ def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
 
 def _training_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     """Keys of INPUT and SOLVER that do not fit each other."""
-    solver, cdgc = cfg.SOLVER, cfg.MODEL.CDGC
+    solver = cfg.SOLVER
     low, high = cfg.INPUT.SCALE_JITTER
     if low > high:
         yield "INPUT.SCALE_JITTER", "[lowest, highest] ratio, in this order"
@@ -183,6 +183,11 @@ def _training_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
         )
     if solver.NESTEROV and not solver.MOMENTUM:
         yield "SOLVER.NESTEROV", "False with SOLVER.MOMENTUM 0"
+
+
+def _machine_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Keys that do not fit the device or the number of processes of a training run."""
+    solver, cdgc = cfg.SOLVER, cfg.MODEL.CDGC
     if solver.AMP.ENABLED and solver.AMP.PRECISION == "fp16" and cfg.MODEL.DEVICE == "cpu":
         yield (
             "SOLVER.AMP.ENABLED",
@@ -190,7 +195,9 @@ def _training_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             "CUDA (on a CPU with bfloat16 instructions, use SOLVER.AMP.PRECISION bf16)",
         )
     pools = cdgc.ENABLED and cdgc.CONTEXT_MODULE == "psp" and cdgc.NORM.endswith("BN")
-    if pools and cdgc.NORM != "FrozenBN" and comm.get_world_size() == solver.IMS_PER_BATCH:
+    # With a reference, Detectron2 scales the batch to keep the number of images per process.
+    processes = solver.REFERENCE_WORLD_SIZE or comm.get_world_size()
+    if pools and cdgc.NORM != "FrozenBN" and processes == solver.IMS_PER_BATCH:
         yield (
             "SOLVER.IMS_PER_BATCH",
             "two images or more per process: MODEL.CDGC.CONTEXT_MODULE psp pools to one pixel, "
@@ -222,6 +229,8 @@ def _inference_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
 def check_cfg(cfg: CfgNode) -> None:
     """Check every key that the program reads, then the keys that depend on each other.
 
+    The config of a training run passes wherever its network can run, see :func:`check_training`.
+
     Raises:
         ConfigError: naming the key, the value found and the values allowed.
     """
@@ -232,6 +241,19 @@ def check_cfg(cfg: CfgNode) -> None:
     for problems in (_model_problems, _training_problems, _inference_problems):
         for key, expected in problems(cfg):
             raise ConfigError(key, value_of(cfg, key), expected)
+
+
+def check_training(cfg: CfgNode) -> None:
+    """Check whether a config that has passed :func:`check_cfg` can be trained here.
+
+    Evaluation and prediction do not need this: they may run on another device and in another
+    number of processes than the training run.
+
+    Raises:
+        ConfigError: naming the key, the value found and the values allowed.
+    """
+    for key, expected in _machine_problems(cfg):
+        raise ConfigError(key, value_of(cfg, key), expected)
 
 
 def weights_file(cfg: CfgNode) -> str:

@@ -22,7 +22,12 @@ from cdgcnet.checkpoint.class_metadata import class_metadata
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
 from cdgcnet.config.adaptation import adapt_cfg
 from cdgcnet.config.defaults import load_cfg
-from cdgcnet.config.validation import check_starting_weights, value_of, weights_file
+from cdgcnet.config.validation import (
+    check_starting_weights,
+    check_training,
+    value_of,
+    weights_file,
+)
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.preflight import check_data, check_datasets
 from cdgcnet.engine.distributed import (
@@ -161,6 +166,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     with logging_after_checks():
         cfg = load_cfg(args.config_file, args.opts)
         _check_device(cfg)
+        if not args.eval_only:
+            check_training(cfg)
         register_all()
         register_folders(cfg)
         check_datasets(cfg, train=not args.eval_only)

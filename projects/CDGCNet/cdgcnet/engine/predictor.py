@@ -109,8 +109,6 @@ class Predictor:
         folder = find_folder(os.fspath(name), download=download)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         fixed = ["MODEL.WEIGHTS", str(folder / WEIGHTS), "MODEL.DEVICE", device]
-        if device == "cpu":  # Detectron2's mixed precision, for training alone, needs a GPU
-            fixed += ["SOLVER.AMP.ENABLED", "False"]
         return cls(load_cfg(str(folder / CONFIG), fixed), tta=tta)
 
     def save_pretrained(

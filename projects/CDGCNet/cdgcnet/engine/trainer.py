@@ -29,7 +29,7 @@ from cdgcnet.checkpoint.class_metadata import class_dependent_tensors, class_met
 from cdgcnet.checkpoint.strict_checkpointer import local_file
 from cdgcnet.checkpoint.timm_weights import load_timm_weights
 from cdgcnet.config.rules import TIMM
-from cdgcnet.config.validation import check_starting_weights
+from cdgcnet.config.validation import check_starting_weights, check_training
 from cdgcnet.data.dataset_mapper import SemSegMapper
 from cdgcnet.data.evaluation_mapper import build_evaluation_mapper
 from cdgcnet.data.train_loader import TrainLoader, stream_seed
@@ -68,8 +68,10 @@ class Trainer(DefaultTrainer):
             evaluators: used by the evaluations during and after training, see :meth:`test`.
 
         Raises:
-            ValueError: if the number of evaluators is not that of the datasets.
+            ValueError: if the number of evaluators is not that of the datasets, or if the config
+                cannot be trained on this device or in this number of processes.
         """
+        check_training(cfg)
         # Weights that are evaluated during training exist only then: such an evaluation cannot
         # be resumed.
         cfg = cfg.clone()

@@ -99,9 +99,7 @@ def run_cost(folder: Path) -> dict[str, Any]:
     Args:
         folder: with ``config.yaml``; the multiply-adds need ``model_final.pth`` and the test set.
     """
-    cfg = load_cfg(
-        str(folder / "config.yaml"), ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
-    )
+    cfg = load_cfg(str(folder / "config.yaml"), ["MODEL.DEVICE", "cpu"])
     register_all()
     register_folders(cfg)
     first = DatasetCatalog.get(cfg.DATASETS.TEST[0])[0]

@@ -129,18 +129,11 @@ def row_text(row: Row, overrides: tuple[str, ...] = ()) -> str:
 
 @cache
 def _resolved(files: tuple[Path, ...], overrides: tuple[str, ...]) -> CfgNode:
-    here: list[str] = []
-    amp: list[str] = []
-    if not torch.cuda.is_available() and len(overrides) % 2 == 0:
-        pairs = zip(overrides[::2], overrides[1::2], strict=True)
-        amp = [x for key, value in pairs if key == "SOLVER.AMP.ENABLED" for x in (key, value)]
-        here = ["MODEL.DEVICE", "cpu", *(("SOLVER.AMP.ENABLED", "False") if amp else ())]
+    here = [] if torch.cuda.is_available() or len(overrides) % 2 else ["MODEL.DEVICE", "cpu"]
     try:
-        cfg = load_cfg([str(path) for path in files], [*overrides, *here])
+        return load_cfg([str(path) for path in files], [*overrides, *here])
     except ValueError as error:
         raise ValueError(f"{files[-1].name}: {error}") from error
-    cfg.merge_from_list(amp)
-    return cfg
 
 
 @cache

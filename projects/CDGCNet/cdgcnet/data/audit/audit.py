@@ -29,8 +29,6 @@ from cdgcnet.data.preflight import similar_datasets
 from cdgcnet.utils.progress import progress
 from cdgcnet.visualization.colors import class_colors
 
-# Overrides for looking at data: the config of a GPU training then loads on any machine.
-ON_CPU = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
 # For each split those that must share no image with it.
 _COUNTERPARTS = {
     "train": ("val", "test"),

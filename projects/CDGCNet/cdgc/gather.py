@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cdgc.kernels import to_device
 from cdgc.nodes import NodeSet
 
 
@@ -115,9 +116,7 @@ class Segments:
                 f"lengths must be positive and sum to the {len(nodes.pixel)} nodes, got {lengths}"
             )
         device = nodes.pixel.device
-        # From pinned memory the copy does not make the host wait.
-        size = torch.tensor(lengths, dtype=torch.long, pin_memory=device.type == "cuda")
-        size = size.to(device, non_blocking=True)
+        size = to_device(lengths, device)
         segment = torch.arange(len(lengths), device=device).repeat_interleave(
             size, output_size=len(nodes.pixel)
         )

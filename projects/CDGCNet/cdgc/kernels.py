@@ -35,7 +35,11 @@ _loop_only = False
 
 @contextmanager
 def loop_only() -> Iterator[None]:
-    """Run the segment loops on every device, for example to compare a kernel with them."""
+    """Run the segment loops on every device, for example to compare a kernel with them.
+
+    Keep the backward pass inside the block where it recomputes anything, so that it does not choose
+    another kernel.
+    """
     global _loop_only
     before, _loop_only = _loop_only, True
     try:

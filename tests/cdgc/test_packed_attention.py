@@ -196,6 +196,27 @@ def test_half_precision_holds_the_distance_bias(dtype):
         assert relative(found, expected) < 5 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_tf32_does_not_blur_the_distance_bias(on_gpu, monkeypatch):
+    # TF32 keeps 10 bits after the first; a user may allow it on a GPU only.
+    monkeypatch.setattr(joint_attention, "DEVICES", ("cpu",) if on_gpu else ())
+    torch.manual_seed(0)
+    bias = DistanceBias(5, narrowest=0.5)
+    places = torch.randint(-48, 49, (40, 2)).float()
+    q, k = bias.extend(*[torch.zeros(5, 40, 1)] * 2, places, places)
+    exact = [
+        t.double()
+        for t in copy.deepcopy(bias)
+        .double()
+        .extend(*[torch.zeros(5, 40, 1, dtype=torch.float64)] * 2, places.double(), places.double())
+    ]
+    rounded = [
+        torch.ldexp((m * 2**11).round() / 2**11, e) for m, e in (t.double().frexp() for t in (q, k))
+    ]
+    error = (rounded[0] @ rounded[1].mT - exact[0] @ exact[1].mT).abs().max()
+    assert (error < 1e-2) == on_gpu
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_heads_stay_finite_in_half_precision(dtype):
     # σ = exp(-6) would need 1/σ² = 163,000. At the edge of the largest map each pixel attends to

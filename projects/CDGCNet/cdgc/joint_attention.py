@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cdgc.class_sums import can_fuse, class_sums
 from cdgc.grouped_linear import class_linear
+from cdgc.kernels import DEVICES
 from cdgc.messages import Segment
 from cdgc.packed_attention import PackedKernel, layout_of, packed_kernel, packed_sums
 
@@ -65,8 +66,9 @@ class DistanceBias(nn.Module):
         numbers, so that all gradients go to the queries. There they are sums over the nodes of a
         pixel, whose logits have gradients that sum to 0, so that large positions cancel.
 
-        In half precision each factor is a sum of parts, and each product of two parts is a channel
-        of its own. A head narrower than :data:`_NARROWEST` counts as that wide there.
+        Where products of matrices round their factors, each factor is a sum of parts that are not
+        rounded, and each product of two parts is a channel of its own. In half precision a head
+        narrower than :data:`_NARROWEST` counts as that wide.
 
         Args:
             q: (H, N, D) queries, scaled.
@@ -76,22 +78,23 @@ class DistanceBias(nn.Module):
             of_nodes: (n, 2) positions of the nodes.
 
         Returns:
-            (H, N, D + 3) queries and (H, n, D + 3) keys; D + 12 in half precision.
+            (H, N, D + 3) queries and (H, n, D + 3) keys; D + 12 in half precision and on a GPU.
         """
         g = self.log_precision.exp()[:, None, None]  # (H, 1, 1)
         if q.dtype.itemsize < 4:
             g = g.clamp(max=1 / _NARROWEST)
         slope = g * (g * of_pixels + self.offset[:, None])  # (H, N, 2)
         curvature = (-0.5 * _UNIT * g**2).expand(-1, len(of_pixels), 1)
-        slopes, curvatures = _parts(slope, q.dtype), _parts(curvature, q.dtype)
         radius = of_nodes.square().sum(1, keepdim=True) / _UNIT
-        radii = _parts(radius, k.dtype)
+        kept = _kept(k)
+        slopes, curvatures, radii = (_parts(x, kept) for x in (slope, curvature, radius))
         pairs = [(c, r) for i, c in enumerate(curvatures) for r in radii[: len(radii) - i]]
         heads = (len(k), -1, -1)
-        rows = [of_nodes.to(k.dtype)] * len(slopes) + [r for _, r in pairs]
+        of_pixel = torch.cat([*slopes, *(c for c, _ in pairs)], 2)
+        of_node = torch.cat([*[of_nodes] * len(slopes), *(r for _, r in pairs)], 1)
         return [
-            torch.cat([q, *slopes, *(c for c, _ in pairs)], 2),
-            torch.cat([k, *(row.expand(*heads) for row in rows)], 2),
+            torch.cat([q, of_pixel.to(q.dtype)], 2),
+            torch.cat([k, of_node.to(k.dtype).expand(*heads)], 2),
         ]
 
     @staticmethod
@@ -109,14 +112,24 @@ _NARROWEST = 1 / 8
 _UNIT = 64.0
 
 
-def _parts(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Numbers of ``dtype`` whose sum is x; the gradient of x goes through the first."""
-    first = x.to(dtype)
-    if dtype.itemsize >= 4:
-        return [first]
-    rest = (x - first.to(x.dtype)).detach()
-    second = rest.to(dtype)
-    return [first, second, (rest - second.to(x.dtype)).to(dtype)]
+def _kept(like: Tensor) -> torch.dtype:
+    """A dtype whose numbers a product of such matrices does not round.
+
+    On a GPU a user may allow TF32 or bfloat16 in products of float32
+    (torch.set_float32_matmul_precision).
+    """
+    on_gpu = like.dtype == torch.float32 and like.device.type in DEVICES
+    return torch.bfloat16 if on_gpu else like.dtype
+
+
+def _parts(x: Tensor, kept: torch.dtype) -> list[Tensor]:
+    """Numbers of ``kept`` whose sum is x, in its dtype; the first has the gradient of x."""
+    if kept.itemsize >= 4:
+        return [x]
+    first = x.detach().to(kept).to(x)
+    rest = x.detach() - first
+    second = rest.to(kept).to(x)
+    return [x - rest, second, (rest - second).to(kept).to(x)]
 
 
 def attention_dtype(

@@ -124,6 +124,10 @@ def test_metadata(weights, tiny_cfg, run_data):
     classes = {"MODEL.CLASS_NAMES": names, "MODEL.CLASS_COLORS": colors}
     metadata = Predictor(tiny_cfg({"MODEL.WEIGHTS": weights, **classes})).metadata
     assert metadata.stuff_classes == names and metadata.stuff_colors[1] == (1, 0, 255)
+    # The run of a dataset without colors, on a machine that does not know the dataset.
+    elsewhere = {"MODEL.CLASS_NAMES": names, "DATASETS.TEST": ("my_val",)}
+    metadata = Predictor(tiny_cfg({"MODEL.WEIGHTS": weights, **elsewhere})).metadata
+    assert metadata.stuff_classes == names and len(set(metadata.stuff_colors)) == 5
     # Eleven classes are not the five of this model.
     cfg = tiny_cfg({"MODEL.WEIGHTS": weights, "DATASETS.TEST": ("cdgc_camvid_val",)})
     assert Predictor(cfg).metadata is None

@@ -170,11 +170,15 @@ class Predictor:
         )
 
     def _class_metadata(self, checkpoint: Mapping[str, Any]) -> Metadata | None:
-        """Names and colors of the classes: the config's, the checkpoint's or the test set's."""
+        """Names and colors of the classes: the config's, the checkpoint's or the test set's.
+
+        Names without colors, as of a dataset that has none, get those of Detectron2.
+        """
         from detectron2.data import MetadataCatalog
         from detectron2.data.catalog import Metadata
 
         from cdgcnet.checkpoint.class_metadata import stored_classes
+        from cdgcnet.visualization.colors import class_colors
 
         names, colors = self.cfg.MODEL.CLASS_NAMES, self.cfg.MODEL.CLASS_COLORS
         if not len(names):
@@ -185,7 +189,11 @@ class Predictor:
             classes = MetadataCatalog.get(name).get("stuff_classes", [])
             if len(classes) == self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
                 return MetadataCatalog.get(name)
-        return None
+        if not len(names):
+            return None
+        metadata = Metadata(stuff_classes=list(names))
+        metadata.stuff_colors = class_colors(metadata)
+        return metadata
 
     def _input(self, original_image: np.ndarray) -> dict:
         import torch

@@ -1,8 +1,11 @@
 """Config files: safe YAML, ``_BASE_``, overrides, and one line that names file and key."""
 
 import pytest
+import yaml
+from detectron2.config import get_cfg
 
 from cdgcnet import load_cfg
+from cdgcnet.config.identity import complete_config
 
 CPU = "MODEL: {DEVICE: cpu}\n"
 
@@ -23,6 +26,30 @@ def test_values_of_a_file_and_overrides(write):
     cfg = load_cfg(write("MODEL: {DEVICE: cpu, CDGC: {FUSION: sum}}\nVERSION: 2\n"), ["SEED", "3"])
     assert (cfg.MODEL.CDGC.FUSION, cfg.SEED) == ("sum", 3)
     assert not cfg.is_frozen()
+
+
+def test_v06_reads_the_config_of_a_run_with_detectron2s_main_branch(write):
+    expected = load_cfg("", ["MODEL.DEVICE", "cpu"])
+    stored = yaml.safe_load(expected.dump())  # and all keys that only the main branch has
+    stored["FLOAT32_PRECISION"] = ""
+    stored["DATALOADER"]["REPEAT_SQRT"] = True
+    stored["MODEL"]["ROI_BOX_HEAD"] |= {
+        "FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
+        "FED_LOSS_NUM_CLASSES": 50,
+        "USE_FED_LOSS": False,
+        "USE_SIGMOID_CE": False,
+    }
+    stored["SOLVER"] |= {"BASE_LR_END": 0.0, "NUM_DECAYS": 3, "RESCALE_INTERVAL": False}
+    text = yaml.safe_dump(stored)
+    read = load_cfg(write(text), ["SOLVER.BASE_LR_END", "0.0"])
+    assert complete_config(read) == complete_config(text) == complete_config(expected)
+
+
+@pytest.mark.skipif("BASE_LR_END" in get_cfg().SOLVER, reason="Detectron2 has the key")
+def test_a_value_that_v06_cannot_honor_is_refused(write):
+    path = write(CPU + "SOLVER: {BASE_LR_END: 0.001}")
+    with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR_END is 0\.001; expected 0\.0 or no"):
+        load_cfg(path)
 
 
 def test_base_files_come_first(write):

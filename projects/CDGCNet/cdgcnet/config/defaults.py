@@ -14,7 +14,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from cdgc import DEFAULT_GRAPH, SAMPLES
 from cdgcnet.config.reading import flatten, read_config_file
 from cdgcnet.config.rule_types import Items, Number, Text, show
-from cdgcnet.config.rules import RULES
+from cdgcnet.config.rules import NEWER_DEFAULTS, RULES
 from cdgcnet.config.validation import ConfigError, check_cfg, suggest, value_of
 
 
@@ -253,6 +253,13 @@ def _set(cfg: CfgNode, key: str, value: Any, origin: str, known: set[str]) -> No
         ValueError: naming the origin, for an unknown key or a value that the key cannot have.
     """
     if key not in known:
+        if key in NEWER_DEFAULTS:
+            if decode(value) == NEWER_DEFAULTS[key]:
+                return
+            raise ValueError(
+                f"{origin}: {key} is {show(value)}; expected {show(NEWER_DEFAULTS[key])} or no "
+                "such key, which only the main branch of Detectron2 has"
+            )
         if any(k.startswith(f"{key}.") for k in known):
             if value is None:  # a section without entries
                 return

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from cdgcnet.config.reading import flatten
+from cdgcnet.config.rules import NEWER_DEFAULTS
 from cdgcnet.utils.digests import digest
 
 # "run": a resumed training run must repeat the key. "row": it changes what a row of an experiment
@@ -112,7 +113,7 @@ def _without_sync_bn(flat: dict[str, Any]) -> dict[str, Any]:
 def _defaults() -> dict[str, Any]:
     from cdgcnet.config.defaults import default_cfg
 
-    return _without_sync_bn(flat_config(default_cfg()))
+    return {**NEWER_DEFAULTS, **_without_sync_bn(flat_config(default_cfg()))}
 
 
 def complete_config(cfg: CfgNode | str) -> dict[str, Any]:

@@ -220,6 +220,19 @@ RULES: dict[str, Rule] = {
     "TEST.SAVE_RLE": _FLAG,
     "TEST.RESUME": _FLAG,
 }
-# Detectron2's schedulers read these on its main branch; v0.6 does not have them.
+# Keys that v0.6 of Detectron2 lacks, with their defaults on its main branch. With these values both
+# do the same, so v0.6 can read the config.yaml of a run there, which holds every key.
+NEWER_DEFAULTS: dict[str, Any] = {
+    "DATALOADER.REPEAT_SQRT": True,
+    "FLOAT32_PRECISION": "",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER": 0.5,
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": 50,
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
+    "SOLVER.BASE_LR_END": 0.0,
+    "SOLVER.NUM_DECAYS": 3,
+    "SOLVER.RESCALE_INTERVAL": False,
+}
+# Of these, CDGCNet reads two.
 _NEWER: dict[str, Rule] = {"BASE_LR_END": Number(0, 1000), "RESCALE_INTERVAL": _FLAG}
 RULES |= {f"SOLVER.{key}": rule for key, rule in _NEWER.items() if key in get_cfg().SOLVER}

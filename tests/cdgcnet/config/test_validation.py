@@ -6,7 +6,7 @@ import re
 import pytest
 
 from cdgcnet import check_cfg
-from cdgcnet.config.adaptation import adapt_cfg, unused_keys
+from cdgcnet.config.adaptation import adapt_cfg, unused_keys, warn_of_schedule
 from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.rules import RULES
 from cdgcnet.config.validation import check_starting_weights, check_training
@@ -422,7 +422,7 @@ def test_sync_bn_stays_on_several_gpus(cfg, log, monkeypatch):
 def test_small_batch_warns_with_the_scaled_rate(cfg, log):
     # 0.01 * 2 / 8 = 0.0025; the rate itself is left alone.
     cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.RECIPE_IMS_PER_BATCH = 0.01, 2, 8
-    adapt_cfg(cfg)
+    warn_of_schedule(cfg)
     warnings = {r.getMessage() for r in log.records if r.levelno == logging.WARNING}
     assert len(warnings) == 1 and "0.0025" in warnings.pop()
     assert cfg.SOLVER.BASE_LR == 0.01
@@ -431,7 +431,7 @@ def test_small_batch_warns_with_the_scaled_rate(cfg, log):
 @pytest.mark.parametrize(("batch", "recipe"), [(8, 8), (16, 8), (2, 0)])
 def test_no_warning_for_a_full_batch_or_no_recipe(cfg, log, batch, recipe):
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.RECIPE_IMS_PER_BATCH = batch, recipe
-    adapt_cfg(cfg)
+    warn_of_schedule(cfg)
     assert not [r for r in log.records if r.levelno == logging.WARNING]
 
 
@@ -448,5 +448,5 @@ def test_no_warning_for_a_full_batch_or_no_recipe(cfg, log, batch, recipe):
 def test_dynamic_nodes_in_a_short_schedule_are_mentioned(cfg, log, changes, warned):
     for key, value in {"SOLVER.MAX_ITER": 500, **changes}.items():
         put(cfg, key, value)
-    adapt_cfg(cfg)
+    warn_of_schedule(cfg)
     assert ("MODEL.CDGC.NODES is dynamic" in log.text) == warned

@@ -1,7 +1,6 @@
 """Training: a resumed run repeats the uninterrupted one, and what the logs say is so."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import ClassVar
@@ -477,16 +476,6 @@ def test_emulated_bfloat16_warns(run_cfg, tmp_path, monkeypatch, caplog):
         Trainer(cfg)
         warned.append("no bfloat16 instructions" in caplog.text)
     assert warned == [False, True]
-
-
-def test_small_batch_warns_and_prints_the_scaled_rate(run_cfg, caplog):
-    from cdgcnet.config.adaptation import adapt_cfg
-
-    run_cfg.merge_from_list(["SOLVER.RECIPE_IMS_PER_BATCH", "8"])
-    with caplog.at_level(logging.WARNING, logger="cdgcnet"):
-        adapt_cfg(run_cfg)
-    # Batch 2 of 8 at rate 0.02: 0.02 * 2 / 8 = 0.005.
-    assert "0.005 (SOLVER.BASE_LR)" in caplog.text
 
 
 @pytest.mark.slow

@@ -114,9 +114,8 @@ def unused_keys(cfg: CfgNode, default: CfgNode) -> dict[str, str]:
 def adapt_cfg(cfg: CfgNode) -> None:
     """Fit a checked config to where it runs and log what is likely a mistake.
 
-    SyncBN becomes BN in a single process and on CPUs. Logged are a batch smaller than the one that
-    the recipe's learning rate was chosen for, keys without effect, and dynamic nodes in a short
-    schedule.
+    SyncBN becomes BN in a single process and on CPUs. Logged are keys without effect, and a ResNet
+    of an unusual width.
     """
     logger = logging.getLogger(__name__)
     if cfg.MODEL.DEVICE == "cpu" or comm.get_world_size() == 1:
@@ -129,6 +128,21 @@ def adapt_cfg(cfg: CfgNode) -> None:
     if unused := unused_keys(cfg, default_cfg()):
         listed = "; ".join(f"{key} ({reason})" for key, reason in unused.items())
         logger.warning(f"Keys without effect in this config: {listed}")
+    resnet = cfg.MODEL.BACKBONE.NAME != TIMM and cfg.MODEL.RESNETS.DEPTH < 50
+    if resnet and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS == 256:
+        logger.warning(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is 256 with DEPTH {cfg.MODEL.RESNETS.DEPTH}: four "
+            "times as wide as torchvision's, which has 64"
+        )
+
+
+def warn_of_schedule(cfg: CfgNode) -> None:
+    """Log what is likely a mistake in the schedule of a training run.
+
+    That is a batch smaller than the one that the recipe's learning rate was chosen for, or dynamic
+    nodes in a short schedule.
+    """
+    logger = logging.getLogger(__name__)
     recipe, batch = cfg.SOLVER.RECIPE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH
     recipe_lr = cfg.SOLVER.RECIPE_BASE_LR or cfg.SOLVER.BASE_LR
     scaled = recipe_lr * batch / max(recipe, 1)
@@ -147,10 +161,4 @@ def adapt_cfg(cfg: CfgNode) -> None:
             "schedules the network can read labels off the graph of hard positives, and no form of "
             "dynamic nodes was better than coarse nodes where it was measured "
             "(projects/CDGCNet/EXPERIMENTS.md). MODEL.CDGC.NODES coarse avoids it"
-        )
-    resnet = cfg.MODEL.BACKBONE.NAME != TIMM and cfg.MODEL.RESNETS.DEPTH < 50
-    if resnet and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS == 256:
-        logger.warning(
-            f"MODEL.RESNETS.RES2_OUT_CHANNELS is 256 with DEPTH {cfg.MODEL.RESNETS.DEPTH}: four "
-            "times as wide as torchvision's, which has 64"
         )

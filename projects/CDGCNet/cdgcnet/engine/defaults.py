@@ -20,21 +20,12 @@ from torch import nn
 
 from cdgcnet.checkpoint.class_metadata import class_metadata
 from cdgcnet.checkpoint.strict_checkpointer import StrictCheckpointer, check_weights_path
-from cdgcnet.config.adaptation import adapt_cfg
+from cdgcnet.config.adaptation import adapt_cfg, warn_of_schedule
 from cdgcnet.config.defaults import load_cfg
-from cdgcnet.config.validation import (
-    check_starting_weights,
-    check_training,
-    value_of,
-    weights_file,
-)
+from cdgcnet.config.validation import check_starting_weights, check_training, value_of, weights_file
 from cdgcnet.data.datasets import register_all, register_folders
 from cdgcnet.data.preflight import check_data, check_datasets
-from cdgcnet.engine.distributed import (
-    check_agreement,
-    is_dead_worker,
-    on_main_process,
-)
+from cdgcnet.engine.distributed import check_agreement, is_dead_worker, on_main_process
 from cdgcnet.engine.results_file import ResultsFile
 from cdgcnet.engine.run_facts import run_facts
 from cdgcnet.engine.run_folder import RunFolder
@@ -195,6 +186,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
             f"goes to {cfg.OUTPUT_DIR}"
         )
     if not args.eval_only:
+        warn_of_schedule(cfg)
         pretrained = weights_file(cfg) or cfg.MODEL.TIMM.PRETRAINED
         if not pretrained and not (args.resume and folder.newest_checkpoint()):
             logger.info(f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}: training from random weights")

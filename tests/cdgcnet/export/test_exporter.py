@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import Metadata
 from detectron2.engine import DefaultPredictor
 
 from cdgcnet import Predictor
@@ -134,6 +135,15 @@ def test_metadata(plain):
     assert found.export.pixel_mean == list(predictor.cfg.MODEL.PIXEL_MEAN)
     assert len(found.export.config_sha256) == 64
     assert ExportMetadata.from_json(found.export.to_json(), "a") == found.export
+
+
+def test_a_dataset_without_colors_gets_those_of_detectron2(plain, monkeypatch):
+    predictor, *_ = plain
+    names = ["road", "tree", "sky"]
+    monkeypatch.setattr(predictor, "metadata", Metadata(stuff_classes=names))
+    export = prepare_export(predictor).metadata
+    assert export.class_names == names
+    assert len({tuple(color) for color in export.class_colors}) == 3
 
 
 @pytest.mark.parametrize(

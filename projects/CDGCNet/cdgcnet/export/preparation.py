@@ -17,6 +17,7 @@ from cdgcnet.engine.predictor import Predictor
 from cdgcnet.export.graph import ExportableGraph
 from cdgcnet.export.network import ExportableNetwork
 from cdgcnet.modeling.cdgc_head import CDGCNetHead
+from cdgcnet.visualization.colors import class_colors
 
 PARTS = ("network", "graph")
 
@@ -128,7 +129,7 @@ def _metadata(predictor: Predictor, part: str, opset: int | None) -> ExportMetad
         config_sha256=hashlib.sha256(cfg.dump().encode()).hexdigest(),
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         class_names=[] if classes is None else list(classes.stuff_classes),
-        class_colors=[] if classes is None else [list(map(int, c)) for c in classes.stuff_colors],
+        class_colors=[] if classes is None else [list(c) for c in class_colors(classes)],
         trained_format=cfg.INPUT.FORMAT,
         pixel_mean=list(map(float, cfg.MODEL.PIXEL_MEAN)),
         pixel_std=list(map(float, cfg.MODEL.PIXEL_STD)),

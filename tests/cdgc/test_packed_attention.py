@@ -290,7 +290,7 @@ def test_a_wrong_operator_is_not_used(kernels_on_cpu, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "cdgc"):
         assert packed_kernel(CPU, torch.bfloat16, 11, 8) is None
     (message,) = caplog.messages
-    assert "segment loop; not used: flash attention: relative errors" in message
+    assert "stored weights; not used: flash attention: relative errors" in message
     assert "memory-efficient attention: TypeError: 'NoneType' object is not callable" in message
 
 

@@ -72,6 +72,7 @@ class KernelChoice:
         loop: Kernel,
         candidates: Mapping[str, Kernel],
         example: Callable[[Sequence[int], Sequence[int]], list[Tensor]],
+        loop_name: str = "segment loop",
     ):
         """
         Args:
@@ -81,11 +82,13 @@ class KernelChoice:
                 any exception for what they do not support.
             example: tensors for given segment lengths and numbers of channels (the last size of
                 each tensor), in float64 on the CPU.
+            loop_name: what messages call the loop.
         """
         self.operation = operation
         self.loop = loop
         self.candidates = candidates
         self.example = example
+        self.loop_name = loop_name
         self._chosen: dict[tuple, Kernel] = {}
 
     def __call__(self, *tensors: Tensor) -> Kernel:
@@ -127,7 +130,7 @@ class KernelChoice:
             if all(e <= limit for e, limit in zip(errors, limits, strict=True)):
                 return self._log(name, kernel, device, dtype, channels, reasons)
             reasons.append(f"{name}: relative errors {', '.join(f'{e:.1e}' for e in errors)}")
-        return self._log("segment loop", self.loop, device, dtype, channels, reasons)
+        return self._log(self.loop_name, self.loop, device, dtype, channels, reasons)
 
     def _log(
         self,

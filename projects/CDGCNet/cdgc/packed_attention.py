@@ -235,4 +235,5 @@ _choice = KernelChoice(
         "memory-efficient attention": PackedKernel(_efficient_forward, _efficient_gradients),
     },
     _example,
+    "stored weights",
 )

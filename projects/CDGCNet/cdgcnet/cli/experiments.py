@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tta", action="store_true", help="also evaluate with scales and flip")
     parser.add_argument("--num-gpus", type=integer_from(1), default=1, help="per training run")
+    parser.add_argument(
+        "--jobs",
+        type=integer_from(1),
+        default=1,
+        help="training runs at the same time, for small networks on a large GPU",
+    )
     parser.add_argument("--time-budget", type=float, metavar="MIN", help="stop after this time")
     parser.add_argument("--dry-run", action="store_true", help="print what is missing; run nothing")
     parser.add_argument("--render", action="store_true", help="write the tables; run nothing")
@@ -137,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_start(runner, jobs, args.profile)
     deadline = None if args.time_budget is None else started + 60 * args.time_budget
-    failures = run_jobs(runner, jobs, deadline)
+    failures = run_jobs(runner, jobs, deadline, args.jobs)
     records = load_records(runner.results)
     written = render(profile, args.results, records, groups, args.split, args.opts)
     for failure in failures:

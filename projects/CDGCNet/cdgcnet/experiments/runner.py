@@ -168,7 +168,7 @@ class Runner:
         self._compare_weights(name)
 
     def _compare_weights(self, name: str) -> None:
-        for record in self.records.values():
+        for record in tuple(self.records.values()):  # other threads add some
             if weights_identity(record.weights) != weights_identity(name):
                 raise ValueError(
                     f"MODEL.WEIGHTS: {name}, but the records in {self.results} started from "

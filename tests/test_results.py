@@ -136,12 +136,17 @@ def measured_rows(profile: str) -> dict[tuple, str]:
             ),
         ),
         (
+            EXPERIMENTS,
+            "voc_animals",
+            (*(("whole", seed) for seed in (1, 2, 3)), ("coarse", 1), ("oracle", 1)),
+        ),
+        (
             RESULTS / "voc_animals_cpu" / "README.md",
             "voc_animals_cpu",
             (("whole", 1), ("whole", 2), ("windows", 1), ("windows", 2), ("oracle", 1)),
         ),
     ],
-    ids=["128", "first"],
+    ids=["128", "GPU", "first"],
 )
 def test_trained_features_are_told_as_they_are(page, profile, columns):
     measured = measured_rows(profile)

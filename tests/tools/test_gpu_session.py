@@ -69,7 +69,7 @@ def test_wheels_are_installed_first(tmp_path):
 @pytest.mark.parametrize("rehearse", [[], ["--rehearse"]])
 def test_rows_heads_and_configs_exist(rehearse, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    _, heads, *tables = commands(*rehearse, "--weights", "w.pth", "evidence")
+    _, *tables, heads = commands(*rehearse, "--weights", "w.pth", "evidence")
     assert heads[:4] == ["python3", "-m", "cdgcnet", "compare"]
     assert [words[:3] for words in tables] == [["python3", "tools/run_experiments.py", "all"]] * 2
     for module, words in ((compare, heads[4:]), *((experiments, words[2:]) for words in tables)):

@@ -15,7 +15,7 @@ from cdgcnet import load_cfg
 from cdgcnet.cli import experiments
 from cdgcnet.cli.main import main
 from cdgcnet.evaluation import estimates
-from cdgcnet.experiments import jobs, plot, process, record, render, rows, runner, table
+from cdgcnet.experiments import jobs, plot, process, progress, record, render, rows, runner, table
 from cdgcnet.experiments.progress import Progress
 
 PROFILES = experiments.PROFILES
@@ -39,6 +39,8 @@ if "--eval-only" not in flags:
         begin = int(last.read_text()[6:13]) + 1
 with open(os.environ["FAKE_STARTS"], "a") as starts:
     print(row, seed, "eval" if "--eval-only" in flags else begin, file=starts)
+while len(Path(os.environ["FAKE_STARTS"]).read_text().splitlines()) < plan.get("together", 0):
+    time.sleep(0.05)
 if row in plan.get("fail", []):
     sys.exit(f"train_net.py: error: {row} cannot be trained")
 if "--eval-only" not in flags:
@@ -119,7 +121,7 @@ def command(tmp_path, monkeypatch, capsys, pictures):
         flags = [o for o in options if o.startswith("--")]
         pairs = [o for o in options if not o.startswith("--")]
         cfg = load_cfg([str(path) for path in config_files], pairs)
-        text = tmp_path / "resolved.yaml"
+        text = tmp_path / f"{config_files[-1].stem}-{cfg.SEED}.yaml"
         text.write_text(cfg.dump())
         return [sys.executable, str(script), config_files[-1].stem, str(text), *flags]
 
@@ -147,6 +149,15 @@ def test_missing_rows_are_run_and_finished_ones_never_again(command):
     assert {p: p.stat().st_mtime_ns for p in command.results.rglob("*.json")} == before
     command("table1", "--seeds", 3, "--rows", "plain")
     assert command.starts()[6:] == [("table1_02_plain_gcn", 3, "0")]
+
+
+def test_several_runs_go_on_at_once(command):
+    # Each run waits until all three have begun. Those that share a training follow each other.
+    command.plan(together=3)
+    out = command("table1", "--seeds", 3, "--rows", "baseline", "--jobs", 3, "--tta")
+    assert "6 of 6 rows finished" in out
+    assert sorted(command.starts()) == [("table1_01_baseline", seed, "0") for seed in (1, 2, 3)]
+    assert len(command.records()) == 6
 
 
 def test_a_record_holds_what_its_number_needs(command):
@@ -243,6 +254,23 @@ def test_a_killed_run_resumes_from_its_checkpoint(command, monkeypatch):
     command("table1", "--rows", "baseline")
     assert [begin for _, _, begin in command.starts()] == ["0", "5"]
     assert len(command.records()) == 1
+
+
+def test_all_runs_end_with_the_command(command, monkeypatch):
+    command.plan(sleep=20)
+
+    def interrupt(futures):
+        while len(command.starts()) < 3:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    monkeypatch.setattr(progress, "as_completed", interrupt)
+    command("table1", "--jobs", 3, code=130)
+    assert time.monotonic() - begun < 15
+    for folder in (command.work / "tiny" / "val").iterdir():
+        with process.locked(folder):  # nothing works there any longer
+            pass
 
 
 def test_time_budget(command):

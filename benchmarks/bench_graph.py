@@ -61,6 +61,7 @@ from torch import Tensor, nn
 
 from cdgc import DEFAULT_GRAPH, CDGCModule
 from cdgc.kernels import loop_only
+from cdgcnet.engine.subnormals import flush_subnormals
 
 GRAPHS = ("similarity graph", "uniform graph")
 DEFAULT = "default graph"
@@ -132,6 +133,7 @@ class Cell:
     batch: int = 1
     map_classes: int = 0  # classes that the map is drawn from; 0: num_classes
     one_class: bool = False
+    magnitude: float = 1.0  # of the features
 
     def title(self) -> str:
         passes = "forward + backward" if self.backward else "forward"
@@ -183,6 +185,7 @@ def prepare(cell: Cell, setting: Setting) -> Callable[[], Tensor]:
     logits = torch.cat([one_hot_logits(m, cell.num_classes) for m in maps])
     g = torch.Generator().manual_seed(0)
     features = torch.randn(cell.batch, cell.channels, cell.side, cell.side, generator=g).relu()
+    features *= cell.magnitude
     extra = (logits,) if takes_logits(cell.name) else ()
     call = step(module, features, extra, cell.backward, setting)
     return loop_only()(call) if cell.name in (LOOP, STORED) else call
@@ -302,6 +305,25 @@ def worst_case(rounds: int, setting: Setting) -> list[list[str]]:
     times = measure(runs, rounds=rounds, device=setting.device)
     found = times.ratio(*(cell.name for cell in cells))
     return [claim("one class everywhere / one fused attention: time, N = 97²", found, 1.1)]
+
+
+def subnormals(rounds: int, setting: Setting) -> list[list[str]]:
+    """What it costs to compute with subnormal weights, which the project's commands take for 0."""
+    rows = []
+    for cell in (Cell(GRAPHS[0], shrunk(65), magnitude=8.0), Cell(DEFAULT, shrunk(65))):
+        call = prepare(cell, setting)
+
+        def kept(call: Callable[[], Tensor] = call) -> Tensor:
+            torch.set_flush_denormal(False)
+            try:
+                return call()
+            finally:
+                flush_subnormals()
+
+        times = measure({"kept": kept, "0": call}, rounds=rounds, device=setting.device)
+        what = f"{cell.name}, features x {cell.magnitude:g}: time with subnormal numbers / without"
+        rows.append([f"{what}, N = 65²", f"{times.ratio('kept', '0'):.2f}", "", ""])
+    return rows
 
 
 def memory_law(setting: Setting) -> list[list[str]]:
@@ -611,6 +633,11 @@ def main() -> None:
         "whole image": partial(whole_image, setting),
         "bound": partial(against_bound, args.rounds, setting),
         "rate": partial(rates, args.rounds, setting),
+        **(
+            {"subnormal numbers": partial(subnormals, args.rounds, setting)}
+            if args.device == "cpu"
+            else {}
+        ),
         "host synchronisations": partial(syncs, setting),
     }
     text = ""

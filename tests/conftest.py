@@ -22,6 +22,12 @@ settings.register_profile("ci", deadline=None, database=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """Every test begins with torch's default: commands that ran in this process change it."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)

@@ -1,9 +1,12 @@
 """Sums over the nodes of each class under one softmax: the stored and the fused form."""
 
 import logging
+import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cdgc import class_sums as module
 from cdgc.class_sums import can_fuse, class_sums
@@ -44,6 +47,43 @@ def test_fused_equals_stored(key_channels, generator):
 def test_fused_gradients(generator):
     inputs = example(2, 3, [2, 1], 3, 2, generator)
     assert torch.autograd.gradcheck(lambda *x: class_sums(*x, [2, 1], True), inputs)
+
+
+def test_no_stored_weight_is_subnormal(generator):
+    # Logits 0, -50, -90 and -200: exp(-90) is 8e-40, subnormal in float32. What is below 1e-26
+    # counts as 0, so that neither sums nor gradients are subnormal.
+    q = torch.ones(1, 1, 1, requires_grad=True)
+    k = torch.tensor([[[0.0], [-50.0], [-90.0], [-200.0]]], requires_grad=True)
+    v = torch.ones(1, 4, 1, requires_grad=True)
+    assert 0 < (q @ k.transpose(1, 2)).softmax(2)[0, 0, 2] < torch.finfo(torch.float32).tiny
+    sums = class_sums(q, k, v, [1, 1, 1, 1], fused=False)
+    assert [s.item() for s in sums] == pytest.approx([1, math.exp(-50), 0, 0], rel=1e-5, abs=0)
+    weight = torch.arange(1.0, 5.0)
+    (torch.cat(sums, 1) @ weight).sum().backward()
+    # dL/dlogit = a (g - sum of a g) = a (m - 1) for the node of class m: 0 for the first.
+    assert k.grad.flatten().tolist() == pytest.approx([0, math.exp(-50), 0, 0], rel=1e-5, abs=1e-37)
+    assert v.grad.flatten().tolist() == pytest.approx([1, 2 * math.exp(-50), 0, 0], rel=1e-5, abs=0)
+
+
+@given(st.integers(0, 2**31), st.floats(0, 300))
+def test_weights_that_count_as_0_change_no_sum(seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = example(2, 5, [3, 4], 2, 3, generator)
+    q = (spread * q.detach()).requires_grad_()
+    exact = ((q @ k.transpose(1, 2)).softmax(2), v)
+    wanted = torch.cat([(a @ x).transpose(0, 1).flatten(1) for a, x in zip(
+        exact[0].split([3, 4], 2), v.split([3, 4], 1), strict=True)])  # fmt: skip
+    found = torch.cat(class_sums(q, k, v, [3, 4], fused=False))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-20)
+    toward = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+    pairs = (torch.autograd.grad((y * toward).sum(), (q, k, v)) for y in (found, wanted))
+    for ours, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-18 * (1 + spread))
+
+
+def test_stored_gradients(generator):
+    inputs = example(2, 3, [2, 1], 3, 2, generator)
+    assert torch.autograd.gradcheck(lambda *x: class_sums(*x, [2, 1], False), inputs)
 
 
 def test_a_class_that_is_never_attended_to(generator):

@@ -136,7 +136,9 @@ def load_predictor(
     cfg = load_config(args, ("MODEL.WEIGHTS", args.weights), datasets=False)
 
     from cdgcnet import Predictor
+    from cdgcnet.engine.subnormals import flush_subnormals
 
+    flush_subnormals()
     predictor = Predictor(cfg, tta=args.tta)
     if predictor.metadata is not None:
         return predictor, predictor.metadata

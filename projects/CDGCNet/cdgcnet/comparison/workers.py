@@ -79,9 +79,11 @@ def _child(job: Job, setting: Setting, steps: Any, errors: Connection) -> None:
     import torch
 
     from cdgcnet.data.datasets import register_all, register_folders
+    from cdgcnet.engine.subnormals import flush_subnormals
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
     torch.set_num_threads(setting.threads)
+    flush_subnormals()
     warnings.filterwarnings("ignore", category=FutureWarning)
 
     def progress(count: int) -> None:

@@ -31,6 +31,7 @@ from cdgcnet.engine.run_facts import run_facts
 from cdgcnet.engine.run_folder import RunFolder
 from cdgcnet.engine.run_lock import check_free, hold_folder
 from cdgcnet.engine.run_logging import logging_after_checks, open_log
+from cdgcnet.engine.subnormals import flush_subnormals
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.engine.wandb_writer import check_wandb
 from cdgcnet.evaluation.testing import (
@@ -154,6 +155,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError, OSError: on any mistake that can be known beforehand.
     """
+    flush_subnormals()
     with logging_after_checks():
         cfg = load_cfg(args.config_file, args.opts)
         _check_device(cfg)

@@ -365,6 +365,7 @@ REACHES = [
     ("MODEL.CDGC.LOSS.OHEM_MIN_KEPT", 7.0, "losses.ohem_min_kept"),
     ("MODEL.CDGC.LOSS.COARSE_WEIGHT", 0.1, "losses.coarse_weight"),
     ("MODEL.CDGC.LOSS.REFINED_WEIGHT", 0.1, "losses.refined_weight"),
+    ("MODEL.CDGC.LOSS.REFINED", "ce", "losses.refined"),
     ("MODEL.CDGC.LOSS.AUX_WEIGHT", 0.1, "losses.aux_weight"),
     ("MODEL.CDGC.LOSS.BASELINE_WEIGHT", 0.1, "losses.baseline_weight"),
     ("MODEL.CDGC.LOSS.BASELINE", "ohem", "losses.baseline"),

@@ -76,6 +76,16 @@ def test_baseline_ohem_by_hand():
     )
 
 
+def test_the_refined_loss_can_be_a_cross_entropy():
+    ce = HeadLosses(refined="ce", ohem_min_kept=1, ohem_thresh=0.1)(OUTPUT, TARGETS)
+    everything = HeadLosses(ohem_min_kept=TARGETS.numel())(OUTPUT, TARGETS)
+    assert {k: v.item() for k, v in ce.items()} == pytest.approx(
+        {k: v.item() for k, v in everything.items()}
+    )
+    fewer = HeadLosses(ohem_min_kept=1, ohem_thresh=0.1)(OUTPUT, TARGETS)
+    assert fewer["loss_refined"] > ce["loss_refined"]
+
+
 def test_the_baseline_loss_does_not_affect_a_network_that_refines():
     ce, ohem = (HeadLosses(baseline=name, ohem_min_kept=1) for name in ("ce", "ohem"))
     assert ce(OUTPUT, TARGETS) == ohem(OUTPUT, TARGETS)
@@ -84,6 +94,11 @@ def test_the_baseline_loss_does_not_affect_a_network_that_refines():
 def test_unknown_baseline_loss():
     with pytest.raises(ValueError, match=r"baseline.*ce.*ohem.*focal"):
         HeadLosses(baseline="focal")
+
+
+def test_unknown_refined_loss():
+    with pytest.raises(ValueError, match=r"refined.*ohem.*ce.*focal"):
+        HeadLosses(refined="focal")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ def _row_cfg(cfg: CfgNode, head: str, context: str, schedule: Schedule) -> CfgNo
     node.CONTEXT_MODULE = kind if kind in CONTEXT_MODULES else "graph"
     node.CONTEXT = context
     node.LOSS.AUX_WEIGHT = 0.0  # one feature map is cached
-    # Cross entropy over all pixels: the refined loss keeps every pixel of a batch.
+    # Cross entropy over all pixels: OHEM keeps every pixel of a batch. A head may change that.
+    node.LOSS.REFINED = "ohem"
     node.LOSS.OHEM_MIN_KEPT = 1.0 * schedule.batch * (4 * schedule.crop) ** 2
     for key, value in _changes(head):
         try:

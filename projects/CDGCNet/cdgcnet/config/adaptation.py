@@ -29,7 +29,7 @@ def _unused_sections(cfg: CfgNode) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     if not cdgc.ENABLED:
         unused = below("MODEL.CDGC", _REFINING_KEYS)
-        losses = below("MODEL.CDGC.LOSS", ("COARSE_WEIGHT", "REFINED_WEIGHT"))
+        losses = below("MODEL.CDGC.LOSS", ("COARSE_WEIGHT", "REFINED_WEIGHT", "REFINED"))
         yield "MODEL.CDGC.ENABLED is False", unused + losses
     else:
         yield (
@@ -51,6 +51,10 @@ def _unused_sections(cfg: CfgNode) -> Iterator[tuple[str, tuple[str, ...]]]:
     if cdgc.CONTEXT == "none":
         keys = below("MODEL.SEM_SEG_HEAD", ("ASPP_DILATIONS", "ASPP_CHANNELS"))
         yield "MODEL.CDGC.CONTEXT is none", keys
+    which = "REFINED" if cdgc.ENABLED else "BASELINE"
+    if cdgc.LOSS[which] == "ce":
+        keys = below("MODEL.CDGC.LOSS", ("OHEM_THRESH", "OHEM_MIN_KEPT"))
+        yield f"MODEL.CDGC.LOSS.{which} is ce", keys
     if cdgc.LOSS.AUX_WEIGHT == 0:
         yield "MODEL.CDGC.LOSS.AUX_WEIGHT is 0", ("MODEL.CDGC.AUX_CHANNELS",)
     backbone = cfg.MODEL.BACKBONE.NAME

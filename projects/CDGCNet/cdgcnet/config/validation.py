@@ -158,7 +158,8 @@ def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     elif cfg.MODEL.DEVICE != "cpu" and not torch.cuda.is_available():
         yield (
             "MODEL.DEVICE",
-            "cpu, since no CUDA device is available here (override it with MODEL.DEVICE cpu)",
+            "cpu, since no CUDA device is available here (add MODEL.DEVICE cpu, after --opts where "
+            "the command has that option)",
         )
     elif device[1] and int(device[1]) >= torch.cuda.device_count():
         yield "MODEL.DEVICE", f"a device below cuda:{torch.cuda.device_count()}"

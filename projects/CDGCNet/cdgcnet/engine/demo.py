@@ -21,6 +21,7 @@ from cdgcnet.data.datasets import register_all, streets
 from cdgcnet.data.synthetic.writer import write_street_scenes
 from cdgcnet.engine.feature_extractor import FeatureExtractor
 from cdgcnet.engine.predictor import Predictor
+from cdgcnet.engine.subnormals import flush_subnormals
 from cdgcnet.engine.trainer import Trainer
 from cdgcnet.evaluation.report import format_table, write_results
 from cdgcnet.evaluation.testing import evaluate
@@ -104,6 +105,7 @@ def start_trainer(data: Path) -> None:
     """Prepare one of two processes that share the cores of the machine."""
     start_worker(signal.SIG_DFL)
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    flush_subnormals()
     register_all(data)
 
 

@@ -264,7 +264,7 @@ class ExportableGraph(nn.Module):
             k, v = keys.index_select(0, i[None])[0], values.index_select(0, i[None])[0]
             bias = nodes.log_weight
             bias = None if bias is None else bias.index_select(0, i[None])
-            joint = torch.bmm(q, k).softmax(2) if self.softmax == "image" else None
+            joint = _weights(torch.bmm(q, k)) if self.softmax == "image" else None
             own_class = None if query_class is None else query_class.index_select(0, index)
             own_weight = None if query_weight is None else query_weight.index_select(0, index)
 
@@ -322,7 +322,7 @@ class ExportableGraph(nn.Module):
         if self.edges == "similarity":
             if bias is not None:
                 similarity = similarity + bias[:, None]
-            return torch.bmm(similarity.softmax(2), v)
+            return torch.bmm(_weights(similarity), v)
         # With masked nodes added, every class has enough nodes for a constant number of neighbors.
         v = F.pad(v, (0, 0, 0, self.topk))
         similarity = F.pad(similarity, (0, self.topk), value=_MASKED)
@@ -337,6 +337,15 @@ class ExportableGraph(nn.Module):
 
 def _any_size() -> AbstractContextManager:
     return fx_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+
+
+def _weights(similarity: Tensor) -> Tensor:
+    """The softmax over the last dimension.
+
+    Similarities more than 60 below the largest count as 60 below it: a weight of at most 1e-26,
+    which no sum feels. Smaller weights would be subnormal numbers, which slow a CPU down.
+    """
+    return torch.maximum(similarity, similarity.amax(2, keepdim=True) - 60).softmax(2)
 
 
 def _rows(maps: Tensor) -> Tensor:

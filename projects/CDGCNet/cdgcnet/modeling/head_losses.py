@@ -14,8 +14,8 @@ from cdgcnet.modeling.predictions import HeadOutput
 class HeadLosses(nn.Module):
     """Weighted losses of the coarse, refined and auxiliary logits (Eq. 5).
 
-    ``alpha * CE(coarse) + beta * OHEM(refined) + gamma * CE(auxiliary)``. A network without
-    refinement has the baseline loss of its only prediction instead of the first two terms.
+    ``alpha * CE(coarse) + beta * OHEM(refined) + gamma * CE(auxiliary)``; the refined term can be a
+    plain cross entropy as well. A network without refinement has the baseline loss of its only prediction instead of the first two terms.
     """
 
     class_weights: Tensor | None
@@ -30,6 +30,7 @@ class HeadLosses(nn.Module):
         ohem_min_kept: float = 100_000,
         coarse_weight: float = 0.6,
         refined_weight: float = 0.7,
+        refined: str = "ohem",
         aux_weight: float = 0.4,
         baseline_weight: float = 1.0,
         baseline: str = "ce",
@@ -42,15 +43,17 @@ class HeadLosses(nn.Module):
             align_corners: how logits are resized to the targets.
             ohem_thresh, ohem_min_kept: see :func:`cdgc.ohem_cross_entropy`.
             coarse_weight, refined_weight, aux_weight: alpha, beta and gamma of Eq. 5.
+            refined: the loss of the refined logits, "ohem" or "ce" (cross entropy).
             baseline_weight: weight of the baseline loss.
-            baseline: the baseline loss, "ce" (cross entropy) or "ohem".
+            baseline: the baseline loss, "ce" or "ohem".
             reduce: what the means are taken over, the pixels of each "process" or "global"; see
                 :mod:`cdgc.losses`.
 
         Raises:
-            ValueError: for any other ``baseline`` or ``reduce``.
+            ValueError: for any other ``refined``, ``baseline`` or ``reduce``.
         """
         super().__init__()
+        check_choice("refined", refined, ("ohem", "ce"))
         check_choice("baseline", baseline, ("ce", "ohem"))
         check_choice("reduce", reduce, REDUCTIONS)
         self.ignore_label = ignore_label
@@ -59,6 +62,7 @@ class HeadLosses(nn.Module):
         self.ohem_min_kept = ohem_min_kept
         self.coarse_weight = coarse_weight
         self.refined_weight = refined_weight
+        self.refined = refined
         self.aux_weight = aux_weight
         self.baseline_weight = baseline_weight
         self.baseline = baseline
@@ -79,11 +83,15 @@ class HeadLosses(nn.Module):
             ohem_min_kept=loss.OHEM_MIN_KEPT,
             coarse_weight=loss.COARSE_WEIGHT,
             refined_weight=loss.REFINED_WEIGHT,
+            refined=loss.REFINED,
             aux_weight=loss.AUX_WEIGHT,
             baseline_weight=loss.BASELINE_WEIGHT,
             baseline=loss.BASELINE,
             reduce=loss.REDUCE,
         )
+
+    def _loss(self, kind: str, logits: Tensor, targets: Tensor) -> Tensor:
+        return (self._ohem if kind == "ohem" else self._cross_entropy)(logits, targets)
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(
@@ -126,11 +134,12 @@ class HeadLosses(nn.Module):
         check_labels(targets, output.refined.shape[1], self.ignore_label, "target")
         losses = {}
         if output.coarse is None:
-            baseline = self._ohem if self.baseline == "ohem" else self._cross_entropy
-            losses["loss_baseline"] = self.baseline_weight * baseline(output.refined, targets)
+            baseline = self._loss(self.baseline, output.refined, targets)
+            losses["loss_baseline"] = self.baseline_weight * baseline
         else:
             losses["loss_coarse"] = self.coarse_weight * self._cross_entropy(output.coarse, targets)
-            losses["loss_refined"] = self.refined_weight * self._ohem(output.refined, targets)
+            refined = self._loss(self.refined, output.refined, targets)
+            losses["loss_refined"] = self.refined_weight * refined
         if output.aux is not None:
             losses["loss_aux"] = self.aux_weight * self._cross_entropy(output.aux, targets)
         return losses

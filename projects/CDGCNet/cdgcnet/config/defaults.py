@@ -120,9 +120,7 @@ def add_cdgcnet_config(cfg: CfgNode) -> None:
     cfg.MODEL.CDGC.LOSS = CfgNode()
     cfg.MODEL.CDGC.LOSS.COARSE_WEIGHT = 0.6  # alpha of Eq. 5
     cfg.MODEL.CDGC.LOSS.REFINED_WEIGHT = 0.7  # beta
-    # The refined prediction's loss, "ohem" (Eq. 5) or "ce". Configs that are not the paper's have
-    # "ce": OHEM costs one to two points in short schedules (EXPERIMENTS.md).
-    cfg.MODEL.CDGC.LOSS.REFINED = "ohem"
+    cfg.MODEL.CDGC.LOSS.REFINED = "ohem"  # the refined prediction's loss; or "ce"
     cfg.MODEL.CDGC.LOSS.AUX_WEIGHT = 0.4  # gamma; 0 builds no auxiliary head
     cfg.MODEL.CDGC.LOSS.BASELINE_WEIGHT = 1.0  # of the only prediction when ENABLED is False
     cfg.MODEL.CDGC.LOSS.BASELINE = "ce"  # that prediction's loss, or "ohem"

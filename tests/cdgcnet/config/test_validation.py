@@ -336,6 +336,10 @@ def test_missing_gpu(cfg, monkeypatch):
 
 # ---------------------------------------------------------------- keys without effect
 UNUSED = {
+    "cross entropy over all pixels": (
+        {"MODEL.CDGC.LOSS.REFINED": "ce", "MODEL.CDGC.LOSS.OHEM_MIN_KEPT": 0.1},
+        {"MODEL.CDGC.LOSS.OHEM_MIN_KEPT": "MODEL.CDGC.LOSS.REFINED is ce"},
+    ),
     "another context module": (
         {"MODEL.CDGC.CONTEXT_MODULE": "psp", "MODEL.CDGC.NODES": "dynamic"},
         {"MODEL.CDGC.NODES": "MODEL.CDGC.CONTEXT_MODULE is psp"},

@@ -51,10 +51,9 @@ def _unused_sections(cfg: CfgNode) -> Iterator[tuple[str, tuple[str, ...]]]:
     if cdgc.CONTEXT == "none":
         keys = below("MODEL.SEM_SEG_HEAD", ("ASPP_DILATIONS", "ASPP_CHANNELS"))
         yield "MODEL.CDGC.CONTEXT is none", keys
-    which = "REFINED" if cdgc.ENABLED else "BASELINE"
-    if cdgc.LOSS[which] == "ce":
+    if cdgc.ENABLED and cdgc.LOSS.REFINED == "ce":
         keys = below("MODEL.CDGC.LOSS", ("OHEM_THRESH", "OHEM_MIN_KEPT"))
-        yield f"MODEL.CDGC.LOSS.{which} is ce", keys
+        yield "MODEL.CDGC.LOSS.REFINED is ce", keys
     if cdgc.LOSS.AUX_WEIGHT == 0:
         yield "MODEL.CDGC.LOSS.AUX_WEIGHT is 0", ("MODEL.CDGC.AUX_CHANNELS",)
     backbone = cfg.MODEL.BACKBONE.NAME

@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> None:
     output = free_folder(args.output)
 
     from cdgcnet.engine.demo import run_demo
+    from cdgcnet.engine.subnormals import flush_subnormals
 
+    flush_subnormals()
     run_demo(output, args.data, args.quick)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from detectron2.data import Metadata
 
     from cdgcnet.engine.feature_extractor import FeatureExtractor
+    from cdgcnet.engine.subnormals import flush_subnormals
     from cdgcnet.visualization.paper_figures import Activations
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -137,6 +138,7 @@ def make_figure(args: argparse.Namespace, cfg: "CfgNode") -> int:
     from cdgcnet.engine.feature_extractor import FeatureExtractor
     from cdgcnet.visualization.paper_figures import draw_comparison, draw_features, draw_sampling
 
+    flush_subnormals()
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     labels = choose_classes(args.classes, metadata)
     dicts = choose_images(cfg, args.images, args.num)

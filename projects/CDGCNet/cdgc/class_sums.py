@@ -111,7 +111,7 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
-        weights = F.threshold_(logits.softmax(-1), _SMALLEST, 0.0)
+        weights = F.threshold(logits.softmax(-1), _SMALLEST, 0.0, inplace=True)
         ctx.save_for_backward(weights)
         return weights
 

@@ -15,7 +15,8 @@ class HeadLosses(nn.Module):
     """Weighted losses of the coarse, refined and auxiliary logits (Eq. 5).
 
     ``alpha * CE(coarse) + beta * OHEM(refined) + gamma * CE(auxiliary)``; the refined term can be a
-    plain cross entropy as well. A network without refinement has the baseline loss of its only prediction instead of the first two terms.
+    plain cross entropy as well. A network without refinement has the baseline loss of its only
+    prediction instead of the first two terms.
     """
 
     class_weights: Tensor | None

@@ -5,9 +5,9 @@
     python benchmarks/bench_model.py --full [--output benchmarks/results]
     python benchmarks/bench_model.py --device cuda [--dtype bf16] [--compile]
 
-The first form takes 256² crops with a ResNet-101 and measures a training step with a ResNet-50 as
-well. The second takes 512² and 769² and resumes; with ``--device cuda`` these are 769² with 19
-classes, batch 2, and 520² with 171, batch 4. Weights and images are random; the graph's coarse
+The first form takes 256² crops: inference with a ResNet-101, a training step with a ResNet-50. The
+second takes 512² and 769² with a ResNet-101 and resumes; with ``--device cuda`` these are 769²
+with 19 classes, batch 2, and 520² with 171, batch 4. Weights and images are random; the graph's coarse
 prediction is a blob map of ``maps.py``, without which a random network would give all nodes to one
 class or two.
 
@@ -84,9 +84,9 @@ class Setting:
 
 
 def contestants(setting: Setting) -> list[str]:
-    if setting.depth == 50:  # beside torchvision's alone
-        return [BASE, SIMILARITY, CONVOLUTIONS, TORCHVISION, f"{TORCHVISION}, {LAST}"]
     names = [*OURS, f"{SIMILARITY}, {FIRST}", TORCHVISION, f"{TORCHVISION}, {LAST}"]
+    if setting.depth == 50:
+        names.append(CONVOLUTIONS)
     return [*names, MMSEG] if mmseg_version() else names
 
 
@@ -155,8 +155,8 @@ def torchvision_step(name: str, setting: Setting) -> tuple[nn.Module, Callable[[
     return network, losses if setting.train else lambda: network(x)["out"]
 
 
-def mmseg_config(num_classes: int) -> dict:
-    """configs/_base_/models/deeplabv3_r50-d8.py with depth 101, BN for SyncBN."""
+def mmseg_config(num_classes: int, depth: int) -> dict:
+    """configs/_base_/models/deeplabv3_r50-d8.py with BN for SyncBN."""
     norm = {"type": "BN", "requires_grad": True}
     head = {
         "dropout_ratio": 0.1,
@@ -169,7 +169,7 @@ def mmseg_config(num_classes: int) -> dict:
         "type": "EncoderDecoder",
         "backbone": {
             "type": "ResNetV1c",
-            "depth": 101,
+            "depth": depth,
             "num_stages": 4,
             "out_indices": (0, 1, 2, 3),
             "dilations": (1, 1, 2, 4),
@@ -204,7 +204,7 @@ def mmseg_config(num_classes: int) -> dict:
 
 
 def mmseg_step(setting: Setting) -> tuple[nn.Module, Callable[[], Tensor]]:
-    network = mmseg_build(mmseg_config(setting.num_classes)).to(setting.device)
+    network = mmseg_build(mmseg_config(setting.num_classes, setting.depth)).to(setting.device)
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -315,10 +315,10 @@ def compare(setting: Setting, rounds: int) -> dict:
     """
     names = contestants(setting)
     cell = title(setting)
-    with_memory = setting.train and setting.depth == 101
     try:
         # Each is a fresh process: those of the claims, and the peers' usual layout.
-        of = [n for n in names if LAST not in n and FIRST not in n] if with_memory else []
+        left_out = (LAST, FIRST, CONVOLUTIONS)
+        of = [n for n in names if setting.train and not any(part in n for part in left_out)]
         memory = {name: peak(name, setting) for name in of}
     except (RuntimeError, MemoryError) as reason:  # a killed child, or CUDA's out of memory
         return {"rows": [[cell, "all", f"does not fit ({reason})", "", ""]], "claims": []}
@@ -335,18 +335,16 @@ def compare(setting: Setting, rounds: int) -> dict:
             middle = sorted(times.seconds[name])[len(times.seconds[name]) // 2]
             row[1] += f" ({setting.batch / middle:.1f} images/s)"
         rows.append(row)
-    if MMSEG not in names and setting.depth == 101:
+    if MMSEG not in names:
         rows.append([cell, MMSEG, NO_MMSEG, "", ""])
     claims = [
         claim(f"{cell}: {name} / {BASE}", times.ratio(name, BASE), limit)
         for name, limit in ((UNIFORM, 1.03), (SIMILARITY, 1.1))
-        if name in names
     ]
     if setting.train:
         claims += [
             claim(f"{cell}: memory, {name} / {BASE}", memory[name] / memory[BASE], 1.05)
             for name in (UNIFORM, SIMILARITY)
-            if with_memory
         ]
         if setting.depth == 50:
             found = times.ratio(SIMILARITY, TORCHVISION)
@@ -369,19 +367,15 @@ def compare(setting: Setting, rounds: int) -> dict:
 
 def settings(device: str, dtype: str, compiled: bool, full: bool) -> list[Setting]:
     common = {"device": device, "dtype": dtype, "compiled": compiled}
-    shapes = [(256, 19, 2)]
-    if device == "cuda":
-        shapes = [(769, 19, 2), (520, 171, 4)]
-    elif full:
-        shapes = [(512, 19, 2), (769, 19, 2)]
-    found = [
+    if device == "cpu" and not full:
+        size = shrunk(256)
+        return [Setting(size, **common), Setting(size, train=True, batch=2, depth=50, **common)]
+    shapes = [(769, 19, 2), (520, 171, 4)] if device == "cuda" else [(512, 19, 2), (769, 19, 2)]
+    return [
         Setting(shrunk(size), classes, train, batch if train else 1, **common)
         for size, classes, batch in shapes
         for train in (False, True)
     ]
-    if device == "cpu" and not full:
-        found.append(Setting(shrunk(256), train=True, batch=2, depth=50, **common))
-    return found
 
 
 def main() -> None:

@@ -7,9 +7,9 @@
 
 The first form takes 256² crops: inference with a ResNet-101, a training step with a ResNet-50. The
 second takes 512² and 769² with a ResNet-101 and resumes; with ``--device cuda`` these are 769²
-with 19 classes, batch 2, and 520² with 171, batch 4. Weights and images are random; the graph's coarse
-prediction is a blob map of ``maps.py``, without which a random network would give all nodes to one
-class or two.
+with 19 classes, batch 2, and 520² with 171, batch 4. Weights and images are random; the graph's
+coarse prediction is a blob map of ``maps.py``, without which a random network would give all nodes
+to one class or two.
 
 Inference goes from normalized image (ours: from pixel values) to logits of the image's size, batch
 1. A training step is forward, all losses, backward and SGD, batch 2. Contestants:

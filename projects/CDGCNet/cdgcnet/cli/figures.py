@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from detectron2.data import Metadata
 
     from cdgcnet.engine.feature_extractor import FeatureExtractor
-    from cdgcnet.engine.subnormals import flush_subnormals
     from cdgcnet.visualization.paper_figures import Activations
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -136,6 +135,7 @@ def make_figure(args: argparse.Namespace, cfg: "CfgNode") -> int:
     from detectron2.data import MetadataCatalog
 
     from cdgcnet.engine.feature_extractor import FeatureExtractor
+    from cdgcnet.engine.subnormals import flush_subnormals
     from cdgcnet.visualization.paper_figures import draw_comparison, draw_features, draw_sampling
 
     flush_subnormals()

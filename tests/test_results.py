@@ -157,7 +157,8 @@ def test_trained_features_are_told_as_they_are(page, profile, columns):
 # ---------------------------------------------------------------- tables of `cdgcnet compare`
 COMPARED = sorted(path for path in (RESULTS / "compare").iterdir() if path.is_dir())
 PAPER = RESULTS / "compare" / "voc_animals_paper" / "README.md"
-PAGES = [EXPERIMENTS, ROOT / "README.md", PAPER, *sorted((ROOT / "docs").glob("*.md"))]
+OHEM = RESULTS / "compare" / "voc_animals_ohem" / "README.md"
+PAGES = [EXPERIMENTS, ROOT / "README.md", PAPER, OHEM, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("folder", COMPARED, ids=lambda path: path.name)
@@ -184,11 +185,13 @@ def test_scores_of_a_comparison_are_quoted_as_they_are(page):
     assert quoted and quoted <= measured, quoted - measured
 
 
-def gain(head: str, over: str, context: str, seeds: range) -> tuple[float, float]:
-    """Mean and standard error of the paired differences of the final comparison."""
+def gain(
+    head: str, over: str, context: str, seeds: range, name: str = "voc_animals"
+) -> tuple[float, float]:
+    """Mean and standard error of the paired differences of a comparison."""
     found = {
         (record.head, record.context, record.seed): record.metrics["sem_seg"]["mIoU"]
-        for record in load_compared(RESULTS / "compare" / "voc_animals")
+        for record in load_compared(RESULTS / "compare" / name)
     }
     gains = [found[head, context, seed] - found[over, context, seed] for seed in seeds]
     return statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
@@ -213,6 +216,16 @@ def test_gains_over_the_controls_are_told():
         f"Over the pixelwise control, which adds nothing to ASPP, it is {mean:.2f} ± {error:.2f}"
         in told
     )
+
+
+def test_what_ohem_costs_is_told():
+    ohem = "graph:LOSS.OHEM_MIN_KEPT=0.25"
+    mean, error = gain("graph", ohem, "none", range(1, 4), OHEM.parent.name)
+    assert mean / error > 4.303  # Student's t, 2 degrees of freedom, 5 %
+    told = " ".join(EXPERIMENTS.read_text("utf-8").split())
+    assert f"OHEM takes {mean:.2f} ± {error:.2f} from the default graph" in told
+    mean, error = gain(ohem, "graph", "aspp", range(1, 4), OHEM.parent.name)
+    assert f"on an ASPP it adds {mean:.2f} ± {error:.2f} (three seeds each)" in told
 
 
 def test_the_papers_ablations_are_told_as_they_are():

@@ -213,6 +213,7 @@ evidence() {
             cp --recursive --no-clobber results/voc_animals "$session/results/"
     } || exit
     rows default_01 control_03 default_02 default_03 --opts "${training[@]}"
+    rows default_02 default_03 --opts "${training[@]}" MODEL.CDGC.LOSS.REFINED ce
     rows control_01 baseline_01 table3_07 --opts "${training[@]}"
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
     step python3 -m cdgcnet compare --heads "$heads" --context none,aspp \

@@ -99,7 +99,7 @@ declare -A share=([exactness]=2 [claims]=4 [recipes]=3 [evidence]=1000) # in min
 compare=(--config-file configs/VOCAnimals-SemanticSegmentation/cdgcnet_r50_os8_cpu.yaml)
 compare+=(--weights "$weights" --seeds 5)
 compare+=(--opts MODEL.DEVICE cuda "${extra[@]}")
-# Six runs at once use all of an H200; with fewer it waits for the launches of one process.
+# Six runs at once fill an H200: eight are no faster together.
 table=(--profile voc_animals --seeds 3 --jobs 6)
 training=(MODEL.WEIGHTS "$weights" TEST.PICTURES False "${extra[@]}")
 recipe=(--amp) graph=(--rounds 12)

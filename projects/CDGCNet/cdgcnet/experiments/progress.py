@@ -43,11 +43,13 @@ def run_jobs(
 
     def run(folder: Path, pending: Sequence[Job]) -> None:
         for i, job in enumerate(pending):
-            if used_up.is_set() or stop.is_set() or runner.done(job):
+            if used_up.is_set() or stop.is_set():
+                return
+            if runner.done(job):
                 continue
             if deadline is not None and time.monotonic() > deadline:
                 used_up.set()
-                continue
+                return
             progress.begin(job, folder)
             try:
                 runner.run_job(job, pending[i:], deadline=deadline, poll=poll)

@@ -127,7 +127,7 @@ def measured_rows(profile: str) -> dict[tuple, str]:
     ("page", "profile", "columns"),
     [
         (
-            EXPERIMENTS,
+            RESULTS / "voc_animals_128_cpu" / "README.md",
             "voc_animals_128_cpu",
             (
                 *(("whole", seed) for seed in (1, 2, 3)),
@@ -152,6 +152,36 @@ def test_trained_features_are_told_as_they_are(page, profile, columns):
     measured = measured_rows(profile)
     wanted = {key: value for key, value in measured.items() if key[2:] in columns}
     assert wanted and told_rows(page, columns) == wanted
+
+
+T_TEST = {2: 12.706, 3: 4.303, 5: 2.776}  # Student's t for so many seeds, two-sided, 5 %
+
+
+@pytest.mark.parametrize(
+    ("row", "over", "seeds", "sentence", "verdict"),
+    [
+        ("control_03", "default_01", 3, "ASPP gains {} over the plain head", None),
+        ("default_04", "default_01", 3, '{} over the plain head ("beats" by the t test', "beats"),
+        ("default_04", "control_03", 3, "there is no difference: {}", None),
+        ("default_05", "control_03", 3, "better in all three seeds, by {}, which is no", None),
+        ("baseline_01", "control_03", 3, "A non-local block adds {}.", None),
+        ("default_04", "default_02", 3, "OHEM takes {} from the default graph**, as much", None),
+        ("default_02", "default_01", 3, 'still gains {} over the plain head ("beats")', "beats"),
+        ("control_01", "control_03", 3, "On an ASPP alone OHEM adds {}.", None),
+        ("control_03", "table3_07", 2, 'scores {} less in two seeds ("falls behind")', "beats"),
+    ],
+    ids=str,
+)
+def test_gains_with_trained_features_are_told(row, over, seeds, sentence, verdict):
+    found = {
+        (re.match(r"[a-z]+\d?_\d\d", record.row)[0], record.seed): record.scores["sem_seg"]["mIoU"]
+        for record in load_records(RESULTS / "voc_animals" / "val").values()
+    }
+    gains = [found[row, seed] - found[over, seed] for seed in range(1, seeds + 1)]
+    mean, error = statistics.mean(gains), statistics.stdev(gains) / seeds**0.5
+    told = sentence.format(f"{mean:.2f} ± {error:.2f}".replace("-", "−"))
+    assert told in " ".join(EXPERIMENTS.read_text("utf-8").split())
+    assert (verdict == "beats") == (mean / error > T_TEST[seeds])
 
 
 # ---------------------------------------------------------------- tables of `cdgcnet compare`
@@ -200,7 +230,7 @@ def gain(
 def test_the_seeds_after_a_near_miss_are_told_by_themselves():
     """Five seeds fell short of a verdict; the five run after that are a test of their own."""
     mean, error = gain("graph", "plain", "aspp", range(6, 11))
-    assert mean / error > 2.776  # Student's t, 4 degrees of freedom, 5 %
+    assert mean / error > T_TEST[5]
     told = f"{mean:.2f} ± {error:.2f}"
     assert all(told in page.read_text("utf-8") for page in (EXPERIMENTS, ROOT / "README.md"))
 
@@ -221,7 +251,7 @@ def test_gains_over_the_controls_are_told():
 def test_what_ohem_costs_is_told():
     ohem = "graph:LOSS.OHEM_MIN_KEPT=0.25"
     mean, error = gain("graph", ohem, "none", range(1, 4), OHEM.parent.name)
-    assert mean / error > 4.303  # Student's t, 2 degrees of freedom, 5 %
+    assert mean / error > T_TEST[3]
     told = " ".join(EXPERIMENTS.read_text("utf-8").split())
     assert f"OHEM takes {mean:.2f} ± {error:.2f} from the default graph" in told
     mean, error = gain(ohem, "graph", "aspp", range(1, 4), OHEM.parent.name)

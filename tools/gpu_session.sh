@@ -100,7 +100,7 @@ compare=(--config-file configs/VOCAnimals-SemanticSegmentation/cdgcnet_r50_os8_c
 compare+=(--weights "$weights" --seeds 5)
 compare+=(--opts MODEL.DEVICE cuda "${extra[@]}")
 # Six runs at once fill an H200: eight are no faster together.
-table=(--profile voc_animals --seeds 3 --jobs 6)
+table=(--profile voc_animals --seeds 5 --jobs 6)
 training=(MODEL.WEIGHTS "$weights" TEST.PICTURES False "${extra[@]}")
 recipe=(--amp) graph=(--rounds 12)
 if [ $rehearse = yes ]; then
@@ -212,9 +212,8 @@ evidence() {
         mkdir --parents "$session/results" &&
             cp --recursive --no-clobber results/voc_animals "$session/results/"
     } || exit
-    rows default_01 control_03 default_02 default_03 --opts "${training[@]}"
-    rows default_02 default_03 --opts "${training[@]}" MODEL.CDGC.LOSS.REFINED ce
-    rows control_01 baseline_01 table3_07 --opts "${training[@]}"
+    rows default_01 control_03 default_04 default_05 --opts "${training[@]}"
+    rows baseline control_01 default_02 default_03 table3_07 --opts "${training[@]}"
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
     step python3 -m cdgcnet compare --heads "$heads" --context none,aspp \
         --output "$session/compare" --cache "$session/scratch/features" \

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdgc.losses import cross_entropy, ohem_cross_entropy
+from cdgc.losses import cross_entropy
 from cdgc.module import CDGCModule
 from cdgc.options import DEFAULT_GRAPH
 
@@ -25,8 +25,8 @@ class RefinedClassifier(nn.Module):
     start as copies of the replaced convolution and U starts at zero: a refined network first
     computes exactly what the network computed before.
 
-    The gradient of the refined logits does not reach K. Only :meth:`coarse_loss` and
-    :meth:`loss` train it, so one of them belongs in every training loop.
+    The gradient of the refined logits does not reach K. Only :meth:`coarse_loss` trains it, so
+    that belongs in every training loop.
 
     A checkpoint of the unrefined network loads: its classifier becomes K and V. Copies and pickles
     leave out what belongs to a training step in progress.
@@ -186,36 +186,6 @@ class RefinedClassifier(nn.Module):
             self._warn_if_graph_is_not_optimized()
         return weight * cross_entropy(
             coarse,
-            labels,
-            ignore_label=self.graph.ignore_label,
-            align_corners=self.graph.align_corners,
-        )
-
-    def loss(
-        self,
-        labels: Tensor,
-        logits: Tensor,
-        *,
-        coarse_weight: float = 0.6,
-        refined_weight: float = 0.7,
-    ) -> Tensor:
-        """:meth:`coarse_loss` plus β·OHEM of the refined logits: Eq. 5 without the auxiliary head.
-
-        It replaces the training loop's own loss.
-
-        Args:
-            labels: (B, H, W) integers.
-            logits: (B, M, h, w), the network's output in the same step.
-            coarse_weight, refined_weight: α and β of Eq. 5.
-
-        Returns:
-            Scalar. Call it once per step, before the next forward pass.
-
-        Raises:
-            ValueError: if no training step has run since the last call.
-        """
-        return self.coarse_loss(labels, weight=coarse_weight) + refined_weight * ohem_cross_entropy(
-            logits,
             labels,
             ignore_label=self.graph.ignore_label,
             align_corners=self.graph.align_corners,

@@ -157,6 +157,21 @@ def test_extreme_logits_stay_finite():
     assert torch.autograd.grad(found, logits)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("masked", ["one logit", "one class"])
+def test_logits_masked_with_minus_infinity(masked):
+    """As torch computes them where nothing is resized."""
+    logits = torch.randn(2, 4, 6, 5)
+    targets = torch.randint(3, (2, 6, 5))
+    logits[:, 3][..., slice(1 if masked == "one logit" else None)] = -torch.inf
+    grads = []
+    for loss in (cross_entropy, F.cross_entropy):
+        leaf = logits.clone().requires_grad_()
+        found = loss(leaf, targets)
+        found.backward()
+        grads.append((found.detach(), leaf.grad))
+    torch.testing.assert_close(*grads)
+
+
 def test_low_precision_logits():
     # The choice and the mean are made in float32 at least: 0.7 is not a bfloat16 number.
     g = torch.Generator().manual_seed(0)

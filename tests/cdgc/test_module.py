@@ -19,7 +19,7 @@ from reference import (
 )
 from torch import nn
 
-from cdgc import CDGCModule, class_map
+from cdgc import DEFAULT_GRAPH, CDGCModule, class_map
 
 EXACT = 1e-10  # float64
 PARAMETERS = ("phi", "phi_prime", "graph_weight", "merge_weight", "merge_bias")
@@ -440,6 +440,22 @@ def test_defaults():
     assert found.shape == (2, 8, 5, 5)
     assert found.isfinite().all()
     assert (found >= 0).all()
+
+
+def test_reset_parameters_reaches_every_parameter():
+    """As for a module that was built on the meta device; the same draws as at construction."""
+    torch.manual_seed(1)
+    module = CDGCModule(8, 3, **DEFAULT_GRAPH, norm=nn.BatchNorm2d)
+    expected = {name: p.clone() for name, p in module.named_parameters()}
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    torch.manual_seed(1)
+    for part in (module.norm, module):
+        part.reset_parameters()
+    found = dict(module.named_parameters())
+    assert all(p.isfinite().all() for p in found.values())
+    assert torch.equal(found["distance.offset"], expected["distance.offset"])
+    assert torch.equal(found["distance.log_precision"], expected["distance.log_precision"])
 
 
 @pytest.mark.parametrize("channels", [16, 64, 256])

@@ -18,13 +18,15 @@ def resize_taps(
         The index of the lower input, that of the upper one, and the weight of the upper one,
         (out_size,) each.
     """
-    i = torch.arange(out_size, device=like.device, dtype=like.dtype)
+    # Half precision has no numbers for most positions beyond 256 or 2048.
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    i = torch.arange(out_size, device=like.device, dtype=dtype)
     if align_corners:
         y = i * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
     else:
         y = ((i + 0.5) * (in_size / out_size) - 0.5).clamp(min=0)
     low = y.floor().long().clamp(max=in_size - 1)
-    return low, (low + 1).clamp(max=in_size - 1), y - low
+    return low, (low + 1).clamp(max=in_size - 1), (y - low).to(like.dtype)
 
 
 def resize_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:

@@ -54,9 +54,18 @@ class DistanceBias(nn.Module):
                 between them in geometric steps.
         """
         super().__init__()
-        steps = torch.linspace(math.log(narrowest), math.log(widest), heads)
-        self.log_precision = nn.Parameter(-steps)  # log 1/σ, (H,)
-        self.offset = nn.Parameter(0.3 * torch.randn(heads, 2))
+        self.narrowest, self.widest = narrowest, widest
+        self.log_precision = nn.Parameter(torch.empty(heads))  # log 1/σ, (H,)
+        self.offset = nn.Parameter(torch.empty(heads, 2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The initial widths, and small random offsets."""
+        heads = len(self.log_precision)
+        steps = torch.linspace(math.log(self.narrowest), math.log(self.widest), heads)
+        with torch.no_grad():
+            self.log_precision.copy_(-steps)
+            self.offset.normal_().mul_(0.3)
 
     def extend(self, q: Tensor, k: Tensor, of_pixels: Tensor, of_nodes: Tensor) -> list[Tensor]:
         """Extend queries and keys so that their products contain the bias.

@@ -128,7 +128,7 @@ class CDGCModule(nn.Module):
             shared_phi: one φ and φ' for all classes, or one pair per class.
             norm: builds the normalization after the merge from a channel count; None for none.
             relu: whether the module ends with a ReLU.
-            ignore_label: target value that excludes a pixel from every graph in training.
+            ignore_label: target value that excludes a pixel from every class's graph in training.
             align_corners: how targets are resized to the feature map; as the logits are.
             check_finite: for debugging: refuse NaN and infinity in features and logits (slow).
 
@@ -177,7 +177,7 @@ class CDGCModule(nn.Module):
         self._create_weights(shared_phi)
         self.norm = nn.Identity() if norm is None else norm(in_channels)
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
-        self.reset_parameters()
+        self._reset_weights()
 
     def _create_weights(self, shared_phi: bool) -> None:
         c = self.in_channels
@@ -196,6 +196,11 @@ class CDGCModule(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialize so that similarities and activations are O(1) for features after BN-ReLU."""
+        if self.distance is not None:
+            self.distance.reset_parameters()
+        self._reset_weights()
+
+    def _reset_weights(self) -> None:
         c = self.in_channels
         if self.phi is not None and self.phi_prime is not None:
             # |x|² ≈ C/2 after BN and ReLU, so entries of variance a² give φ(x)ᵀφ'(x) a standard

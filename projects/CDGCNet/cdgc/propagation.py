@@ -2,7 +2,8 @@
 
 With receivers="nodes", A_m has a row for every node of S_m. With receivers="all" it has a row for
 every valid pixel of the image, while S_m still holds the keys and values, with one softmax per
-class and pixel; see :mod:`cdgc.messages`.
+class and pixel (:mod:`cdgc.messages`) or one per pixel over all classes, which is the default of
+this project (:mod:`cdgc.joint_attention`).
 
 Shape shorthand: B images of N pixels, P = B*N, M classes, K nodes sorted by class, then image,
 S segments (the non-empty (class, image) pairs), C channels.

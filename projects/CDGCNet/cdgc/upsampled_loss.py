@@ -3,6 +3,9 @@
 Shape shorthand: logits (B, M, h, w), targets (B, H, W). The plain formulation stores full-size
 logits and gradients of M*H*W values several times over. Here one band of rows at a time is
 processed in the cache, and only tensors of the size of ``logits`` or ``targets`` are kept.
+
+The resize is a product of matrices, in which one infinite logit would reach others as NaN; an axis
+that keeps its size has none.
 """
 
 from typing import Any
@@ -51,13 +54,16 @@ def _scan(
     nll = logits.new_empty(targets.shape)
     grad = None if weight is None else torch.empty_like(logits)
     for image, x in enumerate(logits):
-        wide = x @ horizontal.t()  # (M, h, W)
+        wide = x @ horizontal.t() if w != width else x  # (M, h, W)
         wide_grad = torch.zeros_like(wide)
         for begin in range(0, height, band):
             rows = slice(begin, min(begin + band, height))
-            first, last = _source_rows(rows, h, height, align_corners)
-            taps = vertical[rows, first:last]
-            x = taps @ wide[:, first:last]  # (M, rows, W): the resized logits
+            if h != height:
+                first, last = _source_rows(rows, h, height, align_corners)
+                taps = vertical[rows, first:last]
+                x = taps @ wide[:, first:last]  # (M, rows, W): the resized logits
+            else:
+                x = wide[:, rows].clone()
             target = targets[image, rows][None]
             x -= x.amax(dim=0, keepdim=True)
             at_target = x.gather(0, target)[0]
@@ -67,9 +73,14 @@ def _scan(
                 band_weight = weight[image, rows][None]
                 x *= band_weight / total  # weight * p
                 x.scatter_add_(0, target, -band_weight)
-                wide_grad[:, first:last] += taps.t() @ x
-        if grad is not None:
+                if h != height:
+                    wide_grad[:, first:last] += taps.t() @ x
+                else:
+                    wide_grad[:, rows] = x
+        if grad is not None and w != width:
             torch.matmul(wide_grad, horizontal, out=grad[image])
+        elif grad is not None:
+            grad[image] = wide_grad
     return nll, grad
 
 

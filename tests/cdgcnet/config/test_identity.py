@@ -33,6 +33,7 @@ def cfg():
         ("MODEL.WEIGHTS_PARTIAL", ""),
         ("MODEL.CLASS_NAMES", ""),
         ("MODEL.DEVICE", ""),
+        ("MODEL.CDGC.CHECK_FINITE", ""),  # a run that met a NaN resumes with it
         ("OUTPUT_DIR", ""),
         ("DATALOADER.NUM_WORKERS", ""),
         ("DATALOADER.ASPECT_RATIO_GROUPING", ""),  # False in finished runs, and without effect

@@ -15,7 +15,7 @@ from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 
 
 def test_choices_are_those_of_the_modules_that_implement_them():
-    assert ("graph", *CONTEXT_MODULES) == rules.REFINERS
+    assert ("graph", *CONTEXT_MODULES) == rules.CONTEXT_MODULES
 
 
 def test_the_default_graph_is_that_of_the_records():

@@ -232,6 +232,22 @@ COMBINATIONS = {
         {"MODEL.CDGC.NORM": "GN", "MODEL.CDGC.CHANNELS": 100},
         "MODEL.CDGC.NORM",
     ),
+    "groups that do not divide the keys of OCR, half as many channels": (
+        {
+            "MODEL.CDGC.NORM": "GN",
+            "MODEL.CDGC.CHANNELS": 32,
+            "MODEL.CDGC.CONTEXT_MODULE": "ocr",
+        },
+        "MODEL.CDGC.NORM",
+    ),
+    "groups that do not divide the half of a deep stem": (
+        {
+            "MODEL.RESNETS.NORM": "GN",
+            "MODEL.RESNETS.STEM_TYPE": "deeplab",
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": 96,
+        },
+        "MODEL.RESNETS.NORM",
+    ),
     "a feature that the dilated ResNet does not compute": (
         {"MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res3", "res5"]},
         "MODEL.RESNETS.OUT_FEATURES",
@@ -293,6 +309,34 @@ def test_a_config_that_fits_the_machine_can_be_trained(cfg, changes):
     check_training(cfg)
 
 
+@pytest.mark.parametrize(("norm", "fits"), [("SyncBN", True), ("nnSyncBN", True), ("BN", False)])
+def test_batch_norm_over_one_pixel_of_each_of_eight_processes(cfg, monkeypatch, norm, fits):
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 8)
+    cfg.merge_from_list(["MODEL.CDGC.CONTEXT_MODULE", "psp", "MODEL.CDGC.NORM", norm])
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 8, "MODEL.DEVICE", "cuda"])
+    if fits:
+        check_training(cfg)
+        cfg.MODEL.DEVICE = "cpu"
+    if norm == "SyncBN" or not fits:
+        with pytest.raises(ValueError, match=r"^SOLVER\.IMS_PER_BATCH is 8; expected two images"):
+            check_training(cfg)
+
+
+@pytest.mark.parametrize("changes", [{"CHANNELS": 50}, {"EDGES": "uniform"}], ids=str)
+def test_rules_of_the_graph_count_where_there_is_one(cfg, changes):
+    for key, value in changes.items():
+        cfg.MODEL.CDGC[key] = value
+    cfg.MODEL.CDGC.SOFTMAX, cfg.MODEL.CDGC.RECEIVERS = "image", "all"
+    for module in ("graph", "pixelwise"):
+        cfg.MODEL.CDGC.CONTEXT_MODULE = module
+        with pytest.raises(ValueError, match=r"^MODEL\.CDGC\.(HEADS|SOFTMAX)"):
+            check_cfg(cfg)
+    cfg.MODEL.CDGC.CONTEXT_MODULE = "danet"
+    check_cfg(cfg)
+    cfg.MODEL.CDGC.CONTEXT_MODULE, cfg.MODEL.CDGC.ENABLED = "graph", False
+    check_cfg(cfg)
+
+
 def test_a_cosine_schedule_falls(cfg):
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
     cfg.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR  # a key that Detectron2 v0.6 does not have
@@ -339,6 +383,43 @@ UNUSED = {
     "cross entropy over all pixels": (
         {"MODEL.CDGC.LOSS.REFINED": "ce", "MODEL.CDGC.LOSS.OHEM_MIN_KEPT": 0.1},
         {"MODEL.CDGC.LOSS.OHEM_MIN_KEPT": "MODEL.CDGC.LOSS.REFINED is ce"},
+    ),
+    "a baseline with cross entropy": (
+        {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.OHEM_THRESH": 0.5},
+        {"MODEL.CDGC.LOSS.OHEM_THRESH": "MODEL.CDGC.LOSS.BASELINE is ce"},
+    ),
+    "one graph over the image": (
+        {"MODEL.CDGC.SCOPE": "image", "MODEL.CDGC.NODES": "dynamic"},
+        {"MODEL.CDGC.NODES": "MODEL.CDGC.SCOPE is image"},
+    ),
+    "edges without similarities": (
+        {"MODEL.CDGC.EDGES": "uniform", "MODEL.CDGC.SOFTMAX": "class", "MODEL.CDGC.SCALE": "sqrt"},
+        {"MODEL.CDGC.SCALE": "MODEL.CDGC.EDGES is uniform"},
+    ),
+    "edges of equal weight": (
+        {
+            "MODEL.CDGC.EDGES": "topk",
+            "MODEL.CDGC.TOPK_WEIGHTS": "equal",
+            "MODEL.CDGC.SOFTMAX": "class",
+            "MODEL.CDGC.SCALE": "sqrt",
+        },
+        {"MODEL.CDGC.SCALE": "MODEL.CDGC.TOPK_WEIGHTS is equal"},
+    ),
+    "the pixelwise control, which is as large as the graph": (
+        {
+            "MODEL.CDGC.CONTEXT_MODULE": "pixelwise",
+            "MODEL.CDGC.SCOPE": "image",
+            "MODEL.CDGC.RELU": False,
+        },
+        {"MODEL.CDGC.RELU": "MODEL.CDGC.CONTEXT_MODULE is pixelwise"},
+    ),
+    "a non-local block, which has no norm": (
+        {"MODEL.CDGC.CONTEXT_MODULE": "non_local", "MODEL.CDGC.NORM": "GN"},
+        {"MODEL.CDGC.NORM": "MODEL.CDGC.CONTEXT_MODULE is non_local"},
+    ),
+    "a precision without mixed precision": (
+        {"SOLVER.AMP.PRECISION": "bf16"},
+        {"SOLVER.AMP.PRECISION": "SOLVER.AMP.ENABLED is False"},
     ),
     "another context module": (
         {"MODEL.CDGC.CONTEXT_MODULE": "psp", "MODEL.CDGC.NODES": "dynamic"},

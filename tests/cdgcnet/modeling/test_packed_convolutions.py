@@ -90,6 +90,15 @@ def test_changed_weights_are_packed_again(name):
     same(network, image(), packing)
 
 
+def test_a_moving_average_through_data_is_noticed():
+    """As mean-teacher code updates its teacher: PyTorch's version counter does not see it."""
+    network, packing = conv_of("BN"), PackedConvolutions()
+    before = packed(network, image(), packing)
+    network.weight.data.mul_(0.9).add_(torch.ones_like(network.weight), alpha=0.1)
+    assert not torch.equal(packed(network, image(), packing), before)
+    same(network, image(), packing)
+
+
 def test_the_network_is_left_as_it_was():
     network, packing = nn.Sequential(conv_of("BN")), PackedConvolutions()
     state, keys = copy.deepcopy(network.state_dict()), set(vars(network[0]))

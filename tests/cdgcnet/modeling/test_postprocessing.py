@@ -74,6 +74,19 @@ def test_labels_by_hand():
     assert labels.dtype == torch.uint8 and labels.tolist() == [[0, 0, 1, 1]]
 
 
+def test_another_default_dtype_changes_nothing():
+    geometry = ResizeGeometry((1, 4), (1, 4), (1, 7), False)  # no other test has this one
+    logits = torch.cat([torch.full((1, 1, 2), 0.5), ROW])
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = label_map(logits, geometry)
+        bands = [band.dtype for _, band in score_bands(logits, geometry)]
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, label_map(logits, geometry)) and bands == [torch.float32]
+
+
 def test_last_of_256_classes():
     logits = torch.zeros(256, 1, 1)
     logits[255] = 1

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 
 from cdgcnet.comparison.options import Schedule
 from cdgcnet.config.defaults import decode
-from cdgcnet.config.identity import flat_config
+from cdgcnet.config.identity import flat_config, identifies
 from cdgcnet.config.validation import check_cfg
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 from cdgcnet.utils.digests import digest_of
@@ -58,8 +58,9 @@ class Row:
     def settings(self) -> dict[str, Any]:
         """The keys that decide the row's network and losses."""
         head, flat = self.cfg.MODEL.SEM_SEG_HEAD, flat_config(self.cfg)
-        cdgc = {k: v for k, v in flat.items() if k.startswith("MODEL.CDGC.")}
-        del cdgc["MODEL.CDGC.CHECK_FINITE"]  # changes no number
+        cdgc = {
+            k: v for k, v in flat.items() if k.startswith("MODEL.CDGC.") and identifies(k, "row")
+        }
         return {
             **cdgc,
             "MODEL.SEM_SEG_HEAD.NAME": head.NAME,

@@ -33,6 +33,7 @@ _IDENTIFIES: dict[str, tuple[Scope, ...]] = {
     "INPUT.MAX_SIZE_TEST": ("run", "row", "evaluation"),
     "INPUT.MIN_SIZE_TEST": ("run", "row", "evaluation"),
     "MODEL.": ("run", "row", "evaluation"),
+    "MODEL.CDGC.CHECK_FINITE": (),  # changes no number
     "MODEL.CDGC.LOSS.": ("run", "row"),
     "MODEL.CHANNELS_LAST": ("run", "evaluation"),  # changes rounding and time only
     "MODEL.CLASS_COLORS": (),

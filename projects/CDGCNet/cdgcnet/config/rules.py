@@ -40,7 +40,7 @@ DEPTHS = (18, 34, 50, 101, 152)
 # The names that Detectron2's get_norm knows; "" is no norm.
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN")
 SCHEDULERS = ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR")
-REFINERS = ("graph", "non_local", "danet", "ocr", "psp", "pixelwise")
+CONTEXT_MODULES = ("graph", "non_local", "danet", "ocr", "psp", "pixelwise")
 STRIDE_ADAPTERS = ("dilation", "interpolation", "none")
 DATASET_CHECKS = ("labels", "all", "none")
 FEATURES = ("stem", "res2", "res3", "res4", "res5")
@@ -113,7 +113,7 @@ RULES: dict[str, Rule] = {
     "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": _CHANNELS,
     # ---- the graph ----
     "MODEL.CDGC.ENABLED": _FLAG,
-    "MODEL.CDGC.CONTEXT_MODULE": _choices(REFINERS),
+    "MODEL.CDGC.CONTEXT_MODULE": _choices(CONTEXT_MODULES),
     "MODEL.CDGC.CONTEXT": _choice("aspp", "none"),
     "MODEL.CDGC.CHANNELS": _CHANNELS,
     "MODEL.CDGC.NODES": _choices(NODE_MODES),

@@ -58,10 +58,22 @@ _NORMALIZED = {
 
 def _group_norm_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
     """Norm keys that are GN over channels that Detectron2's 32 groups do not divide."""
+    cdgc = cfg.MODEL.CDGC
+    # Some layers have a share of the channels.
+    shares = {
+        ("MODEL.RESNETS.NORM", "MODEL.RESNETS.STEM_OUT_CHANNELS"): (
+            2 if cfg.MODEL.RESNETS.STEM_TYPE == "deeplab" else 1
+        ),
+        ("MODEL.CDGC.NORM", "MODEL.CDGC.CHANNELS"): (
+            {"ocr": 2, "psp": 4}.get(cdgc.CONTEXT_MODULE, 1) if cdgc.ENABLED else 1
+        ),
+    }
     for norm, channels in _NORMALIZED.items():
         for key in channels:
-            if value_of(cfg, norm) == "GN" and value_of(cfg, key) % 32:
-                yield norm, f"another norm, or {key} {value_of(cfg, key)} as a multiple of 32"
+            multiple = 32 * shares.get((norm, key), 1)
+            if value_of(cfg, norm) == "GN" and value_of(cfg, key) % multiple:
+                found = value_of(cfg, key)
+                yield norm, f"another norm, or {key} {found} as a multiple of {multiple}"
 
 
 def _backbone_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
@@ -90,6 +102,28 @@ def _segmentation_architectures() -> list[str]:
         for name, factory in META_ARCH_REGISTRY
         if name == "SemanticSegmentor" or not factory.__module__.startswith("detectron2.")
     )
+
+
+def _graph_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Keys of the graph that do not fit each other."""
+    cdgc = cfg.MODEL.CDGC
+    if cdgc.NODES == "soft" and cdgc.EDGES != "similarity":
+        yield "MODEL.CDGC.EDGES", "'similarity', which MODEL.CDGC.NODES soft needs"
+    if cdgc.SOFTMAX == "image":
+        for key, expected in (
+            ("RECEIVERS", "all"),
+            ("EDGES", "similarity"),
+            ("SHARED_PHI", True),
+            ("MESSAGE_WEIGHTS", "one"),
+        ):
+            if cdgc[key] != expected:
+                yield "MODEL.CDGC.SOFTMAX", f"'class' with MODEL.CDGC.{key} {cdgc[key]}"
+        if cdgc.NODES == "soft":
+            yield "MODEL.CDGC.SOFTMAX", "'class' with MODEL.CDGC.NODES soft"
+        if cdgc.CHANNELS % cdgc.HEADS:
+            yield "MODEL.CDGC.HEADS", f"a divisor of MODEL.CDGC.CHANNELS {cdgc.CHANNELS}"
+    if cdgc.RECEIVERS == "nodes" and cdgc.MESSAGE_WEIGHTS != "one":
+        yield "MODEL.CDGC.MESSAGE_WEIGHTS", "'one' with MODEL.CDGC.RECEIVERS nodes"
 
 
 def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
@@ -128,23 +162,9 @@ def _model_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             f"a value that fits MODEL.RESNETS.RES4_DILATION {res.RES4_DILATION}: 2 (RES4) and 4 "
             "(RES5) for output stride 8, 1 and 2 for 16, 1 and 1 for 32",
         )
-    if cdgc.NODES == "soft" and cdgc.EDGES != "similarity":
-        yield "MODEL.CDGC.EDGES", "'similarity', which MODEL.CDGC.NODES soft needs"
-    if cdgc.SOFTMAX == "image":
-        for key, expected in (
-            ("RECEIVERS", "all"),
-            ("EDGES", "similarity"),
-            ("SHARED_PHI", True),
-            ("MESSAGE_WEIGHTS", "one"),
-        ):
-            if cdgc[key] != expected:
-                yield "MODEL.CDGC.SOFTMAX", f"'class' with MODEL.CDGC.{key} {cdgc[key]}"
-        if cdgc.NODES == "soft":
-            yield "MODEL.CDGC.SOFTMAX", "'class' with MODEL.CDGC.NODES soft"
-        if cdgc.CHANNELS % cdgc.HEADS:
-            yield "MODEL.CDGC.HEADS", f"a divisor of MODEL.CDGC.CHANNELS {cdgc.CHANNELS}"
-    if cdgc.RECEIVERS == "nodes" and cdgc.MESSAGE_WEIGHTS != "one":
-        yield "MODEL.CDGC.MESSAGE_WEIGHTS", "'one' with MODEL.CDGC.RECEIVERS nodes"
+    # The pixelwise control counts the parameters of the graph.
+    if cdgc.ENABLED and cdgc.CONTEXT_MODULE in ("graph", "pixelwise"):
+        yield from _graph_problems(cfg)
     least = 8 if cdgc.ENABLED and cdgc.CONTEXT_MODULE != "graph" else 1
     if least > cdgc.CHANNELS:
         yield (
@@ -195,10 +215,13 @@ def _machine_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
             "False with MODEL.DEVICE cpu and SOLVER.AMP.PRECISION fp16: scaled gradients need "
             "CUDA (on a CPU with bfloat16 instructions, use SOLVER.AMP.PRECISION bf16)",
         )
-    pools = cdgc.ENABLED and cdgc.CONTEXT_MODULE == "psp" and cdgc.NORM.endswith("BN")
+    pools = cdgc.ENABLED and cdgc.CONTEXT_MODULE == "psp"
+    # On a CPU, SyncBN becomes BN.
+    shares = comm.get_world_size() > 1 and cfg.MODEL.DEVICE != "cpu"
+    alone = cdgc.NORM == "BN" or (cdgc.NORM.endswith("SyncBN") and not shares)
     # With a reference, Detectron2 scales the batch to keep the number of images per process.
     processes = solver.REFERENCE_WORLD_SIZE or comm.get_world_size()
-    if pools and cdgc.NORM != "FrozenBN" and processes == solver.IMS_PER_BATCH:
+    if pools and alone and processes == solver.IMS_PER_BATCH:
         yield (
             "SOLVER.IMS_PER_BATCH",
             "two images or more per process: MODEL.CDGC.CONTEXT_MODULE psp pools to one pixel, "

@@ -9,7 +9,7 @@ another order, so results agree to rounding.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import detectron2.layers
 import torch
@@ -31,15 +31,24 @@ def can_pack(network: nn.Module, device: torch.device) -> bool:
     )
 
 
+class _Packed(NamedTuple):
+    """A packed weight, and what it was packed from."""
+
+    state: tuple[int, int]  # address and version
+    sample: Tensor  # (output channels,)
+    weight: Tensor
+
+
 class PackedConvolutions:
     """The packed weights of a network; they cost as much memory as the weights themselves.
 
     The network is not changed. Weights are packed again after they were changed, and copies and
-    pickles of this object are empty.
+    pickles of this object are empty. PyTorch counts changes in place, but not those through
+    ``weight.data`` (moving averages of a teacher), so one value per output channel is compared too.
     """
 
     def __init__(self) -> None:
-        self._packed: dict[nn.Conv2d, tuple[tuple[int, int], Tensor]] = {}
+        self._packed: dict[nn.Conv2d, _Packed] = {}
 
     def __reduce__(self) -> tuple[type, tuple]:
         return type(self), ()
@@ -74,14 +83,16 @@ class PackedConvolutions:
         return x if getattr(conv, "activation", None) is None else conv.activation(x)
 
     def _weight(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        state = conv.weight.data_ptr(), conv.weight._version
-        if conv not in self._packed or self._packed[conv][0] != state:
+        weight = conv.weight.detach()
+        state, sample = (weight.data_ptr(), weight._version), weight[:, 0, 0, 0]
+        kept = self._packed.get(conv)
+        if kept is None or kept.state != state or not torch.equal(kept.sample, sample):
             # The size is a hint: for another one the weights are copied as usual.
             packed = torch.ops.mkldnn._reorder_convolution_weight(
-                conv.weight.detach(), conv.padding, conv.stride, conv.dilation, conv.groups, x.shape
+                weight, conv.padding, conv.stride, conv.dilation, conv.groups, x.shape
             )
-            self._packed[conv] = state, packed
-        return self._packed[conv][1]
+            kept = self._packed[conv] = _Packed(state, sample.clone(), packed)
+        return kept.weight
 
 
 def _is_plain_convolution(module: nn.Module) -> bool:

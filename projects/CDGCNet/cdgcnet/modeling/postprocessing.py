@@ -114,7 +114,8 @@ def _column_blocks(
     in_size: int, geometry: ResizeGeometry, flip: bool, device: torch.device
 ) -> list[_Block]:
     """The horizontal resize, mirrored or not; kept like :func:`_axis_taps`."""
-    matrix = _axis_matrix(torch.empty(1, 1, in_size, device=device), geometry, 1)
+    like = torch.empty(1, 1, in_size, dtype=torch.float32, device=device)
+    matrix = _axis_matrix(like, geometry, 1)
     matrix = matrix.flip(0) if flip else matrix
     first, last = _nonzero_range(matrix)
     width, step = geometry.output[1], _of_device(_BLOCK_COLUMNS, device)
@@ -197,7 +198,8 @@ def _taps(matrix: Tensor) -> _Taps:
 def _axis_taps(in_size: int, geometry: ResizeGeometry, axis: int, device: torch.device) -> _Taps:
     """The taps of one axis, kept because most images of a dataset have one size."""
     shape = (1, in_size, 1) if axis == 0 else (1, 1, in_size)
-    return _taps(_axis_matrix(torch.empty(shape, device=device), geometry, axis))
+    like = torch.empty(shape, dtype=torch.float32, device=device)
+    return _taps(_axis_matrix(like, geometry, axis))
 
 
 def _interpolated_labels(scores: Tensor, pixel: Tensor, rows: _Taps, columns: _Taps) -> Tensor:

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from cdgcnet.comparison.records import load_record as load_compared_record
 from cdgcnet.comparison.records import load_records as load_compared
 from cdgcnet.comparison.report import make_lines
 from cdgcnet.comparison.report import render as render_comparison
 from cdgcnet.comparison.report import table as table_of
+from cdgcnet.config.identity import changed_keys
 from cdgcnet.experiments import render
 from cdgcnet.experiments.jobs import split_overrides
 from cdgcnet.experiments.record import load_records
 from cdgcnet.experiments.rows import find_rows
 from cdgcnet.experiments.table import HEADER, cells, matching
+from cdgcnet.utils.digests import digest_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -198,6 +201,15 @@ def test_a_page_has_the_table_that_the_records_of_a_comparison_give(folder):
     found = page.partition(begin)[2].partition(end)[0].strip()
     expected = render_comparison(load_compared(folder)).strip()
     assert found == expected, f"cdgcnet compare --render {folder} --into the page"
+
+
+@pytest.mark.parametrize("folder", COMPARED, ids=lambda path: path.name)
+def test_a_comparison_continues_from_its_records(folder):
+    """The name of a record is the one under which the same row is looked for."""
+    for path in folder.glob("*.json"):
+        record = load_compared_record(path)
+        digest = digest_of([changed_keys(record.settings), record.instrument])
+        assert path.stem.endswith(f"-{digest}-seed{record.seed}"), path.name
 
 
 def compared_cells(name: str = "voc_animals") -> dict[str, list[str]]:

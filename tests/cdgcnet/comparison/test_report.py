@@ -16,6 +16,7 @@ from cdgcnet.comparison.report import (
     verdicts,
     write_between,
 )
+from cdgcnet.config.defaults import default_cfg
 
 ROOT = Path(__file__).resolve().parents[3]
 # Gains over plain: ocr 7, 8, 9 (mean 8, error 1/√3 = 0.58); graph over pixelwise 4, 5, 6.
@@ -108,6 +109,13 @@ def test_one_name_with_two_networks_makes_two_lines(make_records):
     lines = make_lines(records + make_records({"graph": [64.0]}))
     assert len({x.label for x in lines}) == 2
     assert all(x.label.startswith("graph (") for x in lines)
+
+
+def test_a_record_from_before_a_key_was_new_is_of_the_same_line(make_records):
+    old, new = make_records({"graph": [62.0, 63.0]})
+    new.settings["MODEL.CDGC.LOSS.REFINED"] = default_cfg().MODEL.CDGC.LOSS.REFINED
+    [line] = make_lines([old, new])
+    assert line.label == "graph" and len(line.scores) == 2
 
 
 def test_other_instruments_do_not_share_a_table(make_records):

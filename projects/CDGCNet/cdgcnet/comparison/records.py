@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdgcnet.comparison.rows import Row
+from cdgcnet.config.identity import changed_keys
 from cdgcnet.utils.digests import digest_of
 from cdgcnet.utils.io import atomic_write
 
@@ -47,7 +48,8 @@ class Record:
 def record_path(folder: Path, row: Row, seed: int, instrument: dict[str, Any]) -> Path:
     """Where a row's record is kept; another row, seed or instrument has another name."""
     name = re.sub(r"[^\w=+-]+", "-", row.label.replace(" ", ""))[:50]
-    return folder / f"{name}-{digest_of([row.settings(), instrument])}-seed{seed}.json"
+    digest = digest_of([changed_keys(row.settings()), instrument])
+    return folder / f"{name}-{digest}-seed{seed}.json"
 
 
 def save_record(path: Path, record: Record) -> None:

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from cdgcnet.comparison.records import Record, same_instrument
 from cdgcnet.comparison.rows import CONTEXTS, CONTROL, HEADS, PEERS
+from cdgcnet.config.identity import changed_keys
 from cdgcnet.evaluation.estimates import Estimate, estimate, paired_difference, verdict
 from cdgcnet.utils.digests import digest_of
 from cdgcnet.utils.io import atomic_write
@@ -57,7 +58,7 @@ def make_lines(records: Sequence[Record]) -> list[Line]:
     """One line per row, by context and then by kind of head."""
     grouped: dict[tuple[str, str], dict[int, Record]] = {}
     for record in records:
-        key = (record.label, digest_of(record.settings))
+        key = (record.label, digest_of(changed_keys(record.settings)))
         grouped.setdefault(key, {})[record.seed] = record
     labels = [label for label, _ in grouped]
     lines = []

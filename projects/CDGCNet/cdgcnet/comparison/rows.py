@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 
 from cdgcnet.comparison.options import Schedule
 from cdgcnet.config.defaults import decode
-from cdgcnet.config.identity import flat_config, identifies
+from cdgcnet.config.identity import changed_keys, flat_config, identifies
 from cdgcnet.config.validation import check_cfg
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 from cdgcnet.utils.digests import digest_of
@@ -169,5 +169,5 @@ def make_rows(
             if kind == "aspp":
                 name, place = f"plain{colon}{changes}", "aspp"
             row = Row(name, place, _row_cfg(cfg, name, place, schedule))
-            rows.setdefault(digest_of(row.settings()), row)
+            rows.setdefault(digest_of(changed_keys(row.settings())), row)
     return list(rows.values())

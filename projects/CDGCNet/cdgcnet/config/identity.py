@@ -122,6 +122,15 @@ def complete_config(cfg: CfgNode | str) -> dict[str, Any]:
     return {**_defaults(), **_without_sync_bn(flat_config(cfg))}
 
 
+def changed_keys(flat: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a flat config, or a part of one, that differ from their defaults, sorted.
+
+    What is identified by them stays the same when a later version has more keys.
+    """
+    defaults = _defaults()
+    return {key: v for key, v in sorted(flat.items()) if v != defaults.get(key)}
+
+
 def row_hash(
     config: CfgNode | str | dict[str, Any], *, training: bool = False, tta: bool | None = None
 ) -> str:
@@ -143,11 +152,10 @@ def row_hash(
         left_out = ("TEST.",)
     elif not flat["TEST.AUG.ENABLED"]:
         left_out = ("TEST.AUG.",)  # without effect
-    defaults = _defaults()
     kept = {
         key: value
-        for key, value in sorted(flat.items())
-        if value != defaults.get(key) and identifies(key, "row") and not key.startswith(left_out)
+        for key, value in changed_keys(flat).items()
+        if identifies(key, "row") and not key.startswith(left_out)
     }
     return hashlib.blake2b(repr(kept).encode(), digest_size=5).hexdigest()
 

@@ -15,6 +15,7 @@ from cdgcnet import Predictor, Trainer, load_cfg
 from cdgcnet.cli.predict import check_inputs_are_safe, find_sources
 from cdgcnet.data.datasets.cityscapes import COLORS
 from cdgcnet.data.image_io import read_image
+from cdgcnet.engine.video import VideoFile
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "predict.py"
 pytestmark = pytest.mark.usefixtures("run_data")
@@ -288,6 +289,55 @@ def test_an_input_file_is_never_overwritten(call, images, capsys):
 def test_output_through_a_link_to_the_input_is_refused(call, images, tmp_path, capsys):
     (tmp_path / "link").symlink_to(images)
     refusal(capsys, call(images, output=tmp_path / "link", options=["--overwrite"]))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A video of three frames beside a folder of its name."""
+    path = tmp_path / "clips" / "drive.mp4"
+    path.parent.mkdir()
+    video = VideoFile(path, 10.0)
+    for value in (0, 100, 200):
+        video.write(np.full((48, 64, 3), value, np.uint8))
+    video.finish()
+    return path
+
+
+def test_a_folder_that_is_no_prediction_is_never_deleted(call, clip, tmp_path, capsys):
+    notes = clip.with_suffix("") / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    assert call(clip, output=clip.parent, options=["--overwrite"]) == 1
+    assert "drive holds notes.txt" in capsys.readouterr().err and notes.read_text() == "mine"
+    # Frames of the user's own, extracted beside the video.
+    notes.rename(notes.with_name("000000.png"))
+    assert call(clip, output=clip.parent, options=["--overwrite"]) == 1
+    assert "drive was there before" in capsys.readouterr().err
+    assert notes.with_name("000000.png").read_text() == "mine"
+
+
+def test_overwrite_replaces_the_frames_of_a_video(call, clip, tmp_path):
+    out = tmp_path / "out"
+    assert call(clip) == 0
+    before = names(out)
+    for _ in range(2):
+        (out / "drive" / "000007.png").touch()  # of a longer video of this name
+        assert call(clip, options=["--overwrite"]) == 0
+        assert names(out) == before
+
+
+def test_a_folder_of_inputs_is_never_replaced(call, clip, images, capsys):
+    images.rename(clip.with_suffix(""))
+    inputs = (clip.with_suffix(""), clip)
+    assert call(*inputs, output=clip.parent, options=["--overwrite"]) == 1
+    assert "drive holds input files" in capsys.readouterr().err
+    assert len(list(inputs[0].iterdir())) == 3
+
+
+def test_images_in_the_folder_of_a_videos_frames_are_refused(call, clip, images, capsys):
+    images.rename(clip.with_suffix(""))
+    assert call(clip.parent, clip) == 1
+    assert "would be written to the folder drive" in capsys.readouterr().err
 
 
 def test_two_images_of_one_name_are_refused(call, images, tmp_path, capsys):

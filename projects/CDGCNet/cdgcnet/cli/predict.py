@@ -85,6 +85,13 @@ def find_sources(inputs: Sequence[Path], output: Path) -> tuple[list["Source"], 
                 f"{other.path} and {source.path} would both be written to {source.name}.png; "
                 "predict them into different folders"
             )
+    for video in videos:  # whose label maps are in a folder
+        for source in (*images, *videos):
+            if source.name.startswith(f"{video.name}/"):
+                raise ValueError(
+                    f"the frames of {video.path} would be written to the folder {video.name}, as "
+                    f"the prediction of {source.path} would; predict them into different folders"
+                )
     # A file that is given twice is predicted once.
     return list(dict.fromkeys(images)), list(dict.fromkeys(videos))
 
@@ -92,12 +99,17 @@ def find_sources(inputs: Sequence[Path], output: Path) -> tuple[list["Source"], 
 def check_inputs_are_safe(sources: Sequence["Source"], targets: Sequence[Path]) -> None:
     """
     Raises:
-        ValueError: naming a file to write that is one of the inputs.
+        ValueError: naming a file to write that is one of the inputs, or a folder to write that
+            holds one.
     """
     inputs = {os.path.realpath(source.path) for source in sources}
+    folders = {str(folder) for path in inputs for folder in Path(path).parents}
     for target in targets:
         if os.path.realpath(target) in inputs:
             raise ValueError(f"--output: {target} is one of the input files")
+        # The output folder itself is above its targets, so this is a video's folder.
+        if os.path.realpath(target) in folders:
+            raise ValueError(f"--output: the folder {target} holds input files")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +148,13 @@ def run(args: argparse.Namespace) -> int:
         Source,
         unfinished,
     )
-    from cdgcnet.engine.video import VideoReader, ended_early, predict_video, video_paths
+    from cdgcnet.engine.video import (
+        VideoReader,
+        check_replaceable,
+        ended_early,
+        predict_video,
+        video_paths,
+    )
     from cdgcnet.utils.progress import progress
 
     images, videos = find_sources(args.input, args.output)
@@ -151,6 +169,9 @@ def run(args: argparse.Namespace) -> int:
     record = PredictionRecord(args.output, args.overwrite)
     new_images = unfinished(images, record, lambda x: files.paths(x.name), args.overwrite)
     new_videos = unfinished(videos, record, lambda x: video_paths(x, files), args.overwrite)
+    for video in new_videos:
+        is_known = record.knows(video.name) or is_camera(video.path)
+        check_replaceable(args.output / video.name, is_known)
     readers = [VideoReader(x.path, is_camera(x.path)) for x in new_videos]
     predictor, metadata = load_predictor(args)
     record.start(predictor.identity())

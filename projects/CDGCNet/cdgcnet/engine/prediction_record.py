@@ -38,7 +38,18 @@ class PredictionRecord:
         self.path = folder / RECORD
         self.identity: dict[str, Any] | None = None
         self.sources: dict[str, Any] = {}
-        if overwrite or not self.path.is_file():
+        self._replaced: set[str] = set()
+        try:
+            self._read()
+        except ValueError:
+            if not overwrite:
+                raise
+        if overwrite:
+            self._replaced |= self.sources.keys()
+            self.identity, self.sources = None, {}
+
+    def _read(self) -> None:
+        if not self.path.is_file():
             return
         try:
             # A kill can leave a last line without its end.
@@ -47,6 +58,7 @@ class PredictionRecord:
                 entry = json.loads(line)
                 if "identity" in entry:
                     self.identity = entry["identity"]
+                    self._replaced = set(entry.get("replaced", ()))
                 else:
                     self.sources[entry["name"]] = entry["source"]
         except (ValueError, KeyError, TypeError) as error:
@@ -67,7 +79,10 @@ class PredictionRecord:
                 "changed:\n  " + "\n  ".join(different[:10]) + "\nChoose another --output, or add "
                 "--overwrite to replace them."
             )
-        entries: list[dict[str, Any]] = [{"identity": identity}]
+        first: dict[str, Any] = {"identity": identity}
+        if self._replaced:
+            first["replaced"] = sorted(self._replaced)
+        entries = [first]
         entries += [{"name": name, "source": state} for name, state in self.sources.items()]
         with atomic_write(self.path) as tmp_path:
             tmp_path.write_text("".join(json.dumps(x) + "\n" for x in entries), encoding="utf-8")
@@ -80,6 +95,10 @@ class PredictionRecord:
         self.sources[source.name] = found
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": source.name, "source": found}) + "\n")
+
+    def knows(self, name: str) -> bool:
+        """Whether predictions of this name were made here, even if they are being replaced."""
+        return name in self.sources or name in self._replaced
 
     def is_from(self, source: Source) -> bool:
         """Whether the prediction of this name was made from this very image."""

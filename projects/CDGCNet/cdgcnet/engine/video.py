@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -145,13 +146,44 @@ class VideoFile:
             self._writer.release()
 
 
+def check_replaceable(folder: Path, known: bool) -> None:
+    """Refuse to replace a folder that may hold anything but the frames of an earlier prediction.
+
+    Args:
+        folder: of label maps; it need not exist.
+        known: whether earlier predictions account for a folder of this name.
+
+    Raises:
+        ValueError: naming the folder and what it holds.
+    """
+    if not folder.is_dir():
+        return
+    others = [x.name for x in os.scandir(folder) if not _is_frame(x)]
+    if not known or others:
+        found = f"holds {min(others)}, which" if others else "was there before and"
+        raise ValueError(
+            f"{folder} {found} is no prediction of a video; it will not be deleted. Move it away "
+            "or choose another --output"
+        )
+
+
+def _is_frame(entry: os.DirEntry) -> bool:
+    name = re.fullmatch(r"\d{6,}\.png", entry.name)
+    return name is not None and entry.is_file(follow_symlinks=False)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder next to ``path``; it takes the name ``path`` when the block succeeds."""
+    """A folder next to ``path``; it takes the name ``path`` when the block succeeds.
+
+    Raises:
+        ValueError: if there is a folder of this name that holds more than frames.
+    """
     tmp_path = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         tmp_path.mkdir(parents=True)
         yield tmp_path
+        check_replaceable(path, known=True)  # it may have changed since the start
         if path.is_dir():  # --overwrite
             shutil.rmtree(path)
         tmp_path.replace(path)

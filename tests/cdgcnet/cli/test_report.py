@@ -65,6 +65,15 @@ def test_mistakes(make_run, tmp_path, monkeypatch, capsys, words, problem):
     assert line.startswith("cdgcnet report: error: ") and problem in line
 
 
+def test_a_file_that_is_no_page_is_never_replaced(make_run, capsys):
+    run = make_run("run", 0.01, 40.0)
+    config = Path(run) / "config.yaml"
+    before = config.read_text()
+    assert main(["report", run, "--output", str(config), "--overwrite"]) == 1
+    assert "expected a name that ends with .html" in capsys.readouterr().err
+    assert config.read_text() == before
+
+
 def test_names_are_as_short_as_possible():
     assert short_names([Path("/x/a/run"), Path("/x/b/run")]) == ["a/run", "b/run"]
     assert short_names([Path("/x/a"), Path("/x/b")]) == ["a", "b"]

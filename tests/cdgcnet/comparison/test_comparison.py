@@ -86,6 +86,16 @@ def test_a_whole_comparison(compare, in_process, tmp_path, capsys):
     assert in_process == []
     assert compare("--heads", "plain,non_local", "--seeds", "1") == 0
     assert in_process == [("non_local", 1)]
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| graph:EDGES=uniform |" in table and "| non_local " in table
+    assert table.count("| plain ") == 1
+
+    # Rows of other settings would make another table.
+    capsys.readouterr()
+    assert compare("--heads", "plain", "--learning-rate", "0.5") == 1
+    message = capsys.readouterr().err
+    assert "learning_rate is" in message and "0.5 now; choose another --output" in message
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == table
 
 
 def test_rendering_needs_the_records_alone(compare, in_process, tmp_path, capsys):
@@ -126,7 +136,7 @@ def test_a_holdout_leaves_the_test_set_unread(compare, in_process, tmp_path, run
     monkeypatch.setattr(comparison.Plan, "read", classmethod(spy))
     assert compare("--heads", "plain", "--seeds", "1", "--holdout", "0.5") == 0
     assert len(read) == 6 and all("/train/" in name for name in read)
-    [record] = load_records(tmp_path / "records")
+    [record] = load_records(tmp_path / "holdout_0.5" / "records")  # a table of its own
     assert record.instrument["evaluated_on"] == "the held-out 0.5 of cdgc_cityscapes_train"
 
 

@@ -291,6 +291,28 @@ def test_resume_may_be_interrupted_again_even_within_a_line(run_data, run_cfg, m
         assert results[task] == pytest.approx(scores, nan_ok=True)
 
 
+def test_resume_evaluates_an_image_again_whose_labels_have_changed(
+    run_data, run_cfg, model, monkeypatch
+):
+    cfg = configured(run_cfg, RESUME=True)
+    interrupted(cfg, model, monkeypatch, 2)
+    (part,) = (folder_of(cfg) / "finished").glob("*.jsonl")
+    first = json.loads(part.read_text().splitlines()[0])["file_name"]
+    [entry] = [d for d in DatasetCatalog.get(SET) if d["file_name"] == first]
+    labels = Path(entry["sem_seg_file_name"])
+    before = labels.read_bytes()
+    try:
+        road = np.full_like(np.array(Image.open(labels)), 7)
+        Image.fromarray(road).save(labels)
+        seen = counted_predictions(model, monkeypatch)
+        results = evaluate(cfg, model)
+        assert len(seen) == 2  # of three
+        for task, scores in evaluate(run_cfg, model).items():
+            assert results[task] == pytest.approx(scores, nan_ok=True)
+    finally:
+        labels.write_bytes(before)
+
+
 @pytest.mark.parametrize("change", ["weights", "key"])
 def test_resume_refuses_another_evaluation(run_data, run_cfg, model, monkeypatch, change):
     cfg = configured(run_cfg, RESUME=True)

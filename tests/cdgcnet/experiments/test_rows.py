@@ -34,7 +34,7 @@ PAPER = {
     "control": [None, None, 78.4],
     "baseline": [None] * 4,
     "ablation": [None] * 13,
-    "default": [None] * 3,
+    "default": [None] * 5,
 }
 
 

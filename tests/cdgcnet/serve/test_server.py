@@ -120,6 +120,22 @@ def test_a_form_works_too(serve, model, upload_of):
     assert missing.status_code == 400 and '"file"' in missing.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"files": [("file", ("a.png", b"a")), ("file", ("b.png", b"b"))]},
+        {"content": b"xx", "headers": {"Content-Type": "multipart/form-data"}},
+        {"content": b"xx", "headers": {"Content-Type": "multipart/form-data; boundary="}},
+    ],
+    ids=["two files", "no boundary", "an empty boundary"],
+)
+def test_a_malformed_form_is_the_clients_mistake(serve, model, sent, caplog):
+    with serve(model) as url:
+        found = httpx.post(f"{url}/predict", **sent)
+    assert found.status_code == 400 and "\n" not in found.json()["detail"]
+    assert "A prediction failed" not in caplog.text
+
+
 def test_page_needs_nothing_from_elsewhere(serve, model):
     with serve(model) as url:
         page = httpx.get(url)

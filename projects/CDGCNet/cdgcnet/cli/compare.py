@@ -63,7 +63,7 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
         "--heads",
         default=Options.heads,
         metavar="LIST",
-        help="graph:EDGES=uniform,FUSION=sum sets keys below MODEL.CDGC (default: %(default)s)",
+        help="graph:HEADS=1,FUSION=sum sets keys below MODEL.CDGC (default: %(default)s)",
     )
     group.add_argument(
         "--context", default=Options.contexts, metavar="LIST", help="default: %(default)s"

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
     output = args.output or args.runs[0] / "report.html"
     if output.is_dir():
         raise ValueError(f"--output {output}: it is a folder; expected the name of a file")
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output {output}: expected a name that ends with .html")
     if output.exists() and not args.overwrite:
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
 

@@ -17,7 +17,12 @@ from cdgcnet.comparison.feature_cache import FeatureCache, FeatureStore, Plan
 from cdgcnet.comparison.features import FeatureExtractor
 from cdgcnet.comparison.options import Options, Schedule
 from cdgcnet.comparison.plot import write_picture
-from cdgcnet.comparison.records import load_record, record_path
+from cdgcnet.comparison.records import (
+    different_settings,
+    load_record,
+    load_records,
+    record_path,
+)
 from cdgcnet.comparison.report import format_table, make_lines, render, sensitivity, verdicts
 from cdgcnet.comparison.rows import make_rows, split_heads
 from cdgcnet.comparison.training import CropSampler
@@ -102,10 +107,13 @@ def compare(cfg: CfgNode, schedule: Schedule, options: Options) -> int:
     dataset = (cfg.DATASETS.TRAIN if options.holdout else cfg.DATASETS.TEST)[0]
     output = options.output or Path("output") / "compare" / dataset
     root = options.cache or output / "features"
+    if options.holdout:  # choices have a table of their own
+        output /= f"holdout_{options.holdout:g}"
     train, test, described = _open_features(cfg, schedule, options, root)
     CropSampler(train, schedule.crop, schedule.batch, seed=0)  # refuses too large a crop
 
     instrument = {**schedule.describe(), **described}
+    _check_shared(output / "records", instrument)
     jobs = [
         Job(row, seed, record_path(output / "records", row, seed, instrument))
         for seed in range(1, options.seeds + 1)
@@ -125,10 +133,10 @@ def compare(cfg: CfgNode, schedule: Schedule, options: Options) -> int:
         threads=max(1, torch.get_num_threads() // parallel),
     )
     failures = _run_missing(missing, setting, parallel, deadline)
-    done = [job.record for job in jobs if job.record.is_file()]
-    print(f"{len(done)} of {len(jobs)} rows are finished")
+    done = sum(job.record.is_file() for job in jobs)
+    print(f"{done} of {len(jobs)} rows are finished")
     if done:
-        _write_report(done, output, f"Context modules on {described['evaluated_on']}")
+        _write_report(output, f"Context modules on {described['evaluated_on']}")
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
@@ -181,8 +189,23 @@ def _outcome(job: Job) -> str:
     return f"mIoU {record.score:.2f}, {record.cost['cpu_seconds']:.0f} CPU seconds"
 
 
-def _write_report(paths: Sequence[Path], output: Path, title: str) -> None:
-    records = [load_record(path) for path in paths]
+def _check_shared(records: Path, instrument: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: if the folder holds rows that cannot share a table with new ones.
+    """
+    for path in sorted(records.glob("*.json")):
+        found = load_record(path).instrument
+        for key in different_settings(found, instrument):
+            raise ValueError(
+                f"{records} holds rows of other settings: {key} is {found.get(key)!r} in "
+                f"{path.name} and {instrument.get(key)!r} now; choose another --output"
+            )
+
+
+def _write_report(output: Path, title: str) -> None:
+    """The table of all rows in the output folder, also those of earlier commands."""
+    records = load_records(output / "records")
     lines = make_lines(records)
     sees, said = sensitivity(lines)
     print(f"\n{said}\n")

@@ -88,6 +88,12 @@ def load_records(folder: Path) -> list[Record]:
     return [load_record(path) for path in paths]
 
 
+def different_settings(instrument: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The keys in which two instruments differ."""
+    keys = sorted(instrument.keys() | other.keys())
+    return [key for key in keys if instrument.get(key) != other.get(key)]
+
+
 def same_instrument(records: Sequence[Record]) -> dict[str, Any]:
     """What all records share.
 
@@ -96,11 +102,11 @@ def same_instrument(records: Sequence[Record]) -> dict[str, Any]:
     """
     first = records[0].instrument
     for record in records[1:]:
-        for key in sorted(first.keys() | record.instrument.keys()):
-            if first.get(key) != record.instrument.get(key):
-                raise ValueError(
-                    f"records of different settings cannot share a table: {key} is "
-                    f"{first.get(key)!r} in {records[0].label}, seed {records[0].seed}, and "
-                    f"{record.instrument.get(key)!r} in {record.label}, seed {record.seed}"
-                )
+        for key in different_settings(first, record.instrument):
+            raise ValueError(
+                f"records of different settings cannot share a table: {key} is "
+                f"{first.get(key)!r} in {records[0].label}, seed {records[0].seed}, and "
+                f"{record.instrument.get(key)!r} in {record.label}, seed {record.seed}; "
+                "move them to folders of their own"
+            )
     return first

@@ -1,6 +1,6 @@
 """What is compared: heads in contexts, each a config.
 
-A row is a head such as ``graph:EDGES=uniform`` on the features themselves (context "none") or on
+A row is a head such as ``graph:HEADS=1`` on the features themselves (context "none") or on
 an ASPP of them (context "aspp"). Its config is the user's with the instrument's settings and then
 the head's keys, which are those below MODEL.CDGC.
 """
@@ -32,7 +32,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        head: as the user wrote it, "graph:EDGES=uniform".
+        head: as the user wrote it, "graph:HEADS=1".
         context: "none" or "aspp".
         cfg: decides the network and its losses.
     """

@@ -54,6 +54,7 @@ class ImageRecord:
         instances: "refined", …: rows of ``cityscapes_metrics.count_instances``.
         rle: entries of Detectron2's ``sem_seg_predictions.json``.
         label_maps: "refined", …: PNG of (H, W) uint8, of images that may be drawn.
+        files: size and time of the last change of the image and its labels, for TEST.RESUME.
     """
 
     file_name: str
@@ -61,6 +62,7 @@ class ImageRecord:
     instances: dict[str, list[list[int]]] = field(default_factory=dict)
     rle: list[dict] = field(default_factory=list)
     label_maps: dict[str, bytes] = field(default_factory=dict)
+    files: list[list[int]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """One line of text."""

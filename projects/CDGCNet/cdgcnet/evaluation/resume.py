@@ -1,8 +1,11 @@
 """Resumes an interrupted evaluation: every finished image is kept in a file."""
 
 import json
+import logging
+import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,16 @@ def read_partial_results(folder: Path, identity: dict[str, Any]) -> list[ImageRe
     return records
 
 
+def file_states(entry: dict) -> list[list[int]]:
+    """Size and time of the last change of the files of a dataset's entry that are there."""
+    states = []
+    for key in ("file_name", "sem_seg_file_name"):
+        with suppress(OSError):  # reading it gives the message
+            status = os.stat(entry.get(key, ""))
+            states.append([status.st_size, status.st_mtime_ns])
+    return states
+
+
 class PartialResults:
     """Appends finished images, one per line, to a file that only this process writes."""
 
@@ -95,7 +108,7 @@ class ResumableEvaluator(DatasetEvaluator):
     """Wraps an evaluation so that it can be interrupted and continued with the missing images.
 
     Only :class:`CDGCEvaluator` can be restored from its records; other evaluators must not
-    keep results of their own.
+    keep results of their own. An image is predicted again if it or its labels have changed.
 
     Attributes:
         finished: file names of the images that need no prediction any more.
@@ -106,6 +119,7 @@ class ResumableEvaluator(DatasetEvaluator):
         evaluator: DatasetEvaluator,
         counter: CDGCEvaluator,
         compute_identity: Callable[[], dict[str, Any]],
+        dicts: Sequence[dict],
     ):
         """
         Args:
@@ -114,6 +128,7 @@ class ResumableEvaluator(DatasetEvaluator):
                 there is moved aside.
             compute_identity: what must be the same for an evaluation to be continued; called on
                 the main process.
+            dicts: of the dataset.
 
         Raises:
             ValueError: on all processes, if the partial results belong to another evaluation.
@@ -123,6 +138,7 @@ class ResumableEvaluator(DatasetEvaluator):
         self.counter = counter
         self.folder = counter.output_dir / "finished"
         self._restored: list[ImageRecord] = []
+        self._files = {entry["file_name"]: file_states(entry) for entry in dicts}
         problem = None
         if comm.is_main_process():
             try:
@@ -139,7 +155,15 @@ class ResumableEvaluator(DatasetEvaluator):
 
     def _start(self, identity: dict[str, Any]) -> None:
         if self.folder.is_dir():
-            self._restored = read_partial_results(self.folder, identity)
+            found = read_partial_results(self.folder, identity)
+            # Later lines are those of images that were predicted again.
+            latest = {record.file_name: record for record in found}.values()
+            self._restored = [x for x in latest if x.files == self._files.get(x.file_name)]
+            if changed := len(latest) - len(self._restored):
+                logging.getLogger(__name__).warning(
+                    f"TEST.RESUME: {changed} finished image(s) or their labels have changed since "
+                    "and are evaluated again"
+                )
         else:
             backup_existing(self.folder.parent)
         with atomic_write(self.folder / "identity.json") as tmp_path:
@@ -153,6 +177,7 @@ class ResumableEvaluator(DatasetEvaluator):
         before = len(self.counter.records)
         self.evaluator.process(inputs, outputs)
         for record in self.counter.records[before:]:
+            record.files = self._files.get(record.file_name, [])
             self._partial.append(record)
 
     def evaluate(self) -> Any:

@@ -144,7 +144,7 @@ def _resumable(
     bare = getattr(model, "module", model)
     dicts = DatasetCatalog.get(dataset_name)
     identity = partial(evaluation_fingerprint, cfg, bare, dataset_name, dicts)
-    return ResumableEvaluator(evaluator, counter, identity)
+    return ResumableEvaluator(evaluator, counter, identity, dicts)
 
 
 def evaluate_dataset(

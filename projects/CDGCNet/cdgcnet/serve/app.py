@@ -20,6 +20,7 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 import cdgcnet
@@ -147,7 +148,7 @@ def create_app(model: LabelModel, metadata: "Metadata", limits: Limits | None = 
             response = await predict_request(request)
             status = response.status_code
             return response
-        except HTTPException as error:
+        except StarletteHTTPException as error:  # FastAPI's are too; multipart parsing raises it
             status = error.status_code
             raise
         except ClientDisconnect:

@@ -6,7 +6,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _UNFINISHED = re.compile(r"\.\d+\.part(\.\w+)?$")
@@ -42,12 +42,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
             errno.EROFS: "the file system is read-only: choose another folder",
             errno.EACCES: "no permission to write there: choose another folder",
             errno.EPERM: "no permission to write there: choose another folder",
+            errno.ENOTDIR: "a part of the path is a file: choose another folder",
+            errno.EEXIST: "a part of the path is a file: choose another folder",
+            errno.ENAMETOOLONG: "file systems allow 255 bytes for a name: choose a shorter one",
         }.get(error.errno or 0)
         if advice is None or error.filename == str(path):
             raise
         raise OSError(error.errno, f"cannot write, {advice}", str(path)) from error
     finally:
-        tmp_path.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide the reason
+            tmp_path.unlink(missing_ok=True)
 
 
 def is_unfinished(path: Path) -> bool:

@@ -52,10 +52,12 @@ def check_page(path: Path, overwrite: bool) -> None:
     """Refuse a path that no page can be written to.
 
     Raises:
-        ValueError: for a folder, or a file that would be lost.
+        ValueError: for a folder, a name of no page, or a file that would be lost.
     """
     if path.is_dir():
         raise ValueError(f"--html {path}: it is a folder; expected the name of a file")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--html {path}: expected a name that ends with .html")
     if path.exists() and not overwrite:
         raise ValueError(f"--html {path}: it exists; choose another name or add --overwrite")
 

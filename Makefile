@@ -60,17 +60,19 @@ chaos: env  ## kill, fill up and attack everything, and count what goes wrong (h
 	$(BENCH) tests/chaos/run.py --output benchmarks/results/chaos.json
 	CDGC_KILLS=20 $(BENCH) -m pytest -m slow tests/cdgcnet/engine/test_distributed.py -k killed
 
-bench: env  ## measure every claim on this CPU (about half an hour), tables in benchmarks/results
+bench: env  ## measure the main claims on this CPU (about 20 minutes), tables in benchmarks/results
 	$(BENCH) benchmarks/bench_graph.py --rounds 3 $(RESULTS)
 	$(BENCH) benchmarks/bench_model.py --rounds 3 $(RESULTS)
-	$(BENCH) benchmarks/bench_loss.py $(RESULTS)
-	$(BENCH) benchmarks/bench_evaluation.py $(RESULTS)
-	$(BENCH) benchmarks/bench_evaluation_extras.py $(RESULTS)
-	$(BENCH) benchmarks/bench_dataloader.py $(RESULTS)
+	$(BENCH) benchmarks/bench_loss.py --rounds 3 $(RESULTS)
+	$(BENCH) benchmarks/bench_evaluation.py --rounds 3 $(RESULTS)
+	$(BENCH) benchmarks/bench_dataloader.py --rounds 3 $(RESULTS)
 	$(BENCH) benchmarks/bench_tta.py $(RESULTS)
-	$(BENCH) benchmarks/bench_predict.py --rounds 3 $(RESULTS)
 
-bench-full: env  ## measure the whole grid of graph and networks (hours); goes on where it stopped
+bench-full: env  ## measure what make bench leaves out (hours; the grids go on where they stopped)
+	$(BENCH) benchmarks/bench_evaluation_extras.py $(RESULTS)
+	$(BENCH) benchmarks/bench_predict.py --rounds 3 $(RESULTS)
+	$(BENCH) benchmarks/bench_refine.py $(RESULTS)
+	$(BENCH) benchmarks/bench_export.py $(RESULTS)
 	$(BENCH) benchmarks/bench_graph.py --full --rounds 4 $(RESULTS)
 	$(BENCH) benchmarks/bench_model.py --full --rounds 4 $(RESULTS)
 

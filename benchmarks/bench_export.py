@@ -56,7 +56,8 @@ def eager_call(model: torch.nn.Module, size: tuple[int, int], output: str) -> Ca
 
 
 def onnx_call(path: str, size: tuple[int, int], output: str) -> Callable:
-    session = Predictor.from_onnx(path, threads=1).session
+    # As all contestants, and as cdgcnet predict.
+    session = Predictor.from_onnx(path, threads=1, flush_subnormals=True).session
     return lambda: session.run([output], {"image": image_of(size)[None]})
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -218,6 +219,21 @@ def test_prediction_equals_the_predictors(plain, predictor_of, tmp_path, changes
         best = np.sort(expected, axis=0)
         clear = best[-1] - best[-2] > 1e-4
         assert (exported.labels(image) == eager.labels(image))[clear].all()
+
+
+def test_subnormal_numbers_are_0_where_that_is_asked_for(plain):
+    image = image_of(41, 57)
+    expected = Predictor.from_onnx(plain[2])(image)["sem_seg"]
+
+    def predict():
+        predictor = Predictor.from_onnx(plain[2], flush_subnormals=True)
+        options = predictor.session.get_session_options()
+        return predictor(image)["sem_seg"], options
+
+    with ThreadPoolExecutor(1) as pool:  # the mode is that of a thread
+        found, options = pool.submit(predict).result()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"
 
 
 @pytest.mark.parametrize("image", [None, np.zeros((4, 5)), np.zeros((4, 5, 3), np.float32)])

@@ -127,7 +127,7 @@ def load_predictor(
     if args.onnx:
         from cdgcnet.engine.onnx_predictor import OnnxPredictor
 
-        exported = OnnxPredictor(args.onnx, args.tta)
+        exported = OnnxPredictor(args.onnx, args.tta, flush_subnormals=True)
         if exported.metadata is None:
             raise ValueError(
                 f"{args.onnx} names no classes; set MODEL.CLASS_NAMES and export the model again"

@@ -22,12 +22,16 @@ from cdgcnet.utils.image_validation import check_bgr_image
 from cdgcnet.utils.progress import progress
 
 
-def open_session(path: str | os.PathLike, threads: int | None = None) -> tuple[Any, ExportMetadata]:
+def open_session(
+    path: str | os.PathLike, threads: int | None = None, flush_subnormals: bool = False
+) -> tuple[Any, ExportMetadata]:
     """An ONNX Runtime session on the CPU and the metadata of an exported file.
 
     Args:
         path: file that ``cdgcnet export --format onnx`` wrote.
         threads: threads of ONNX Runtime; None leaves the number to it.
+        flush_subnormals: take numbers below 1.2e-38 for 0, in the calling thread too and from then
+            on; a graph may take half of its time.
 
     Raises:
         ModuleNotFoundError: without ONNX Runtime.
@@ -46,6 +50,8 @@ def open_session(path: str | os.PathLike, threads: int | None = None) -> tuple[A
     options.log_severity_level = 3  # no warnings about initializers that it removes
     if threads is not None:
         options.intra_op_num_threads = threads
+    if flush_subnormals:
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
@@ -70,18 +76,24 @@ class OnnxPredictor:
         metadata: ``stuff_classes`` and ``stuff_colors``, or None if the file names no classes.
     """
 
-    def __init__(self, path: str | os.PathLike, tta: bool = False, threads: int | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        tta: bool = False,
+        threads: int | None = None,
+        flush_subnormals: bool = False,
+    ):
         """
         Args:
             path: file that ``cdgcnet export --format onnx`` wrote.
             tta: average over the scales and flips of TEST.AUG.
-            threads: threads of ONNX Runtime; None leaves the number to it.
+            threads, flush_subnormals: see :func:`open_session`.
 
         Raises:
             ModuleNotFoundError, FileNotFoundError, ValueError: see :func:`open_session`; also for a
                 file that contains the class graph alone.
         """
-        self.session, self.export = open_session(path, threads)
+        self.session, self.export = open_session(path, threads, flush_subnormals)
         if self.export.part != "network":
             raise ValueError(
                 f"{path} contains the {self.export.part} alone; expected a whole network, as "

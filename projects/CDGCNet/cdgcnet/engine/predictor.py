@@ -70,14 +70,17 @@ class Predictor:
 
     @staticmethod
     def from_onnx(
-        path: str | os.PathLike, tta: bool = False, threads: int | None = None
+        path: str | os.PathLike,
+        tta: bool = False,
+        threads: int | None = None,
+        flush_subnormals: bool = False,
     ) -> OnnxPredictor:
         """A predictor for a file of ``cdgcnet export``; needs neither PyTorch nor Detectron2.
 
         Args:
-            path, tta, threads: see :class:`OnnxPredictor`.
+            path, tta, threads, flush_subnormals: see :class:`OnnxPredictor`.
         """
-        return OnnxPredictor(path, tta, threads)
+        return OnnxPredictor(path, tta, threads, flush_subnormals)
 
     @classmethod
     def from_pretrained(

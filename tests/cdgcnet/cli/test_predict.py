@@ -392,6 +392,21 @@ def test_weights_that_are_no_checkpoint_are_named(call, images, tmp_path, capsys
     assert "broken.pth" in error
 
 
+def test_other_classes_in_the_config_are_told(call, images, weights, tmp_path, capsys):
+    names = [f"class {i}" for i in range(19)]
+    named = tmp_path / "named.pth"
+    torch.save({**torch.load(weights), "class_names": names}, named)
+    for classes, warned in ((names, False), (names[::-1], True)):
+        file = tmp_path / "classes.txt"
+        file.write_text("\n".join(classes))
+        entry = {"NAME": "mine", "IMAGES": "i", "LABELS": "l", "CLASSES": str(file)}
+        keys = ["DATASETS.FOLDERS", str([entry]), "DATASETS.TEST", "('mine',)"]
+        options = ["--weights", named, "--overwrite", "--opts", *keys]
+        assert call(images / "a.jpg", options=options) == 0
+        told = "class 0 is 'class 0' in the file and 'class 18' in the config"
+        assert (told in capsys.readouterr().err) == warned
+
+
 def test_a_bare_backbone_is_refused(call, images, weights, tmp_path, capsys):
     state = torch.load(weights, weights_only=True)["model"]
     state = {k: v for k, v in state.items() if k.startswith("backbone.")}

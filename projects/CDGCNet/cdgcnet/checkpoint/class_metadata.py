@@ -33,23 +33,27 @@ def stored_classes(checkpoint: Mapping[str, Any]) -> tuple[list[str], list[list[
     return names, [list(color) for color in colors]
 
 
+def class_difference(found: Sequence[str], expected: Sequence[str]) -> str | None:
+    """How the classes of a file differ from the config's; None if they do not, or are unknown."""
+    if not len(found) or not len(expected) or list(found) == list(expected):
+        return None
+    if len(found) != len(expected):
+        return f"the file has {len(found)} classes, the config {len(expected)}"
+    i = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
+    return f"class {i} is {found[i]!r} in the file and {expected[i]!r} in the config"
+
+
 def check_same_classes(found: Sequence[str], expected: Sequence[str]) -> None:
     """Refuse weights of other classes than the config's; unknown classes pass.
 
     Raises:
         ValueError: naming the first class that differs and the way to fine-tune.
     """
-    if not len(found) or not len(expected) or list(found) == list(expected):
-        return
-    if len(found) != len(expected):
-        difference = f"the file has {len(found)} classes, the config {len(expected)}"
-    else:
-        i = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
-        difference = f"class {i} is {found[i]!r} in the file and {expected[i]!r} in the config"
-    raise ValueError(
-        f"the weights were trained on other classes: {difference}. To fine-tune them on the "
-        "config's classes, set MODEL.WEIGHTS_PARTIAL True"
-    )
+    if difference := class_difference(found, expected):
+        raise ValueError(
+            f"the weights were trained on other classes: {difference}. To fine-tune them on the "
+            "config's classes, set MODEL.WEIGHTS_PARTIAL True"
+        )
 
 
 def class_dependent_tensors(cfg: CfgNode) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Arguments that several subcommands share, and what they lead to."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -109,12 +110,26 @@ def load_config(
     return cfg
 
 
+def _warn_of_other_classes(cfg: "CfgNode", weights: str, found: Sequence[str]) -> None:
+    from cdgcnet.checkpoint.class_metadata import class_difference
+    from cdgcnet.data.datasets.custom import folder_classes
+
+    for name in cfg.DATASETS.TEST[:1]:
+        if difference := class_difference(found, folder_classes(cfg, name)):
+            print(
+                f"warning: {weights}: {difference} (DATASETS.TEST {name}); the classes of the "
+                "predictions are those of the file",
+                file=sys.stderr,
+            )
+
+
 def load_predictor(
     args: argparse.Namespace,
 ) -> tuple["Predictor | OnnxPredictor", "Metadata"]:
     """The trained network, and the names and colors of its classes.
 
-    A checkpoint that does not carry its classes has those of the first test set.
+    A checkpoint that does not carry its classes has those of the first test set. If that set has
+    other classes, in DATASETS.FOLDERS, a warning names the difference.
 
     Args:
         args: those of :func:`add_model_arguments`.
@@ -141,6 +156,7 @@ def load_predictor(
     flush_subnormals()
     predictor = Predictor(cfg, tta=args.tta)
     if predictor.metadata is not None:
+        _warn_of_other_classes(cfg, args.weights, predictor.metadata.stuff_classes)
         return predictor, predictor.metadata
 
     from detectron2.data import MetadataCatalog

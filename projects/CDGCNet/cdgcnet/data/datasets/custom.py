@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -314,6 +315,17 @@ def _check_suffixes(rule: PairingRule, where: str, pairs_listed: bool) -> None:
                 f"{where}: IMAGE_SUFFIX and LABEL_SUFFIX are both {rule.image_suffix!r} in one "
                 "folder, so images and labels cannot be told apart"
             )
+
+
+def folder_classes(cfg: CfgNode, name: str) -> Sequence[str]:
+    """The classes that DATASETS.FOLDERS gives a dataset; () where they cannot be read here."""
+    from cdgcnet.data.datasets import datasets_root
+
+    for position, entry in enumerate(cfg.DATASETS.FOLDERS):
+        if isinstance(entry, dict) and entry.get("NAME") == name:
+            with suppress(OSError, ValueError):
+                return _parse(entry, position, datasets_root(None)).classes
+    return ()
 
 
 def register_folders(cfg: CfgNode, root: Path | None = None) -> None:

@@ -213,7 +213,8 @@ evidence() {
             cp --recursive --no-clobber results/voc_animals "$session/results/"
     } || exit
     rows default_01 control_03 default_04 default_05 --opts "${training[@]}"
-    rows baseline control_01 default_02 default_03 table3_07 --opts "${training[@]}"
+    rows baseline_01 baseline_02 baseline_03 baseline_04 control_01 default_02 default_03 table3_07 \
+        --opts "${training[@]}"
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
     step python3 -m cdgcnet compare --heads "$heads" --context none,aspp \
         --output "$session/compare" --cache "$session/scratch/features" \

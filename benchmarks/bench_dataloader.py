@@ -6,8 +6,9 @@
 Both read the same 1024 x 2048 PNG pairs (generated street scenes with photo-like noise) and draw
 the same augmentations from the same seeds: shortest edge one of 512, 768, …, 2048, crop 512 x 1024
 (and 769 x 769), flip. The samples are compared first, value by value; the labels of ours are uint8,
-as CDGCSegmentor takes them, Detectron2's int64. "Decoding alone" stops when the rows that a crop
-needs are decoded: nothing that reads these files takes less.
+as CDGCSegmentor takes them, Detectron2's int64. Two floors: "decoding alone" stops when the rows
+that a crop needs are decoded, and "resizing alone" resizes the crop's part of the cached image with
+Pillow, as equal samples ask for, and nothing else.
 
 The second table is the only one in seconds of the clock: samples per second of two worker processes
 beside one, on a machine with two idle cores.
@@ -91,6 +92,19 @@ def decode_samples(mapper: SemSegMapper, dicts: list[dict]) -> None:
             image.rows(crop.transforms[0].rows_needed)
 
 
+def prepare_resizes(mapper: SemSegMapper, dicts: list[dict]) -> Callable[[], list]:
+    """The resizes of :func:`samples` from cached images, everything else done beforehand."""
+    assert mapper.crop is not None
+    pairs = []
+    for seed, dataset_dict in enumerate(dicts):
+        with seeded(seed):
+            image = mapper._image(dataset_dict["file_name"])
+            assert isinstance(image, np.ndarray)
+            labels = mapper._labels(dataset_dict, image.shape[:2])
+            pairs.append((mapper.crop.draw(image.shape, labels).transforms[0], image))
+    return lambda: [transform.apply_image(image) for transform, image in pairs]
+
+
 class _Samples(Dataset):
     def __init__(self, mapper: SemSegMapper, dicts: list[dict]) -> None:
         self.mapper, self.dicts = mapper, dicts
@@ -167,11 +181,12 @@ def main() -> None:
                     {
                         **{n: (lambda m=m: samples(m, dicts)) for n, m in mappers.items()},
                         "decoding": lambda m=plain: decode_samples(m, dicts),
+                        "resizing": prepare_resizes(mappers["ours, cached"], dicts),
                     },
                     rounds=args.rounds,
                 )
             except Unsteady as error:
-                rows.append([f"{crop[0]} x {crop[1]}", *["unsteady"] * 3, str(error)])
+                rows.append([f"{crop[0]} x {crop[1]}", *["unsteady"] * 4, str(error)])
                 continue
             rows.append(
                 [
@@ -179,6 +194,7 @@ def main() -> None:
                     f"{times.ratio('ours', 'Detectron2'):.2f}",
                     f"{times.ratio('decoding', 'Detectron2'):.2f}",
                     f"{times.ratio('ours, cached', 'Detectron2'):.3f}",
+                    f"{times.ratio('resizing', 'Detectron2'):.3f}",
                     f"{values} values, 0 differ" if values else "not compared (padding differs)",
                 ]
             )
@@ -198,6 +214,7 @@ def main() -> None:
             f"ours (target {TARGET:g})",
             "decoding alone",
             f"ours, decoded images cached (target {TARGET_CACHED:g})",
+            "resizing alone",
             "outputs",
         ],
         rows,

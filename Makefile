@@ -66,7 +66,7 @@ bench: env  ## measure the main claims on this CPU (20 to 25 minutes), tables in
 	$(BENCH) benchmarks/bench_loss.py --rounds 3 $(RESULTS)
 	$(BENCH) benchmarks/bench_evaluation.py --rounds 3 $(RESULTS)
 	$(BENCH) benchmarks/bench_dataloader.py --rounds 3 $(RESULTS)
-	$(BENCH) benchmarks/bench_tta.py $(RESULTS)
+	$(BENCH) benchmarks/bench_tta.py --rounds 3 $(RESULTS)
 
 bench-full: env  ## measure what make bench leaves out (hours; the grids go on where they stopped)
 	$(BENCH) benchmarks/bench_evaluation_extras.py $(RESULTS)

@@ -14,6 +14,7 @@ import io
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from maps import blob_map, one_hot_logits
 from PIL import Image
-from protocol import Unsteady, arguments, claim, measure, one_thread, report
+from protocol import arguments, attempt, claim, exit_code, measure, one_thread, report
 from torch import Tensor
 
 from cdgcnet.data.datasets.cityscapes_classes import LABEL_IDS
@@ -199,13 +200,11 @@ def compare(folder: Path, classes: int, rounds: int) -> list[list[str]]:
 def main() -> None:
     args = arguments(__doc__).parse_args()
     one_thread()
-    rows = []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for classes in (19, 171):
-                rows += compare(Path(folder), classes, args.rounds)
-    except Unsteady as error:
-        sys.exit(f"bench_evaluation.py: error: {error}")
+    rows: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for classes in (19, 171):
+            part = partial(compare, Path(folder), classes, args.rounds)
+            rows += attempt(f"{classes} classes", part)
     report(
         "bench_evaluation",
         f"Evaluation of one {SIZE[0]} x {SIZE[1]} prediction",
@@ -213,6 +212,7 @@ def main() -> None:
         rows,
         args.output,
     )
+    sys.exit(exit_code())
 
 
 if __name__ == "__main__":

@@ -11,11 +11,22 @@ the whole and adds it up; the results are compared first.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from maps import blob_map, one_hot_logits
-from protocol import Unsteady, arguments, claim, measure, mebibytes, one_thread, peak_memory, report
+from protocol import (
+    arguments,
+    attempt,
+    claim,
+    exit_code,
+    measure,
+    mebibytes,
+    one_thread,
+    peak_memory,
+    report,
+)
 from torch import Tensor
 
 from cdgcnet.modeling.postprocessing import ResizeGeometry
@@ -77,6 +88,9 @@ def naive(
     return run
 
 
+FORMS = {"ours": ours, "naive": naive}
+
+
 def check() -> int:
     """Pixels of the label map that differ between the two forms."""
     difference = (ours(SCALES, False)() - naive(SCALES, False)()).abs().max()
@@ -85,25 +99,26 @@ def check() -> int:
     return int((ours(SCALES, True)() != naive(SCALES, True)()).sum())
 
 
+def time_ratio(what: str, labels: bool, rounds: int) -> list[list[str]]:
+    times = measure({name: form(SCALES, labels) for name, form in FORMS.items()}, rounds=rounds)
+    return [claim(what, times.ratio("ours", "naive"), 0.15)]
+
+
 def main() -> None:
     parser = arguments(__doc__)
     args = parser.parse_args()
     one_thread()
     wrong = check()
-    forms = {"ours": ours, "naive": naive}
-    rows = []
-    try:
-        for labels, name in ((False, "probabilities"), (True, "label map")):
-            times = measure({n: form(SCALES, labels) for n, form in forms.items()}, rounds=4)
-            rows.append(claim(f"time, {name}, ours / naive", times.ratio("ours", "naive"), 0.15))
-    except Unsteady as error:
-        sys.exit(f"bench_tta.py: error: {error}")
+    rows: list[list[str]] = []
+    for labels, name in ((False, "probabilities"), (True, "label map")):
+        what = f"time, {name}, ours / naive"
+        rows += attempt(what, partial(time_ratio, what, labels, args.rounds))
     for count in (1, 3, 6):
         # The largest scale last, so that all three have the largest view.
         scales = SCALES[-count:]
-        for form in forms:
-            peak = peak_memory(forms[form], scales, False)
-            rows.append([f"extra memory, {count} scales, {form}", mebibytes(peak), "", ""])
+        for name, form in FORMS.items():
+            peak = peak_memory(form, scales, False)
+            rows.append([f"extra memory, {count} scales, {name}", mebibytes(peak), "", ""])
     rows.append(claim("pixels of the label map that differ, of 2.1 M", wrong, 0))
     report(
         "bench_tta",
@@ -112,6 +127,7 @@ def main() -> None:
         rows,
         args.output,
     )
+    sys.exit(exit_code())
 
 
 if __name__ == "__main__":

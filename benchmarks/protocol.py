@@ -195,6 +195,7 @@ def attempt(what: str, part: Callable[[], list[list[str]]]) -> list[list[str]]:
 
     The process ends with exit code 1 if a part failed for another reason than a busy machine.
     """
+    begin = time.monotonic()
     try:
         return part()
     except Unsteady as reason:
@@ -204,6 +205,8 @@ def attempt(what: str, part: Callable[[], list[list[str]]]) -> list[list[str]]:
         FAILED.append(what)
         reason = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         return [[what, reason, "", ""]]
+    finally:
+        print(f"{what}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
 
 
 def exit_code() -> int:

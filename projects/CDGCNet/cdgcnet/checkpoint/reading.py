@@ -16,7 +16,9 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -58,17 +60,41 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class _Dtype:
+    """What NumPy's pickles get for a dtype: the plain numbers and no other.
+
+    The state of a real dtype may forge objects, whose addresses then come from the file.
+    """
+
+    def __init__(self, name: Any, *_: Any):
+        if not isinstance(name, str) or not re.fullmatch("[fiub][1248]", name):
+            raise pickle.UnpicklingError(f"it asks for an array of {name!r}")
+        self.plain = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        _, byte_order, *_ = state
+        self.plain = self.plain.newbyteorder(byte_order)
+
+
+class _Array(np.ndarray):
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, fortran_order, data = state
+        super().__setstate__((version, shape, dtype.plain, fortran_order, data))
+
+
 def _start_array(*_: Any) -> np.ndarray:
     """The array that NumPy's pickles begin with, whatever shape they ask for; BUILD fills it."""
-    return np.empty(0, np.int8)
+    return np.empty(0, np.int8).view(_Array)
 
 
-def _array(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+def _array(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
     """An array as large as its data, as pickle protocol 5 builds it."""
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
+    if not isinstance(data, bytes | bytearray):  # of an array that BUILD could free
+        raise pickle.UnpicklingError(f"it asks for an array in a {type(data).__name__}")
+    return np.frombuffer(data, dtype.plain).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _scalar(dtype: np.dtype, data: bytes) -> Any:
+def _scalar(dtype: _Dtype, data: Any) -> Any:
     return _array(data, dtype, (1,))[0]
 
 
@@ -78,7 +104,7 @@ _ARRAY_GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("_codecs", "encode"): _latin1,
     ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _Dtype,
 }
 for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
     _ARRAY_GLOBALS[f"{_core}.multiarray", "_reconstruct"] = _start_array
@@ -92,7 +118,9 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAY_GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _ARRAY_GLOBALS[module, name]
+        found = _ARRAY_GLOBALS[module, name]
+        # A pickle can set attributes of a function, its defaults among them: of this copy only.
+        return partial(found) if isinstance(found, FunctionType) else found
 
 
 @contextmanager
@@ -151,7 +179,10 @@ def load_torch(path: Path, *, in_place: bool = False) -> Any:
     else:
         with _mapped(path) as mapped:
             _check_pickles(mapped, len(mapped), _LEGACY_PICKLES)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=in_place)
+    if in_place:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as file:  # of a path torch would believe the suffix
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -183,7 +214,7 @@ def _read(path: Path) -> Any:
     if start.startswith((_ZIP, _TORCH_LEGACY)):
         return load_torch(path)
     header = int.from_bytes(start[:8], "little")
-    if (start[8:9] == b"{" and header < 100_000_000) or path.suffix == ".safetensors":
+    if start[8:9] == b"{" and header < 100_000_000:
         return _read_safetensors(path)
     if start.startswith(b"\x80"):
         with _mapped(path) as mapped:
@@ -236,9 +267,7 @@ def _unwrap(loaded: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, extra
 
 
-def _from_numpy(name: str, array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-        raise ValueError(f"{name}: expected numbers, found an array of {array.dtype}")
+def _from_numpy(array: np.ndarray) -> Tensor:
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(native if native.flags.writeable else native.copy())
 
@@ -255,7 +284,7 @@ def _tensor(name: str, value: Any, size: int) -> Tensor:
         ValueError: naming the tensor.
     """
     if isinstance(value, np.ndarray):
-        value = _from_numpy(name, value)
+        value = _from_numpy(value)
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a tensor, found {type(value).__name__}")
     if value.layout != torch.strided or value.is_quantized or value.is_complex():

@@ -23,7 +23,7 @@ def test_equals_the_dense_form(nodes, heads, distance_bias, held, stored, monkey
     monkeypatch.setattr(joint_attention, "_HELD", held)
     monkeypatch.setattr(joint_attention, "_STORED_CPU", stored)
     scene = make_scene(3, batch=2, channels=6, classes=4, h=3, w=4, stride=3, agree=0.5, padding=0)
-    module = joint(scene, nodes=nodes, heads=heads, distance_bias=distance_bias)
+    module = joint(scene, nodes=nodes, heads=heads, distance_bias=distance_bias, scale="sqrt")
     chosen = module.select(*scene.inputs[1:], valid=scene.valid)
     found, expected = module.propagate(scene.x, chosen), dense(scene, module, chosen)
     assert deviation(scene, found, expected, module) <= EXACT
@@ -95,6 +95,19 @@ def test_padding_and_autocast():
         half = module(x, scene.logits, valid=scene.valid)
     assert found.isfinite().all()
     assert relative(half.float(), found) < 0.05
+    # Padding receives nothing, not even through a query of zeros.
+    merged = module.propagate(x, module.select(scene.logits, valid=scene.valid))
+    padding = merged.movedim(1, -1)[~scene.valid]
+    assert len(padding) and torch.equal(padding, module.merge_bias.expand_as(padding))
+
+
+def test_autocast_leaves_float64_alone():
+    scene = make_scene(5, batch=2, channels=4, classes=3, h=4, w=5, stride=3)
+    module = joint(scene, heads=2, distance_bias=True)
+    exact = module(scene.x, scene.logits, valid=scene.valid)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(scene.x, scene.logits, valid=scene.valid)
+    assert found.dtype == torch.float64 and torch.equal(found, exact)
 
 
 def test_without_nodes_every_parameter_has_a_gradient():

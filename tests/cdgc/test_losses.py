@@ -188,6 +188,23 @@ def test_low_precision_logits():
         )
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
+def test_a_loss_scale_comes_before_the_gradient_is_rounded(loss):
+    # The mean over 2 · 257² pixels has gradients of some 1e-6, of which float16, whose smallest
+    # numbers are 6e-8 apart, keeps little. The factor of a GradScaler is there for them.
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 19, 65, 65, generator=g).half()
+    targets = torch.randint(19, (2, 257, 257), generator=g)
+    grads = []
+    for x in (logits.clone(), logits.double()):
+        x.requires_grad_()
+        (65536 * loss(x, targets, align_corners=False)).backward()
+        grads.append(x.grad)
+    assert grads[0].dtype == torch.float16
+    error = (grads[0].double() - grads[1]).norm() / grads[1].norm()
+    assert error < 2**-11  # half a unit in the last place
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

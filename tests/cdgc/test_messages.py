@@ -141,8 +141,11 @@ def test_without_nodes_float16_does_not_overflow(edges):
     module = build(scene, nodes="coarse", receivers="all", edges=edges)
     with torch.no_grad():
         module.merge_weight.fill_(1000.0)  # the sum of all exceeds float16
+    ignored = torch.full_like(scene.targets, scene.ignore_label)
+    assert module.half()(scene.x.half(), scene.logits.half(), ignored).isfinite().all()
+    module.float()
     with torch.autocast("cpu", torch.float16):
-        out = module(scene.x, scene.logits, torch.full_like(scene.targets, scene.ignore_label))
+        out = module(scene.x, scene.logits, ignored)
     assert torch.equal(out, module.merge_bias[:, None, None].expand_as(out).to(out))
     out.sum().backward()
     assert all(p.grad.isfinite().all() for p in module.parameters())

@@ -569,6 +569,17 @@ def test_bfloat16_autocast_is_near(nodes, edges, scope):
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize(("nodes", "edges"), NODES_AND_EDGES)
+def test_autocast_leaves_float64_alone(nodes, edges):
+    scene = make_scene(16)
+    module = build(scene, nodes=nodes, edges=edges)
+    exact = module(*scene.inputs, valid=scene.valid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module(*scene.inputs, valid=scene.valid)
+    assert found.dtype == torch.float64 and torch.equal(found, exact)
+    found.sum().backward()
+
+
 @pytest.mark.parametrize("edges", ["similarity", "topk"])
 def test_float16_autocast_is_finite_on_large_features(edges):
     # 64 channels of features around 100 give similarities beyond the largest float16.

@@ -40,7 +40,8 @@ def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
             f"lengths must be {weight.shape[0]} row counts that sum to {x.shape[0]}, got "
             f"{len(lengths)} that sum to {sum(lengths)}"
         )
-    if torch.is_autocast_enabled(x.device.type):  # autocast skips custom Functions
+    # Autocast skips custom Functions; like its own operators they leave float64 as it is.
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
     if x.device != weight.device or x.dtype != weight.dtype:

@@ -269,7 +269,7 @@ def _packed_messages(
     if blocks == 1:
         return block(q, k, v, graph, merge).flatten(0, 1)
     parts = [
-        checkpoint(block, part, k, v, graph, merge, use_reentrant=False)
+        checkpoint(block, part, k, v, graph, merge, use_reentrant=False, preserve_rng_state=False)
         for part in q.chunk(blocks, dim=1)
     ]
     return torch.cat(parts, dim=1).flatten(0, 1)
@@ -295,7 +295,18 @@ def _image_messages(
     if images * q.shape[1] * per_query <= held:
         return _block(q, k, v, counts, graph, merge, fused)
     parts = [
-        checkpoint(_block, part, k, v, counts, graph, merge, fused, use_reentrant=False)
+        checkpoint(
+            _block,
+            part,
+            k,
+            v,
+            counts,
+            graph,
+            merge,
+            fused,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
         for part in q.split(max(1, held // per_query), dim=1)
     ]
     return torch.cat(parts)

@@ -97,8 +97,9 @@ def attention_messages(
     merged = torch.cat(total) if total else torch.zeros_like(pixels, dtype=values.dtype)
     if segments:
         return merged
-    # Without any node there still is a gradient path to every parameter.
-    nothing = 0 * (keys.sum() + values.sum() + phi.sum() + merge_weight.sum())
+    # Without any node there still is a gradient path to every parameter. A sum of no numbers is 0
+    # whatever the parameters are; a sum of all could overflow in float16.
+    nothing = torch.cat([x[:0].flatten() for x in (keys, values, phi, merge_weight)]).sum()
     return merged + nothing.to(merged)
 
 

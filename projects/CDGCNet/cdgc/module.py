@@ -53,7 +53,7 @@ class CDGCModule(nn.Module):
     than none.
 
     Mixed precision: under ``torch.autocast`` the matrix products and the attention run in the
-    autocast dtype, whatever the dtype of the features. Softmax, uniform means and top-k
+    autocast dtype, whatever the dtype of the features but float64. Softmax, uniform means and top-k
     similarities are computed at least in float32. With softmax="image" everything before the norm
     is computed in float32 at least, except on GPUs whose fused attention was found to be accurate
     (:mod:`cdgc.packed_attention`). Outside autocast the features must have the dtype of the

@@ -55,7 +55,7 @@ def _scan(
     grad = None if weight is None else torch.empty_like(logits)
     for image, x in enumerate(logits):
         wide = x @ horizontal.t() if w != width else x  # (M, h, W)
-        wide_grad = torch.zeros_like(wide)
+        wide_grad = torch.zeros_like(wide if weight is not None else wide[:0])
         for begin in range(0, height, band):
             rows = slice(begin, min(begin + band, height))
             if h != height:
@@ -77,10 +77,8 @@ def _scan(
                     wide_grad[:, first:last] += taps.t() @ x
                 else:
                     wide_grad[:, rows] = x
-        if grad is not None and w != width:
-            torch.matmul(wide_grad, horizontal, out=grad[image])
-        elif grad is not None:
-            grad[image] = wide_grad
+        if grad is not None:
+            grad[image] = wide_grad @ horizontal if w != width else wide_grad
     return nll, grad
 
 
@@ -103,14 +101,17 @@ class _WeightedSum(torch.autograd.Function):
         needed = ctx.needs_input_grad[0]
         nll, grad = _in_full_precision(logits, targets, align_corners, weight if needed else None)
         if grad is not None:
-            ctx.save_for_backward(grad.to(logits.dtype))
+            ctx.save_for_backward(grad)
+            ctx.dtype = logits.dtype
         # Pixels of weight 0 may have an infinite loss, and 0 * inf would be NaN.
         return (nll * weight).where(weight != 0, 0).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * grad, None, None, None
+        # Rounded after the product: a mean over many pixels has gradients below what float16 can
+        # hold, until the factor of a loss scale is on them.
+        return (ctx.saved_tensors[0] * grad).to(ctx.dtype), None, None, None
 
 
 def upsampled_nll(logits: Tensor, targets: Tensor, align_corners: bool) -> Tensor:

@@ -15,6 +15,7 @@ from cdgcnet import Predictor, Trainer, load_cfg
 from cdgcnet.cli.predict import check_inputs_are_safe, find_sources
 from cdgcnet.data.datasets.cityscapes import COLORS
 from cdgcnet.data.image_io import read_image
+from cdgcnet.engine.prediction_record import PredictionRecord, Source
 from cdgcnet.engine.video import VideoFile
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "predict.py"
@@ -192,6 +193,19 @@ def test_a_killed_record_is_read(call, images, tmp_path):
     assert call(images) == 0
     assert len(names(tmp_path / "out")) == 6
     assert call(images) == 0  # the record is whole again
+
+
+def test_commands_into_one_folder_keep_each_others_entries(tmp_path):
+    sources = [Source(tmp_path / name, name) for name in ("a", "b", "c")]
+    first, second = PredictionRecord(tmp_path), PredictionRecord(tmp_path)
+    first.start({"weights": "w"})
+    first.add(sources[0])
+    second.start({"weights": "w"})  # it has loaded its network in the meantime
+    first.add(sources[1])
+    second.add(sources[2])
+    assert set(PredictionRecord(tmp_path).sources) == {"a", "b", "c"}
+    with pytest.raises(ValueError, match="another network"):
+        PredictionRecord(tmp_path).start({"weights": "x"})
 
 
 def test_an_image_that_has_changed_is_not_taken_for_finished(call, images, tmp_path, capsys):

@@ -1,7 +1,10 @@
 """Packages for the test servers: what is in them, and every reason to refuse one."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -229,6 +232,18 @@ def test_from_weights_to_a_verified_package(
     labels = tmp_path / "run/inference" / ("cdgc_cityscapes_val" + "_TTA" * tta) / "labels"
     assert command("submit", *start, "--labels", labels, "--output", tmp_path / "again.zip") == 0
     assert (tmp_path / "again.zip").stat().st_size == package.stat().st_size
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_prediction(run_data, run_yaml, weights, tmp_path):
+    words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    words += ["--nproc-per-node", 2, "-m", "cdgcnet", "submit", "cityscapes"]
+    words += ["--dataset", "cdgc_cityscapes_val", "--config-file", run_yaml, "--weights", weights]
+    words += ["--output", tmp_path / "package.zip", "--opts", "OUTPUT_DIR", tmp_path / "run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([str(word) for word in words], check=True, timeout=300, env=environment)
+    with zipfile.ZipFile(tmp_path / "package.zip") as archive:
+        assert len(archive.namelist()) == 3
 
 
 def test_wrong_arguments(run_data, tmp_path, capsys, command):

@@ -1,5 +1,7 @@
 """The one rule for the images of a folder."""
 
+import pytest
+
 from cdgcnet.data.image_folder import images_in
 from cdgcnet.utils.io import atomic_write
 
@@ -37,3 +39,11 @@ def test_a_file_that_is_not_written_to_its_end_does_not_count(tmp_path):
         unfinished.write_bytes(b"")
         assert names(tmp_path) == []
     assert names(tmp_path) == ["a.png"]
+
+
+def test_an_image_that_no_table_could_name_is_refused(tmp_path):
+    (tmp_path / "note\udcdf.txt").write_bytes(b"")  # no image
+    assert names(tmp_path) == []
+    (tmp_path / "stra\udcdfe.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"stra\\udcdfe.*UTF-8.*rename it"):
+        names(tmp_path)

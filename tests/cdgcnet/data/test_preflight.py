@@ -108,6 +108,17 @@ def test_training_images_without_labels_are_refused(pair, check, level):
         check(bare, level=level)
 
 
+@pytest.mark.parametrize("level", ["labels", "none"])
+def test_an_empty_dataset_is_refused(check, level):
+    with pytest.raises(ValueError, match="dataset mine: it is registered, but holds no images"):
+        check(level=level)
+
+
+def test_a_name_that_no_table_could_hold_is_refused(pair, check):
+    with pytest.raises(ValueError, match=r"stra\\udcdfe.*expected a path in UTF-8"):
+        check(pair | {"file_name": "stra\udcdfe.png"})
+
+
 def test_missing_image(pair, check):
     Path(pair["file_name"]).unlink()
     with pytest.raises(ValueError, match=r"i\.png: no such image"):

@@ -173,11 +173,18 @@ def test_weights_and_biases_gets_scalars_and_pictures(run_cfg, wandb):
     assert wandb.finished == 1
 
 
-def test_a_resumed_training_continues_its_run(run_cfg, wandb):
+def test_a_resumed_training_continues_its_run_and_a_new_one_does_not(run_cfg, wandb):
     run_cfg.WANDB_PROJECT = "my-project"
     run(run_cfg)
-    Trainer(run_cfg).build_writers()
+    folder = Path(run_cfg.OUTPUT_DIR)
+    (folder / "results.json").unlink()  # its evaluation is left
+    run(run_cfg, resume=True)
     assert [options["id"] for options in wandb.started] == [None, "run-7"]
+    # W&B drops steps below the last one, which a training from the start would begin with.
+    for checkpoint in (*folder.glob("*.pth"), folder / "last_checkpoint"):
+        checkpoint.unlink()
+    run(run_cfg)
+    assert [options["id"] for options in wandb.started] == [None, "run-7", None]
 
 
 def test_weights_and_biases_is_not_installed(run_cfg, monkeypatch):

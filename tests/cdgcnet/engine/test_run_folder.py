@@ -447,6 +447,27 @@ def test_resume_makes_up_for_an_evaluation_that_was_interrupted(start, folder, l
     assert "only its evaluation is left" in log_of(folder)
 
 
+def test_resume_evaluates_again_as_it_is_asked_to(start, folder):
+    before = json.loads((folder / "results.json").read_text())
+    train_net("--resume", *start, "TEST.BOUNDARY_RATIO", "0")
+    assert "only its evaluation is left" in log_of(folder)
+    now = json.loads((folder / "results.json").read_text())
+    assert before["sem_seg"].keys() - now["sem_seg"].keys()  # the scores at boundaries
+    assert json.loads((folder / "results.1.json").read_text()) == before
+    train_net("--resume", *start, "TEST.BOUNDARY_RATIO", "0", "TEST.AUG.SCALES", "[0.5]")
+    assert "nothing is left to do" in log_of(folder)  # no test-time augmentation was asked for
+
+
+def test_an_evaluation_that_was_interrupted_after_its_first_scores_goes_on(folder):
+    place = folder / "evaluation-1"
+    (place / "inference" / "val_TTA" / "finished").mkdir(parents=True)
+    (place / "results.json").write_text("{}")
+    assert RunFolder(folder).evaluation_folder(resume=True) == place
+    assert RunFolder(folder).evaluation_folder(resume=False) == folder / "evaluation-2"
+    (place / "inference" / "val_TTA" / "finished").rmdir()
+    assert RunFolder(folder).evaluation_folder(resume=True) == folder / "evaluation-2"
+
+
 def test_a_longer_schedule_needs_a_word(start, folder):
     before = contents(folder)
     message = refused("--resume", *start, "SOLVER.MAX_ITER", "6")

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cdgcnet import Trainer
 from cdgcnet.evaluation import resume as resume_module
 from cdgcnet.evaluation.metrics import graph_metrics, node_metrics, segmentation_metrics
 from cdgcnet.evaluation.testing import build_evaluator, check_test_set, evaluate_dataset
+from cdgcnet.evaluation.writers import label_paths
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES
 from cdgcnet.modeling.predictions import PredictionKind
 
@@ -447,6 +449,14 @@ def test_two_images_never_share_a_label_file(run_data, run_cfg, model, own_set, 
     name = own_set(dicts)
     with pytest.raises(ValueError, match=r"TEST\.SAVE_LABELS: .* would both be written to"):
         evaluate(configured(run_cfg, SAVE_LABELS=True), model, name)
+
+
+def test_label_files_stay_in_their_folder_whatever_the_images_are_called(tmp_path):
+    images = ["a/b/one.jpg", "a/b/../../../two.jpg"]
+    paths = label_paths(tmp_path / "labels", images)
+    assert [os.path.normpath(path) for path in paths.values()] == [str(p) for p in paths.values()]
+    assert all(path.is_relative_to(tmp_path / "labels") for path in paths.values())
+    assert len(set(paths.values())) == 2
 
 
 def test_the_longest_file_names_are_written(run_data, run_cfg, model, own_set, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, is_unfinished
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,20 @@ def test_paths_that_cannot_be(tmp_path, name, advice):
         tmp.write_text("new")
     assert caught.value.filename == str(path)
     assert [x.name for x in tmp_path.iterdir()] == ["file"]
+
+
+def test_two_writers_of_one_file_do_not_share_a_name(tmp_path):
+    # As in two containers, where both may be process 1.
+    path = tmp_path / "a.txt"
+    with atomic_write(path) as first, atomic_write(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert is_unfinished(first) and is_unfinished(second) and first != second
+    assert path.read_text() == "first" and [x.name for x in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path):
+    for stem in ("stra\udcdfe", "\udcdf" * 200):
+        with atomic_write(tmp_path / f"{stem}.txt") as path:
+            path.write_text("kept")
+        assert (tmp_path / f"{stem}.txt").read_text() == "kept"

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 from cdgcnet.cli.errors import UsageError
-from cdgcnet.cli.launch import launch_processes
-from cdgcnet.cli.options import add_config_arguments, check_overrides, integer_from
+from cdgcnet.cli.launch import add_launch_arguments, launch_processes
+from cdgcnet.cli.options import add_config_arguments, check_overrides
 from cdgcnet.config.files import find_config
 
 COMPETITIONS = ("comp5", "comp6")
@@ -33,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--competition", choices=COMPETITIONS, default="comp6", help="of VOC (comp5: VOC data only)"
     )
-    parser.add_argument("--num-gpus", type=integer_from(1), default=1)
-    parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto")
+    add_launch_arguments(parser)
 
 
 def check_arguments(args: argparse.Namespace) -> None:

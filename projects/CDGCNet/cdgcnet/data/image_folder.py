@@ -40,5 +40,27 @@ def images_in(folder: Path, recursive: bool = False) -> list[Path]:
     """Files of a folder that are images by their suffix, in upper or lower case.
 
     A link that leads nowhere is listed too: whoever reads it can say what is wrong with it.
+
+    Raises:
+        OSError: naming a folder that cannot be read.
+        ValueError: naming an image whose path is not UTF-8.
     """
-    return [p for p in files_in(folder, recursive) if p.suffix.lower() in IMAGE_SUFFIXES]
+    images = [p for p in files_in(folder, recursive) if p.suffix.lower() in IMAGE_SUFFIXES]
+    for path in images:
+        check_utf8(path)
+    return images
+
+
+def check_utf8(path: str | Path) -> None:
+    """Refuse a path that no text file, page or log of a run could hold.
+
+    Raises:
+        ValueError: naming the path.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{str(path)!r}: expected a path in UTF-8, which tables and pages of results are "
+            "written in; rename it"
+        ) from None

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from cdgcnet.data.datasets.catalog import EVALUATOR_TYPE
 from cdgcnet.data.decoding import image_size
+from cdgcnet.data.image_folder import check_utf8
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_sample_labels
 from cdgcnet.data.label_spec import LabelSpec
@@ -122,6 +123,7 @@ def _inspect(
     """The class ids that occur in a sample, (256,) bool, and what is wrong with it, if anything."""
     try:
         path = sample["file_name"]
+        check_utf8(path)
         if decode:
             size = read_image(path, max_pixels=max_pixels).shape[:2]
         else:
@@ -220,8 +222,11 @@ def check_data(cfg: CfgNode, datasets: Mapping[str, Sequence[dict]]) -> None:
 
     Raises:
         ValueError: for files that cannot be used, and for labels without a class or, in training,
-            with only one; with any CHECK, for training images without labels.
+            with only one; with any CHECK, for empty datasets and training images without labels.
     """
+    for name, dicts in datasets.items():
+        if not dicts:
+            raise ValueError(f"dataset {name}: it is registered, but holds no images")
     for name in cfg.DATASETS.TRAIN:
         _check_labeled(name, datasets.get(name, ()))
     if cfg.DATASETS.CHECK == "none":

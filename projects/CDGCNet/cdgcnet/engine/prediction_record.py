@@ -39,6 +39,7 @@ class PredictionRecord:
         self.identity: dict[str, Any] | None = None
         self.sources: dict[str, Any] = {}
         self._replaced: set[str] = set()
+        self._overwrite = overwrite
         try:
             self._read()
         except ValueError:
@@ -48,12 +49,13 @@ class PredictionRecord:
             self._replaced |= self.sources.keys()
             self.identity, self.sources = None, {}
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Read the record again; whether there is one that ends as it should."""
         if not self.path.is_file():
-            return
+            return False
         try:
             # A kill can leave a last line without its end.
-            lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+            *lines, rest = self.path.read_text(encoding="utf-8").split("\n")
             for line in lines:
                 entry = json.loads(line)
                 if "identity" in entry:
@@ -66,6 +68,7 @@ class PredictionRecord:
                 f"{self.path}: not a record of predictions ({error}); choose another --output or "
                 "add --overwrite"
             ) from error
+        return not rest
 
     def start(self, identity: dict[str, Any]) -> None:
         """Compare the network with that of the earlier predictions, and write the record.
@@ -73,12 +76,15 @@ class PredictionRecord:
         Raises:
             ValueError: naming what differs from the earlier network.
         """
+        intact = not self._overwrite and self._read()  # other commands may have added to it
         if self.identity is not None and (different := differences(self.identity, identity)):
             raise ValueError(
                 f"{self.path.parent} holds predictions of another network or config; nothing was "
                 "changed:\n  " + "\n  ".join(different[:10]) + "\nChoose another --output, or add "
                 "--overwrite to replace them."
             )
+        if intact and self.identity is not None:
+            return
         first: dict[str, Any] = {"identity": identity}
         if self._replaced:
             first["replaced"] = sorted(self._replaced)

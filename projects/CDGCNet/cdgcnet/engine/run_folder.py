@@ -33,6 +33,7 @@ from cdgcnet.config.identity import complete_config, identifies
 from cdgcnet.evaluation.testing import TTA_SUFFIX
 from cdgcnet.utils.io import atomic_write, backup_existing, free_name
 
+WANDB_RUN_ID = "wandb_run_id"  # a file with the name of the run there
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
@@ -227,10 +228,17 @@ class RunFolder:
         return self.config.is_file() and self.config.read_bytes() == cfg.dump().encode()
 
     def stored_results(self, cfg: CfgNode) -> dict | None:
-        """The scores in ``results.json``; None if those of DATASETS.TEST are not complete."""
+        """The scores in ``results.json``; None if they are not all that ``cfg`` asks for."""
         try:
             results = json.loads(self.results.read_text(encoding="utf-8"))
         except (OSError, ValueError):
+            return None
+        if self.config.is_file() and any(
+            identifies(key, "evaluation")
+            and key != "TEST.AUG.ENABLED"  # the tasks of the results tell
+            and (cfg.TEST.AUG.ENABLED or not key.startswith("TEST.AUG."))
+            for key in self.config_differences(cfg)
+        ):
             return None
         names = list(cfg.DATASETS.TEST)
         by_dataset = {names[0]: results} if len(names) == 1 else results
@@ -251,6 +259,8 @@ class RunFolder:
         """
         for unfinished in self.path.glob("*.part.pth"):  # a killed run was writing these
             unfinished.unlink()
+        if newest is None:
+            (self.path / WANDB_RUN_ID).unlink(missing_ok=True)  # the run itself stays there
         # The scores of a training run that is not finished yet must not pass for its own.
         if newest is None and self.results.is_file():
             backup_existing(self.config)
@@ -325,7 +335,8 @@ class RunFolder:
         """
         number = 1
         while (place := self.path / f"evaluation-{number}").exists():
-            if resume and not (place / "results.json").exists():
+            complete = (place / "results.json").exists()  # there since the first dataset
+            if resume and (not complete or any(place.glob("inference/*/finished"))):
                 break
             number += 1
         return place

@@ -22,7 +22,7 @@ from cdgcnet.engine.prediction import (
     write_labels,
 )
 from cdgcnet.engine.prediction_record import Source
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, unfinished_number
 from cdgcnet.visualization.colors import overlay
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         ValueError: if there is a folder of this name that holds more than frames.
     """
-    tmp_path = path.with_name(f"{path.name}.{os.getpid()}.part")
+    tmp_path = path.with_name(f"{path.name}.{unfinished_number()}.part")
     try:
         tmp_path.mkdir(parents=True)
         yield tmp_path

@@ -8,6 +8,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from cdgcnet.engine.run_folder import WANDB_RUN_ID
+
 
 def _import_wandb() -> ModuleType:
     try:
@@ -49,7 +51,7 @@ class WandbWriter(EventWriter):
         self._window_size = window_size
         self._last_write = -1
         folder = Path(cfg.OUTPUT_DIR)
-        stored = folder / "wandb_run_id"
+        stored = folder / WANDB_RUN_ID
         identity = stored.read_text(encoding="utf-8").strip() if stored.is_file() else None
         self._run = self._api.init(
             project=cfg.WANDB_PROJECT,

@@ -23,10 +23,12 @@ def label_paths(folder: Path, file_names: Sequence[str]) -> dict[str, Path]:
     Raises:
         ValueError: naming two images that would get the same file.
     """
-    common = os.path.commonpath([os.path.dirname(f) for f in file_names])
+    # Without "..": no name leads out of the folder.
+    files = {name: os.path.abspath(name) for name in file_names}
+    common = os.path.commonpath([os.path.dirname(file) for file in files.values()])
     taken: dict[Path, str] = {}
-    for name in file_names:
-        path = (folder / os.path.relpath(name, common)).with_suffix(".png")
+    for name, file in files.items():
+        path = (folder / os.path.relpath(file, common)).with_suffix(".png")
         if path in taken:
             raise ValueError(
                 f"TEST.SAVE_LABELS: {taken[path]} and {name} would both be written to {path}; "

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,10 +16,18 @@ _MAX_STEM = 150  # bytes; file systems allow 255 for a whole name
 
 def _short(stem: str) -> str:
     """A stem that leaves room for more in a file name; different for different stems."""
-    data = stem.encode()
+    data = os.fsencode(stem)
     if len(data) <= _MAX_STEM:
         return stem
     return f"{data[:_MAX_STEM].decode(errors='ignore')}-{zlib.crc32(data):08x}"
+
+
+def unfinished_number() -> str:
+    """Digits for the name of a file being written, which no other writer has.
+
+    Processes in containers and on several machines may share their numbers.
+    """
+    return f"{os.getpid()}{secrets.randbelow(10**9):09}"
 
 
 @contextmanager
@@ -30,7 +39,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         OSError: naming ``path``, if it cannot be written; the started file is removed.
     """
-    tmp_path = path.with_name(f"{_short(path.stem)}.{os.getpid()}.part{path.suffix}")
+    tmp_path = path.with_name(f"{_short(path.stem)}.{unfinished_number()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp_path

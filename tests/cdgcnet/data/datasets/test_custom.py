@@ -352,12 +352,16 @@ def test_empty_folder_is_refused(root):
     ("text", "error", "words"),
     [
         ("a\nzebra\n", ValueError, "names 'zebra', but"),
+        ("../other.png\n", ValueError, "names '../other.png', but"),
+        ("../other.png a.png\n", ValueError, "names '../other.png a.png', but"),
+        ("a\n./a.png\n", ValueError, "names a.png twice ('a', './a.png')"),
         ("a\na.png\n", ValueError, "names a.png twice ('a', 'a.png')"),
         ("\n", ValueError, "names no image"),
         (None, FileNotFoundError, "there is no file"),
     ],
 )
 def test_bad_split_is_named(root, text, error, words):
+    write_image(root / "my" / "other.png")  # beside the folder of the images, not in it
     if text is not None:
         (root / "split.txt").write_text(text)
     with pytest.raises(error, match=r"FOLDERS\[0\] \(mine\)") as caught:

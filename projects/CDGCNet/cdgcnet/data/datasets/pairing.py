@@ -4,6 +4,7 @@ Names are paths below the folder of the images or of the labels, with "/".
 """
 
 import difflib
+import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,11 +131,11 @@ class PairingRule:
             images: all images that need a label.
         """
         assert self.labels is not None
-        everything = [
-            p.relative_to(self.labels).as_posix()
-            for p in files_in(self.labels, recursive=True)
-            if self.labels != self.images or p.relative_to(self.labels).as_posix() not in images
-        ]
+        names = (
+            p.relative_to(self.labels).as_posix() for p in files_in(self.labels, recursive=True)
+        )
+        apart = set() if self.labels != self.images else set(images)
+        everything = [name for name in names if name not in apart]
         if not everything:
             return f"{self.labels} holds no files"
         if suffixes := self._suffixes(missing, images, everything):
@@ -230,7 +231,9 @@ def _entry(entry: str, rule: PairingRule, known: dict[str, str]) -> tuple[str, s
 
 def _file_below(folder: Path, name: str) -> str | None:
     """The name of a file in a folder; lists often write "/images/a.jpg" for "images/a.jpg"."""
+    folder = Path(os.path.abspath(folder))
     for candidate in (name, name.lstrip("/")):
-        if candidate and (folder / candidate).is_file():
-            return candidate
+        path = Path(os.path.abspath(folder / candidate))  # without ".."
+        if candidate and path.is_relative_to(folder) and path.is_file():
+            return path.relative_to(folder).as_posix()
     return None

@@ -228,6 +228,18 @@ def test_bad_input(change, message):
         ohem_cross_entropy(**{**good, **change})
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int64])
+def test_labels_of_any_integer_dtype(dtype):
+    expected = ohem_cross_entropy(LOGITS, ZEROS)
+    assert torch.equal(ohem_cross_entropy(LOGITS, ZEROS.to(dtype)), expected)
+
+
+def test_an_ignore_label_of_minus_one_is_not_255():
+    targets = torch.tensor([[[0, 1, 255, 1]]], dtype=torch.uint8)
+    with pytest.raises(ValueError, match="target value 255 is neither a class"):
+        cross_entropy(LOGITS, targets, ignore_label=-1)
+
+
 # ---------------------------------------------------------------- logits at another resolution
 
 

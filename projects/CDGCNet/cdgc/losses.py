@@ -42,8 +42,9 @@ def _pixel_weights(
     num_classes = logits.shape[1]
     if check_targets:
         check_labels(targets, num_classes, ignore_label, "target")
+    targets = targets.long()
     valid = targets != ignore_label
-    safe = targets.long().where(valid, 0)
+    safe = targets.where(valid, 0)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if class_weights is None:
         return valid, safe, valid.to(dtype)

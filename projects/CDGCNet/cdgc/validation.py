@@ -143,6 +143,7 @@ class LabelCheck:
             ignore_label: a further label that is allowed, or None.
         """
         self.name = name
+        labels = labels.long()  # in uint8 an ignore label of -1 would be 255
         self.labels = labels
         self.num_classes = num_classes
         self.ignore_label = ignore_label

@@ -1,5 +1,6 @@
 """The head: gradients of all parameters, the contract, and what configuration keys do."""
 
+import inspect
 import itertools
 from operator import attrgetter
 
@@ -10,8 +11,9 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from cdgc import CDGCModule, select_nodes
+from cdgc import DEFAULT_GRAPH, CDGCModule, select_nodes
 from cdgcnet import CDGCNetHead
+from cdgcnet.modeling import cdgc_head
 from cdgcnet.modeling.cdgc_head import log_node_fractions
 from cdgcnet.modeling.context_modules import CONTEXT_MODULES, Pixelwise
 from cdgcnet.modeling.head_losses import HeadLosses
@@ -67,6 +69,8 @@ def test_class_weights_from_the_config(tiny_cfg, make_batch, weights):
 
 
 # ---------------------------------------------------------------- a training step
+# tiny_cfg has the paper's graph; this is the one that the project's configs start from.
+DEFAULT = {f"MODEL.CDGC.{key.upper()}": value for key, value in DEFAULT_GRAPH.items()}
 OPTIONS = [
     {
         "MODEL.CDGC.FUSION": fusion,
@@ -93,6 +97,7 @@ OPTIONS += [
     for name, fusion in itertools.product(CONTEXT_MODULES, ("concat", "sum"))
 ]
 OPTIONS += [
+    DEFAULT,
     {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.BASELINE": "ohem"},
     {"MODEL.CDGC.SHARED_PHI": False},
     {"MODEL.CDGC.SCALE": "sqrt"},
@@ -159,6 +164,7 @@ def test_equal_weights_give_phi_no_gradient(tiny_cfg, make_batch):
     "options",
     [
         {},
+        DEFAULT,
         {"MODEL.CDGC.ENABLED": False},
         {"MODEL.CDGC.ENABLED": False, "MODEL.CDGC.LOSS.BASELINE": "ohem"},
         {"MODEL.CDGC.CONTEXT_MODULE": "ocr"},
@@ -180,10 +186,11 @@ def test_all_ignored(tiny_cfg, make_batch, options, meta):
         assert parameter.grad is not None and not parameter.grad.any(), name
 
 
+@pytest.mark.parametrize("options", [{}, DEFAULT], ids=["paper", "default"])
 @pytest.mark.parametrize("size", [65, 33, 9, 1, 769])
-def test_odd_crops(tiny_cfg, make_batch, size):
+def test_odd_crops(tiny_cfg, make_batch, size, options):
     # Two images: with one, batch norm after global pooling has a single value (trap 11).
-    model, losses = step(tiny_cfg(), make_batch((size, size), (size, size)))
+    model, losses = step(tiny_cfg(options), make_batch((size, size), (size, size)))
     assert all(torch.isfinite(v) for v in losses.values())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
@@ -253,6 +260,13 @@ def test_oracle_of_soft_nodes_is_hard():
     found, expected = (h.predict_logits(features, oracle=targets) for h in (soft, coarse))
     torch.testing.assert_close(found.oracle, expected.oracle)
     assert not torch.allclose(found.refined, expected.refined)
+
+
+def test_oracle_labels_that_are_no_class_are_named():
+    head = make_head(3, graph=CDGCModule(8, 3, nodes="coarse")).eval()
+    targets = torch.full((2, 40, 56), 7)
+    with pytest.raises(ValueError, match="oracle label value 7 is neither a class in"):
+        head.predict_logits(features_of(), oracle=targets)
 
 
 @pytest.mark.parametrize("name", ["graph", *CONTEXT_MODULES])
@@ -379,6 +393,40 @@ def test_keys_reach_the_head(tiny_cfg, key, value, place):
     head = build_model(tiny_cfg({key: value})).sem_seg_head
     assert attrgetter(place)(head) == value
     assert attrgetter(place)(build_model(tiny_cfg()).sem_seg_head) != value
+
+
+def test_every_option_of_the_graph_has_a_key(tiny_cfg, monkeypatch):
+    given = {}
+    monkeypatch.setattr(cdgc_head, "CDGCModule", lambda *args, **options: given.update(options))
+    cdgc_head.build_graph(tiny_cfg({**DEFAULT, "MODEL.CDGC.HEADS": 2}))
+    options = inspect.signature(CDGCModule).parameters.keys() - {"in_channels", "num_classes"}
+    assert given.keys() == options
+    assert given["softmax"] == "image" and given["heads"] == 2 and given["distance_bias"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "others"),
+    [
+        ("HARD_POSITIVES", "keys_only", {}),
+        ("RECEIVERS", "all", {}),
+        ("MESSAGE_WEIGHTS", "mean", {"RECEIVERS": "all"}),
+        ("SOFTMAX", "image", {"RECEIVERS": "all", "NODES": "coarse"}),
+        ("HEADS", 2, {"RECEIVERS": "all", "NODES": "coarse", "SOFTMAX": "image"}),
+    ],
+)
+def test_keys_that_need_others_reach_the_graph(tiny_cfg, key, value, others):
+    keys = {f"MODEL.CDGC.{name}": x for name, x in {**others, key: value}.items()}
+    graph = build_model(tiny_cfg(keys)).sem_seg_head.graph
+    assert getattr(graph, key.lower()) == value
+    assert getattr(build_model(tiny_cfg()).sem_seg_head.graph, key.lower()) != value
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_distance_bias_is_built_on_request(tiny_cfg, wanted):
+    graph = build_model(
+        tiny_cfg({**DEFAULT, "MODEL.CDGC.DISTANCE_BIAS": wanted})
+    ).sem_seg_head.graph
+    assert (graph.distance is not None) == wanted
 
 
 def test_keys_shape_the_head(tiny_cfg):

@@ -99,6 +99,29 @@ def test_a_moving_average_through_data_is_noticed():
     same(network, image(), packing)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pruning_through_data_is_noticed(channels_last):
+    network, packing = conv_of("BN", activation=None), PackedConvolutions()
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    for part in ((slice(None), slice(1, 3)), (..., 2, 2), (0,)):  # inputs, one place, an output
+        before = packed(network, image(), packing)
+        network.weight.data[part] = 0
+        assert not torch.equal(packed(network, image(), packing), before)
+        same(network, image(), packing)
+
+
+def test_compiled_parts_are_left_alone():
+    network = nn.Sequential(conv_of("BN"), conv_of("BN")).eval()
+    with torch.no_grad():
+        assert can_pack(network, CPU) == torch.backends.mkldnn.is_available()
+        network[0] = torch.compile(network[0], backend="eager")
+        assert not can_pack(network, CPU)
+        network = nn.Sequential(conv_of("BN")).eval()
+        network[0].compile(backend="eager")
+        assert not can_pack(network, CPU)
+
+
 def test_the_network_is_left_as_it_was():
     network, packing = nn.Sequential(conv_of("BN")), PackedConvolutions()
     state, keys = copy.deepcopy(network.state_dict()), set(vars(network[0]))

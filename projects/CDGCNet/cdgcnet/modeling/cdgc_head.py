@@ -19,7 +19,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from cdgc import CDGCModule, NodeSet, class_map, resize_targets
+from cdgc import CDGCModule, NodeSet, check_labels, class_map, resize_targets
 from cdgc.validation import check_choice
 from cdgcnet.modeling.context_modules import build_context_module
 from cdgcnet.modeling.head_losses import HeadLosses
@@ -300,6 +300,7 @@ class CDGCNetHead(nn.Module):
         assert self.graph is not None
         size = (int(coarse.shape[2]), int(coarse.shape[3]))
         targets = resize_targets(labels, size, self.align_corners).long()
+        check_labels(targets, coarse.shape[1], self.ignore_value, "oracle label")
         classes = torch.where(targets == self.ignore_value, class_map(coarse), targets)
         # The margin is so large that soft nodes have weights of exactly 1 and 0.
         logits = 1e4 * F.one_hot(classes, coarse.shape[1]).permute(0, 3, 1, 2).to(coarse.dtype)

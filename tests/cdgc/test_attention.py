@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference import adjacency, relative
 
 from cdgc import NodeSet, segment_attention, segment_topk_attention
-from cdgc.gather import Segments
+from cdgc.gather import UniformGraphs
 
 LENGTHS = st.lists(st.integers(0, 6), min_size=0, max_size=6)
 
@@ -51,7 +51,7 @@ def packed(rows, lengths):
     """Segments of rows that are pixels already, in order, each in one segment."""
     place = torch.arange(rows)
     node_index = torch.stack([place, torch.full_like(place, -1)], 1)
-    return Segments(NodeSet(place, torch.tensor(lengths)[:, None], node_index), lengths)
+    return UniformGraphs(NodeSet(place, torch.tensor(lengths)[:, None], node_index), lengths)
 
 
 def segment_mean(x, lengths):
@@ -88,7 +88,7 @@ def test_mean_over_shared_pixels_by_hand():
         node_index=torch.tensor([[0, -1], [1, 2], [-1, 3]]),
     )
     x = torch.tensor([[1.0], [3.0], [8.0]], requires_grad=True)
-    segments = Segments(nodes, [2, 2])
+    segments = UniformGraphs(nodes, [2, 2])
     mean = segments.mean(x)
     assert mean.tolist() == [[2.0], [5.5]]
     out = segments.to_pixels(mean)

@@ -15,20 +15,22 @@ from cdgc import CDGCModule
 M, C = 4, 6
 
 
-# (edges, receivers)
+# (edges, receivers, softmax)
 CASES = [
-    ("similarity", "nodes"),
-    ("uniform", "nodes"),
-    ("topk", "nodes"),
-    ("similarity", "all"),
-    ("uniform", "all"),
+    ("similarity", "nodes", "class"),
+    ("uniform", "nodes", "class"),
+    ("topk", "nodes", "class"),
+    ("similarity", "all", "class"),
+    ("uniform", "all", "class"),
+    ("similarity", "all", "image"),
 ]
 
 
-def _module(edges, receivers):
+def _module(edges, receivers, softmax):
     torch.manual_seed(0)
-    module = CDGCModule(C, M, edges=edges, receivers=receivers, topk=2, norm=None, relu=False)
-    return module.double()
+    options = {"heads": 2, "distance_bias": True} if softmax == "image" else {"topk": 2}
+    options |= {"edges": edges, "receivers": receivers, "softmax": softmax}
+    return CDGCModule(C, M, norm=None, relu=False, **options).double()
 
 
 def _batch(rank):

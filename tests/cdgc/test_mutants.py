@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from joint_reference import dense
 from reference import PARTS, Scene, build, deviation, make_scene, oracle, weights_of
 from torch import nn
 
@@ -169,7 +170,7 @@ def one_node_too_far(case):
 def selected(case, **changes):
     """Propagate over nodes chosen by select_nodes with other arguments."""
     s = case.scene
-    found = resize_targets(s.targets, (4, 4), True)
+    found = resize_targets(s.targets, tuple(s.x.shape[2:]), True)
     arguments = {
         "coarse_map": class_map(s.logits),
         "target_map": found,
@@ -257,7 +258,7 @@ FAULTS = {
     ),
     "mean over all pixels": (
         UNI,
-        lambda c: c.swapped("Segments", lambda original: means_over_all_pixels(original)),
+        lambda c: c.swapped("UniformGraphs", lambda original: means_over_all_pixels(original)),
     ),
     "softmax over the other axis": (
         SIM,
@@ -422,6 +423,47 @@ def test_fault_is_detected(name, monkeypatch):
     assert deviation(case.scene, case.rerun(), expected, case.module) <= 1e-10
     expected = oracle(case.scene, weights_of(case.module), case.nodes, **options)
     assert deviation(case.scene, fault(case), expected, case.module) > SEEN
+
+
+def with_arguments(**changes):
+    """Other arguments for joint_messages."""
+    return lambda c: c.swapped(
+        "joint_messages", lambda f: lambda *a, **k: f(*a, **{**k, **changes})
+    )
+
+
+JOINT = {"receivers": "all", "softmax": "image", "heads": 2, "distance_bias": True, "scale": "sqrt"}
+JOINT_FAULTS = {
+    "scale forgotten": with_arguments(scale=1.0),
+    "distances forgotten": with_arguments(distance=None),
+    "rows and columns of the distances swapped": lambda c: c.swapped(
+        "JointOptions", lambda f: lambda size, *a: f((size[1], size[0]), *a)
+    ),
+    "nodes at the places of their neighbors": lambda c: c.swapped(
+        "joint_messages", lambda f: lambda x, nodes, pixel, *a, **k: f(x, nodes, pixel ^ 1, *a, **k)
+    ),
+    "hard positives dropped": lambda c: selected(c, nodes="coarse"),
+    "phi and phi' swapped": lambda c: c.with_weights(
+        phi=c.module.phi_prime, phi_prime=c.module.phi
+    ),
+    "W of another class": flipped("graph_weight"),
+    "U of another class": flipped("merge_weight"),
+    "one softmax per class": lambda c: c.swapped("JointOptions", lambda _: lambda *a: None),
+}
+
+
+@pytest.mark.parametrize("name", JOINT_FAULTS)
+def test_fault_of_the_joint_softmax_is_detected(name, monkeypatch):
+    scene = make_scene(
+        21, batch=2, channels=4, classes=4, h=4, w=5, stride=8, agree=0.5, ignore=0.2, padding=0
+    )
+    module = build(scene, **JOINT)
+    nodes = module.select(*scene.inputs[1:])
+    case = Case(scene, module, nodes, monkeypatch)
+    expected = dense(scene, module, nodes)
+    assert deviation(scene, case.rerun(), expected, module) <= 1e-10
+    expected = dense(scene, module, nodes)
+    assert deviation(scene, JOINT_FAULTS[name](case), expected, module) > SEEN
 
 
 def test_targets_used_in_evaluation_are_detected(monkeypatch):

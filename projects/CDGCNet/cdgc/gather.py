@@ -95,7 +95,7 @@ def _node_index(nodes: NodeSet) -> Tensor:
     return nodes.node_index[:, :1] if nodes.disjoint else nodes.node_index
 
 
-class Segments:
+class UniformGraphs:
     """The class graphs of a batch as one row each, for edges that treat all nodes alike.
 
     The S segments are the non-empty (class, image) pairs in the order of the nodes.

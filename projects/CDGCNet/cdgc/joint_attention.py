@@ -95,8 +95,8 @@ class DistanceBias(nn.Module):
         slope = g * (g * of_pixels + self.offset[:, None])  # (H, N, 2)
         curvature = (-0.5 * _UNIT * g**2).expand(-1, len(of_pixels), 1)
         radius = of_nodes.square().sum(1, keepdim=True) / _UNIT
-        kept = _kept(k)
-        slopes, curvatures, radii = (_parts(x, kept) for x in (slope, curvature, radius))
+        exact = _exact_dtype(k)
+        slopes, curvatures, radii = (_parts(x, exact) for x in (slope, curvature, radius))
         pairs = [(c, r) for i, c in enumerate(curvatures) for r in radii[: len(radii) - i]]
         heads = (len(k), -1, -1)
         of_pixel = torch.cat([*slopes, *(c for c, _ in pairs)], 2)
@@ -121,7 +121,7 @@ _NARROWEST = 1 / 8
 _UNIT = 64.0
 
 
-def _kept(like: Tensor) -> torch.dtype:
+def _exact_dtype(like: Tensor) -> torch.dtype:
     """A dtype whose numbers a product of such matrices does not round.
 
     On a GPU a user may allow TF32 or bfloat16 in products of float32
@@ -131,14 +131,14 @@ def _kept(like: Tensor) -> torch.dtype:
     return torch.bfloat16 if on_gpu else like.dtype
 
 
-def _parts(x: Tensor, kept: torch.dtype) -> list[Tensor]:
-    """Numbers of ``kept`` whose sum is x, in its dtype; the first has the gradient of x."""
-    if kept.itemsize >= 4:
+def _parts(x: Tensor, exact: torch.dtype) -> list[Tensor]:
+    """Numbers of ``exact`` whose sum is x, in its dtype; the first has the gradient of x."""
+    if exact.itemsize >= 4:
         return [x]
-    first = x.detach().to(kept).to(x)
+    first = x.detach().to(exact).to(x)
     rest = x.detach() - first
-    second = rest.to(kept).to(x)
-    return [x - rest, second, (rest - second).to(kept).to(x)]
+    second = rest.to(exact).to(x)
+    return [x - rest, second, (rest - second).to(exact).to(x)]
 
 
 def attention_dtype(

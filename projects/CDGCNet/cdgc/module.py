@@ -23,7 +23,7 @@ from cdgc.options import check_graph_options
 from cdgc.propagation import (
     Edges,
     GraphWeights,
-    JointAttention,
+    JointOptions,
     propagate_to_all,
     propagate_to_nodes,
     scale_factor,
@@ -334,7 +334,7 @@ class CDGCModule(nn.Module):
         if self.receivers == "all":
             mean = self.message_weights == "mean"
             merged = propagate_to_all(
-                map_to_rows(x), nodes, weights, self._edges(), mean, self._joint(x)
+                map_to_rows(x), nodes, weights, self._edges(), mean, self._joint_options(x)
             )
         else:
             only = self.hard_positives == "keys_only"
@@ -342,11 +342,11 @@ class CDGCModule(nn.Module):
         merged = merged.add_(self.merge_bias.to(merged.dtype))
         return in_layout_of(x, self.relu(self.norm(rows_to_map(merged, x))))
 
-    def _joint(self, x: Tensor) -> JointAttention | None:
+    def _joint_options(self, x: Tensor) -> JointOptions | None:
         """How attention is computed with softmax="image"; None with softmax="class"."""
         if self.softmax == "class":
             return None
-        return JointAttention((int(x.shape[2]), int(x.shape[3])), self.heads, self.distance)
+        return JointOptions((int(x.shape[2]), int(x.shape[3])), self.heads, self.distance)
 
     def _edges(self) -> Edges:
         return Edges(self.edges, self.scale, self.topk, self.topk_weights)

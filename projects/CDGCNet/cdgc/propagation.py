@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cdgc.attention import attend, attend_topk, segment_attention, segment_topk_attention
-from cdgc.gather import Segments, is_coarse_node, nodes_to_pixels, pixels_to_nodes
+from cdgc.gather import UniformGraphs, is_coarse_node, nodes_to_pixels, pixels_to_nodes
 from cdgc.grouped_linear import class_linear
 from cdgc.joint_attention import DistanceBias, attention_dtype, joint_messages
 from cdgc.kernels import DEVICES
@@ -56,7 +56,7 @@ def propagate_to_nodes(
     counts = nodes.counts.tolist()
     if edges.kind == "uniform":
         lengths = [n for per_image in counts for n in per_image if n]
-        segments = Segments(nodes, lengths, coarse_only)
+        segments = UniformGraphs(nodes, lengths, coarse_only)
         return segments.to_pixels(_segment_rows(pixels, segments, counts, weights))
     # On a GPU one launch for all segments saves more than the memory is worth.
     streams = not torch.is_grad_enabled() and pixels.device.type not in DEVICES
@@ -130,7 +130,7 @@ def propagate_to_all(
     weights: GraphWeights,
     edges: Edges,
     mean: bool,
-    joint: JointAttention | None = None,
+    joint: JointOptions | None = None,
 ) -> Tensor:
     """Propagate with receivers="all".
 
@@ -153,9 +153,9 @@ def propagate_to_all(
     segments = segments_of(counts)
     if joint is not None:
         assert weights.phi is not None and weights.phi_prime is not None
-        merged = _joint(pixels, nodes, weights, edges.scale, segments, images, joint)
+        merged = _joint_messages(pixels, nodes, weights, edges.scale, segments, images, joint)
     elif edges.kind == "uniform":
-        means = Segments(nodes, [s.length for s in segments])
+        means = UniformGraphs(nodes, [s.length for s in segments])
         rows = _segment_rows(pixels, means, counts, weights)
         merged = segment_messages(
             rows, segments, images=images, pixels=per_image, class_weight=nodes.class_weight
@@ -184,7 +184,7 @@ def propagate_to_all(
 
 
 def _segment_rows(
-    pixels: Tensor, segments: Segments, counts: list[list[int]], weights: GraphWeights
+    pixels: Tensor, segments: UniformGraphs, counts: list[list[int]], weights: GraphWeights
 ) -> Tensor:
     """U_m ReLU(A_m X W_m) for uniform edges: (P, C) -> (S, C).
 
@@ -197,14 +197,14 @@ def _segment_rows(
     return class_linear(z, weights.merge, classes)
 
 
-def _joint(
+def _joint_messages(
     pixels: Tensor,
     nodes: NodeSet,
     weights: GraphWeights,
     scale: float,
     segments: list[Segment],
     images: int,
-    joint: JointAttention,
+    joint: JointOptions,
 ) -> Tensor:
     """:func:`joint_messages` in the dtype that :func:`attention_dtype` gives.
 
@@ -213,7 +213,7 @@ def _joint(
     """
     assert weights.phi is not None and weights.phi_prime is not None
     full = torch.promote_types(pixels.dtype, torch.float32)
-    found = full if torch.is_autocast_enabled(pixels.device.type) else pixels.dtype
+    out_dtype = full if torch.is_autocast_enabled(pixels.device.type) else pixels.dtype
     dtype = attention_dtype(pixels, joint.size, joint.heads, joint.distance)
     with torch.autocast(pixels.device.type, enabled=False):
         rows = pixels.to(dtype)
@@ -230,10 +230,10 @@ def _joint(
             scale=scale,
             distance=joint.distance,
         )
-    return messages.to(found)
+    return messages.to(out_dtype)
 
 
-class JointAttention(NamedTuple):
+class JointOptions(NamedTuple):
     """Feature map (h, w), number of heads and distance bias of softmax="image"."""
 
     size: tuple[int, int]

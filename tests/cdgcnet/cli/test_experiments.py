@@ -18,6 +18,7 @@ from cdgcnet.cli.main import main
 from cdgcnet.evaluation import estimates
 from cdgcnet.experiments import jobs, plot, process, progress, record, render, rows, runner, table
 from cdgcnet.experiments.progress import Progress
+from cdgcnet.utils.io import atomic_write
 
 PROFILES = experiments.PROFILES
 
@@ -560,6 +561,15 @@ def test_an_edited_record_is_named_with_its_value(command, capsys, change, messa
     paths = ("--work", command.work, "--results", command.results, "--profile", "tiny")
     said = refused(capsys, "table1", *paths)
     assert path.name in said and message in said
+
+
+def test_a_record_that_is_being_written_is_not_read(command):
+    command("table1", "--rows", "baseline")
+    [path] = (command.results / "tiny" / "val").glob("*.json")
+    with atomic_write(path.with_stem(f"{path.stem}0")) as unfinished:
+        unfinished.touch()
+        command("table1", "--rows", "baseline")
+        assert len(command.records()) == 1
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"row": 1}'])

@@ -197,7 +197,7 @@ def test_the_archive_has_what_was_measured_and_continues_elsewhere(borrowed, tmp
     with tarfile.open(pack) as tar:
         names = tar.getnames()
     assert {"./benchmarks/table.md", "./finished"} <= set(names)
-    assert not [name for name in names if "work" in name]
+    assert not [name for name in names if "scratch" in name]
     shutil.rmtree(borrowed.root / "output")  # a fresh machine
     borrowed("--pack", str(pack), "claims")
     assert borrowed.steps() == []  # bench_model is cut off again, before it runs

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cdgcnet import load_cfg
 from cdgcnet.cli import experiments
@@ -17,11 +18,12 @@ from cdgcnet.cli.main import main
 from cdgcnet.evaluation import estimates
 from cdgcnet.experiments import jobs, plot, process, progress, record, render, rows, runner, table
 from cdgcnet.experiments.progress import Progress
+from cdgcnet.utils.io import atomic_write
 
 PROFILES = experiments.PROFILES
 
 FAKE = """
-import json, os, sys, time
+import json, os, shutil, sys, time
 from pathlib import Path
 import yaml
 
@@ -31,6 +33,12 @@ folder = Path(cfg["OUTPUT_DIR"])
 plan = json.loads(Path(os.environ["FAKE_PLAN"]).read_text())
 seed, tta = cfg["SEED"], cfg["TEST"]["AUG"]["ENABLED"]
 begin = 0
+
+def save(name, iteration):
+    # Loading torch to write a checkpoint would take longer than all the rest.
+    shutil.copy(Path(os.environ["FAKE_CHECKPOINTS"]) / f"{iteration}.pth", folder / name)
+    last.write_text(name)
+
 if "--eval-only" not in flags:
     (folder / "config.yaml").write_text(text)
     last = folder / "last_checkpoint"
@@ -49,11 +57,9 @@ if "--eval-only" not in flags:
             line = {"iteration": i, "time": plan.get("time", {}).get(row, 0.5), "total_loss": 1.0}
             print(json.dumps(line), file=metrics)
         if (i + 1) % cfg["SOLVER"]["CHECKPOINT_PERIOD"] == 0:
-            last.write_text(f"model_{i:07d}.pth")
-            (folder / f"model_{i:07d}.pth").write_text("weights")
+            save(f"model_{i:07d}.pth", i)
             time.sleep(plan.get("sleep", 0))
-    (folder / "model_final.pth").write_text("weights")
-    last.write_text("model_final.pth")
+    save("model_final.pth", cfg["SOLVER"]["MAX_ITER"] - 1)
     (folder / "cost.json").write_text('{"parameters": 1500000, "gflops": 2.0}')
 score = plan.get("scores", {}).get(row, [50.0, 50.0, 50.0])[seed - 1]
 results = {"sem_seg": {"mIoU": score, "IoU-road": float("nan")}, "sem_seg_coarse": {"mIoU": 40.0},
@@ -112,8 +118,18 @@ def pictures(monkeypatch):
     return drawn
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A folder of checkpoints without weights; ITERATION.pth is the one saved after it."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for iteration in range(20):
+        state = {"model": {}, "trainer": {}, "iteration": iteration}
+        torch.save(state, folder / f"{iteration}.pth")
+    return folder
+
+
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys, pictures):
+def command(tmp_path, monkeypatch, capsys, pictures, checkpoints):
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
 
@@ -129,6 +145,7 @@ def command(tmp_path, monkeypatch, capsys, pictures):
     monkeypatch.setattr(process, "POLL_SECONDS", 0.02)
     monkeypatch.setenv("FAKE_PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("FAKE_STARTS", str(tmp_path / "starts.txt"))
+    monkeypatch.setenv("FAKE_CHECKPOINTS", str(checkpoints))
     made = Command(tmp_path, capsys)
     made.plan()
     return made
@@ -248,8 +265,12 @@ def test_a_killed_run_resumes_from_its_checkpoint(command, monkeypatch):
         command("table1", "--rows", "baseline", code=130)
     assert time.monotonic() - begun < 15  # the training was ended, not waited for
     assert not command.results.exists()
+    (tag,) = command.work.glob("tiny/val/*/last_checkpoint")
+    name = tag.read_text()
+    tag.unlink()  # the training would resume without it
     out = command("table1", "--rows", "baseline", "--dry-run")
     assert "resumes at iteration 5 of 10" in out and "5 iterations to train" in out
+    tag.write_text(name)  # the replaced training needs it
     command.plan()
     command("table1", "--rows", "baseline")
     assert [begin for _, _, begin in command.starts()] == ["0", "5"]
@@ -540,6 +561,15 @@ def test_an_edited_record_is_named_with_its_value(command, capsys, change, messa
     paths = ("--work", command.work, "--results", command.results, "--profile", "tiny")
     said = refused(capsys, "table1", *paths)
     assert path.name in said and message in said
+
+
+def test_a_record_that_is_being_written_is_not_read(command):
+    command("table1", "--rows", "baseline")
+    [path] = (command.results / "tiny" / "val").glob("*.json")
+    with atomic_write(path.with_stem(f"{path.stem}0")) as unfinished:
+        unfinished.touch()
+        command("table1", "--rows", "baseline")
+        assert len(command.records()) == 1
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"row": 1}'])

@@ -1,5 +1,6 @@
 """cdgcnet predict: raw label PNGs, overlays, and no file lost or overwritten."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -109,8 +110,14 @@ def test_tta_option_averages_views(call, images, tmp_path):
 
 def test_overrides_reach_the_config(call, images, tmp_path):
     options = ["--opts", "INPUT.MIN_SIZE_TEST", "32"]
-    assert call(images / "b.png", options=options) == 0
-    assert np.asarray(Image.open(tmp_path / "out" / "b.png")).shape == (64, 96)
+    assert call(images / "b.png", output=tmp_path / "plain") == 0
+    assert call(images / "b.png", output=tmp_path / "small", options=options) == 0
+    # The label map always has the size of the image; the record says how it was predicted.
+    sizes = {}
+    for name in ("plain", "small"):
+        first = (tmp_path / name / "predictions.jsonl").read_text().splitlines()[0]
+        sizes[name] = json.loads(first)["identity"]["INPUT.MIN_SIZE_TEST"]
+    assert sizes["small"] == 32 != sizes["plain"]
 
 
 def test_files_that_are_no_images_are_left_alone_in_a_folder(call, images, tmp_path):

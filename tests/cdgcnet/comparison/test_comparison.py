@@ -104,6 +104,10 @@ def test_rendering_needs_the_records_alone(compare, in_process, tmp_path, capsys
     page.write_text("<!-- compare records -->\n<!-- end of compare records -->\n", "utf-8")
     assert main(["compare", "--render", str(tmp_path / "records"), "--into", str(page)]) == 0
     assert "| plain " in page.read_text(encoding="utf-8")
+    # What a run leaves that was killed while it wrote a record is no record.
+    (tmp_path / "records" / "ocr-seed1.123.part.json").touch()
+    assert compare("--heads", "plain", "--seeds", "1") == 0
+    assert main(["compare", "--render", str(tmp_path / "records"), "--into", str(page)]) == 0
     assert main(["compare", "--render", str(tmp_path / "nothing")]) == 1
     assert "nothing holds no record" in capsys.readouterr().err
 

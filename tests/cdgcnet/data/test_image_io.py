@@ -181,14 +181,19 @@ def test_pipes_and_devices_are_not_opened(tmp_path, read):
             read(tmp_path / name)
 
 
-def _png() -> bytes:
-    labels = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+def _png(*channels: int) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, *channels), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(labels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-PNG = _png()
+# OpenCV decodes the first one as a label map and the second one as an image.
+GRAY, RGB = _png(), _png(3)
+# One of these files and a position in it.
+places = st.sampled_from([GRAY, RGB]).flatmap(
+    lambda png: st.tuples(st.just(png), st.integers(0, len(png) - 1))
+)
 
 
 @pytest.fixture(scope="module")
@@ -203,26 +208,29 @@ def pixels_or_message(read, path: Path) -> np.ndarray | str:
         return str(error)
 
 
-@given(length=st.integers(0, len(PNG) - 1))
-def test_truncated_png_never_passes_as_other_pixels(scratch, length):
+@given(place=places)
+def test_truncated_png_never_passes_as_other_pixels(scratch, place):
     # Law: cut anywhere, a file is refused by name or (only its end mark is gone) reads unchanged.
+    png, length = place
     path = scratch / "cut.png"
-    path.write_bytes(PNG[:length])
-    with Image.open(io.BytesIO(PNG)) as image:
-        whole = np.asarray(image)
-    for read in (read_labels, lambda p: read_image(p)[:, :, 0]):
+    path.write_bytes(png[:length])
+    with Image.open(io.BytesIO(png)) as image:
+        whole = np.asarray(image.convert("RGB"))
+    for read, expected in ((read_labels, whole[:, :, 0]), (read_image, whole)):
         found = pixels_or_message(read, path)
         if isinstance(found, str):
             assert "cut.png" in found
         else:
-            np.testing.assert_array_equal(found, whole)
+            np.testing.assert_array_equal(found, expected)
 
 
-@example(position=11, value=1)  # an IHDR chunk of 1 byte: Pillow raises a bare ValueError
-@given(position=st.integers(0, len(PNG) - 1), value=st.integers(0, 255))
-def test_damaged_png_gives_pixels_or_a_named_error(scratch, position, value):
+@example(place=(GRAY, 11), value=1)  # an IHDR chunk of 1 byte: Pillow raises a bare ValueError
+@example(place=(RGB, 11), value=1)
+@given(place=places, value=st.integers(0, 255))
+def test_damaged_png_gives_pixels_or_a_named_error(scratch, place, value):
+    png, position = place
     path = scratch / "damaged.png"
-    path.write_bytes(PNG[:position] + bytes([value]) + PNG[position + 1 :])
+    path.write_bytes(png[:position] + bytes([value]) + png[position + 1 :])
     for read in (read_labels, read_image):
         found = pixels_or_message(read, path)
         assert not isinstance(found, str) or "damaged.png" in found

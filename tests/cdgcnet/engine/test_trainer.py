@@ -14,7 +14,6 @@ from torch import nn
 
 from cdgcnet import Predictor, Trainer, load_cfg
 from cdgcnet.engine.defaults import run
-from cdgcnet.engine.hooks import BestModel
 
 pytestmark = pytest.mark.usefixtures("run_data", "clean_logging")
 
@@ -327,10 +326,12 @@ class _Scores(Trainer):
         return {"sem_seg": {"mIoU": cls.scores.pop(0)}}
 
 
-def _train_with(cfg, scores: list[float], resume: bool = False) -> _Scores:
+def _train_with(
+    cfg, scores: list[float], resume: bool = False, trainer_class: type[_Scores] = _Scores
+) -> _Scores:
     _Scores.scores = list(scores)
     seed_all_rng(cfg.SEED)
-    trainer = _Scores(cfg)
+    trainer = trainer_class(cfg)
     trainer.resume_or_load(resume)
     trainer.train()
     assert _Scores.scores == []
@@ -355,7 +356,7 @@ def test_best_weights_are_kept(run_cfg, tmp_path, scores, best_iteration, best):
     # Checkpoints are written after the hooks of an iteration: the weights are those of that one.
     there = "model_final.pth" if best_iteration == 4 else f"model_{best_iteration:07d}.pth"
     assert_same_state(kept["model"], saved(tmp_path / "run", there)["model"])
-    assert not list((tmp_path / "run").glob("*.part"))
+    assert not list((tmp_path / "run").glob("*.part*"))
 
 
 def test_best_is_remembered_over_a_resume(run_cfg, tmp_path):
@@ -372,9 +373,26 @@ def test_best_is_remembered_over_a_resume(run_cfg, tmp_path):
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_best_is_by_the_refined_score():
-    kept = BestModel("x", torch.nn.Linear(1, 1), "sem_seg/mIoU")
-    assert kept.best == float("-inf")
+class _ScoresOfTwo(_Scores):
+    """The given results are those of the first test set; all other scores rise all the time."""
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        rising = 50.0 - len(cls.scores)
+        first, second = cfg.DATASETS.TEST
+        return {
+            first: {"sem_seg_coarse": {"mIoU": rising}, **super().test(cfg, model)},
+            second: {"sem_seg": {"mIoU": rising}},
+        }
+
+
+def test_best_is_by_the_refined_score_of_the_first_test_set(run_cfg, tmp_path):
+    keys = ("TEST.EVAL_PERIOD", "1")
+    cfg = configured(run_cfg, tmp_path / "run", *keys)
+    cfg.DATASETS.TEST = ("cdgc_cityscapes_val", "cdgc_cityscapes_train")
+    _train_with(cfg, [10.0, 30.0, 20.0, 25.0], trainer_class=_ScoresOfTwo)
+    kept = saved(tmp_path / "run", "model_best.pth")
+    assert (kept["iteration"], kept["mIoU"]) == (1, 30.0)
 
 
 # ---------------------------------------------------------------- end to end

@@ -83,12 +83,28 @@ def test_other_networks_do_not_continue_a_folder(plain, image, tmp_path):
     assert "predictions of another network or config" in err
 
 
+def test_the_advice_for_an_image_that_is_too_large_works(plain, image, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), image)  # 30 x 40 pixels
+    command = ["predict", "--onnx", plain[2], "--input", tmp_path / "a.png", "--output"]
+    limit = ["--opts", "INPUT.MAX_PIXELS"]
+    process = start(*command, tmp_path / "small", *limit, 1199)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "a.png: 30 x 40 (height x width)" in err and "raise INPUT.MAX_PIXELS" in err
+    assert start(*command, tmp_path / "large", *limit, 1200).wait(120) == 0
+    assert (tmp_path / "large" / "a.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--onnx", "there.txt"], 1, "no ONNX file that ONNX Runtime"),
         (["--onnx", "missing.onnx"], 1, "there is no such file"),
         (["--onnx", "a.onnx", "--weights", "b.pth"], 2, "leave out the other model options"),
+        (["--onnx", "a.onnx", "--opts", "INPUT.MIN_SIZE_TEST", "9"], 2, "except --opts INPUT.MAX_"),
+        (["--onnx", "a.onnx", "--opts", "INPUT.MAX_PIXELS"], 2, "except --opts INPUT.MAX_PIXELS N"),
+        (["--onnx", "a.onnx", "--opts", "INPUT.MAX_PIXELS", "0"], 2, "expected an integer that is"),
+        (["--onnx", "a.onnx", "--opts", "INPUT.MAX_PIXELS", "x"], 2, "expected an integer that is"),
         (["--weights", "b.pth"], 2, "either --config-file and --weights, or --onnx"),
     ],
 )

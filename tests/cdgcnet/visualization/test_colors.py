@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from detectron2.data import Metadata
+from PIL import Image
 
-from cdgcnet.visualization.change_map import WRONG, change_map
+from cdgcnet.visualization.change_map import WRONG, change_labels, change_map
 from cdgcnet.visualization.colors import (
     BROKEN,
     FIXED,
@@ -16,6 +17,7 @@ from cdgcnet.visualization.colors import (
     label_image,
     overlay,
 )
+from cdgcnet.visualization.encoding import label_png, write_label_png
 
 METADATA = Metadata(
     stuff_classes=["road", "sky"], stuff_colors=[(200, 0, 0), (0, 100, 0)], ignore_label=255
@@ -33,6 +35,15 @@ def test_label_images_keep_the_labels():
     image = label_image(labels, METADATA.stuff_colors)
     assert (np.asarray(image) == labels).all()
     assert np.asarray(image.convert("RGB"))[0].tolist() == [[200, 0, 0], [0, 100, 0], [0, 0, 0]]
+
+
+def test_written_label_maps_keep_the_labels(tmp_path):
+    labels = np.array([[0, 1, 255]] * 2, np.uint8)
+    write_label_png(tmp_path / "a.png", labels, METADATA)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "P" and (np.asarray(image) == labels).all()
+        assert np.asarray(image.convert("RGB"))[0, 0].tolist() == [200, 0, 0]
+    assert (tmp_path / "a.png").read_bytes() == label_png(labels, METADATA)
 
 
 def test_overlay_by_hand():
@@ -90,6 +101,7 @@ def test_change_map_by_hand():
     truth = np.array([[0, 0, 0, 0, 255]], np.uint8)
     coarse = np.array([[0, 1, 0, 1, 1]], np.uint8)
     refined = np.array([[0, 0, 1, 1, 0]], np.uint8)
+    assert change_labels(truth, coarse, refined, 255)[0].tolist() == [255, 0, 1, 2, 255]
     found = change_map(image, truth, coarse, refined, 255)[0]
     assert [tuple(c) for c in found[1:4].tolist()] == [FIXED, BROKEN, WRONG]
     assert (found[[0, 4]] == 110).all()  # right all along, and ignored: gray

@@ -52,7 +52,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--onnx",
         metavar="FILE",
         help="a file of cdgcnet export, in place of a config and weights; needs ONNX Runtime "
-        "instead of PyTorch and Detectron2, and has no coarse prediction",
+        "instead of PyTorch and Detectron2, and has no coarse prediction; the only override is "
+        "INPUT.MAX_PIXELS",
     )
     parser.add_argument("--tta", action="store_true", help="multi-scale and flip, as in TEST.AUG")
 
@@ -60,12 +61,39 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def check_model_arguments(args: argparse.Namespace) -> None:
     """
     Raises:
-        UsageError: if the arguments name no model, or two.
+        UsageError: if the arguments name no model, or two, or override what a file contains.
     """
-    if args.onnx and (args.config_file or args.weights or args.opts):
-        raise UsageError("--onnx: the file contains the model; leave out the other model options")
-    if not args.onnx and not (args.config_file and args.weights):
+    if args.onnx:
+        if args.config_file or args.weights:
+            raise UsageError(
+                "--onnx: the file contains the model; leave out the other model options"
+            )
+        _max_pixels(args.opts)
+    elif not (args.config_file and args.weights):
         raise UsageError("expected either --config-file and --weights, or --onnx")
+
+
+def _max_pixels(opts: Sequence[str]) -> int:
+    """INPUT.MAX_PIXELS for --onnx, the only key that an exported file does not decide.
+
+    It protects the memory of the machine that reads the images. The rules for config keys cannot
+    check it, because they need Detectron2.
+
+    Raises:
+        UsageError: for overrides of other keys, or a value that is no positive integer.
+    """
+    from cdgcnet.data.decoding import MAX_PIXELS
+
+    if not opts:
+        return MAX_PIXELS
+    if len(opts) != 2 or opts[0] != "INPUT.MAX_PIXELS":
+        raise UsageError(
+            "--onnx: the file contains the model; leave out the other model options, except "
+            "--opts INPUT.MAX_PIXELS N"
+        )
+    if not opts[1].isdecimal() or int(opts[1]) < 1:
+        raise UsageError(f"INPUT.MAX_PIXELS is {opts[1]}; expected an integer that is at least 1")
+    return int(opts[1])
 
 
 def check_overrides(opts: Sequence[str]) -> None:
@@ -143,6 +171,7 @@ def load_predictor(
         from cdgcnet.engine.onnx_predictor import OnnxPredictor
 
         exported = OnnxPredictor(args.onnx, args.tta, flush_subnormals=True)
+        exported.max_pixels = _max_pixels(args.opts)
         if exported.metadata is None:
             raise ValueError(
                 f"{args.onnx} names no classes; set MODEL.CLASS_NAMES and export the model again"

@@ -21,6 +21,7 @@ from cdgcnet.comparison.records import (
     different_settings,
     load_record,
     load_records,
+    record_files,
     record_path,
 )
 from cdgcnet.comparison.report import format_table, make_lines, render, sensitivity, verdicts
@@ -194,7 +195,7 @@ def _check_shared(records: Path, instrument: dict[str, Any]) -> None:
     Raises:
         ValueError: if the folder holds rows that cannot share a table with new ones.
     """
-    for path in sorted(records.glob("*.json")):
+    for path in record_files(records):
         found = load_record(path).instrument
         for key in different_settings(found, instrument):
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 from cdgcnet.comparison.rows import Row
 from cdgcnet.config.identity import changed_keys
 from cdgcnet.utils.digests import digest_of
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, is_unfinished
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,18 @@ def load_record(path: Path) -> Record:
     return record
 
 
+def record_files(folder: Path) -> list[Path]:
+    """The records of a folder, sorted, without one that a killed run left unfinished."""
+    return sorted(path for path in folder.glob("*.json") if not is_unfinished(path))
+
+
 def load_records(folder: Path) -> list[Record]:
     """All records of a folder, sorted by file name.
 
     Raises:
         FileNotFoundError, ValueError: naming the folder or the file.
     """
-    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    paths = record_files(folder) if folder.is_dir() else []
     if not paths:
         raise FileNotFoundError(f"{folder} holds no record (*.json) of a comparison")
     return [load_record(path) for path in paths]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from cdgcnet.data.decoding import MAX_PIXELS, UnusableImageError, check_size, open_image, read_bytes
+from cdgcnet.data.decoding import MAX_PIXELS, check_size, open_image, read_bytes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Text that may hold an orientation, which Pillow applies and OpenCV does not.
@@ -159,6 +159,3 @@ def decode_image(
     """The same as :func:`read_image` for the contents of a file, with a name for messages."""
     image = ImageFile(name, image_format, max_pixels, data)
     return image.rows(image.height)
-
-
-__all__ = ["MAX_PIXELS", "ImageFile", "UnusableImageError", "decode_image", "read_image"]

@@ -73,6 +73,8 @@ class OnnxPredictor:
 
     Attributes:
         export: the :class:`ExportMetadata` of the file.
+        max_pixels: height x width of an image file at most, for those who read files for this
+            predictor; INPUT.MAX_PIXELS is no part of an exported file.
         metadata: ``stuff_classes`` and ``stuff_colors``, or None if the file names no classes.
     """
 

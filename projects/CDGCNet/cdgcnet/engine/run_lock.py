@@ -1,5 +1,6 @@
 """Keeps a run's folder to one run at a time."""
 
+import errno
 import fcntl
 import json
 import os
@@ -39,6 +40,25 @@ def _in_use(path: Path) -> BlockingIOError:
     )
 
 
+def _lock(descriptor: int, path: Path) -> None:
+    """Lock an open file at once, or not at all.
+
+    Raises:
+        BlockingIOError: naming the folder and the run that holds it.
+        OSError: naming the folder, if its file system has no locks.
+    """
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # POSIX allows either
+            raise _in_use(path) from error
+        raise OSError(
+            f"OUTPUT_DIR {path.parent}: its file system cannot lock files ({error.strerror}), so "
+            "nothing would keep a second run out. Choose an OUTPUT_DIR on a local disk, or have "
+            "file locks turned on for this file system."
+        ) from error
+
+
 def _elastic_job() -> dict:
     """The job and the number of its restarts, if torchrun has started this process."""
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # torchrun's word for no name
@@ -71,10 +91,15 @@ def _acquire(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            _lock(descriptor, path)
+        except BlockingIOError:
             os.close(descriptor)
-            raise _in_use(path) from error
+            raise
+        except OSError:
+            if os.fstat(descriptor).st_size == 0:  # the file that this call has made
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
         try:
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
@@ -98,7 +123,8 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: naming the folder and the run that holds it.
         ValueError: if the folder cannot be made.
-        OSError: naming the lock file, if it cannot be written.
+        OSError: naming the lock file, if it cannot be written, or the folder, if its file system
+            has no locks.
     """
     made = _make(folder)
     try:
@@ -159,6 +185,7 @@ def check_free(folder: Path) -> None:
     """
     Raises:
         BlockingIOError: if another run holds the folder.
+        OSError: naming the folder, if its file system has no locks.
     """
     path = folder.resolve() / "run.lock"
     if path in _held:
@@ -172,8 +199,6 @@ def check_free(folder: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise _in_use(path) from error
+        _lock(descriptor, path)
     finally:
         os.close(descriptor)

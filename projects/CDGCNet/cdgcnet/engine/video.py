@@ -19,11 +19,11 @@ from cdgcnet.engine.prediction import (
     OutputFiles,
     Prediction,
     predict_stream,
-    write_labels,
 )
 from cdgcnet.engine.prediction_record import Source
 from cdgcnet.utils.io import atomic_write, unfinished_number
 from cdgcnet.visualization.colors import overlay
+from cdgcnet.visualization.encoding import write_label_png
 
 if TYPE_CHECKING:
     from detectron2.data import Metadata
@@ -241,7 +241,8 @@ def predict_video(
         def write(prediction: Prediction[Moment]) -> None:
             nonlocal done
             moment = prediction.key
-            write_labels(labels_folder / f"{moment.number:06}.png", prediction.labels, metadata)
+            path = labels_folder / f"{moment.number:06}.png"
+            write_label_png(path, prediction.labels, metadata)
             done += 1
             if video is None:
                 return

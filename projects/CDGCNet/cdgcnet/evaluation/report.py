@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
@@ -17,6 +17,32 @@ COLUMNS = {
     "sem_seg": "refined",
     "sem_seg_oracle": "oracle",
     "sem_seg_TTA": "refined+TTA",
+}
+
+
+class MatrixTexts(NamedTuple):
+    """How a matrix of true classes (rows) and other labels (columns) is named and drawn.
+
+    Attributes:
+        file_name: without a suffix.
+        title: above the matrix.
+        columns: what the columns mean.
+        colors: name of a matplotlib color map.
+    """
+
+    file_name: str
+    title: str
+    columns: str
+    colors: str
+
+
+# Name of a count in ImageRecord -> its matrix.
+MATRICES = {
+    "refined": MatrixTexts("confusion_refined", "Confusion, refined", "predicted class", "Blues"),
+    "coarse": MatrixTexts("confusion_coarse", "Confusion, coarse", "predicted class", "Blues"),
+    "oracle": MatrixTexts("confusion_oracle", "Confusion, oracle", "predicted class", "Blues"),
+    "fixed": MatrixTexts("fixed", "Fixed by the graph", "coarse prediction, wrong", "Greens"),
+    "broken": MatrixTexts("broken", "Broken by the graph", "refined prediction, wrong", "Reds"),
 }
 _MEANS = {
     "mIoU": "mean (mIoU)",

@@ -12,19 +12,11 @@ from cdgcnet.data.image_io import read_image
 from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.evaluation.image_result import ImageRecord, image_scores, write_csv
 from cdgcnet.evaluation.notable_images import choose_images, decode
-from cdgcnet.evaluation.report import COLUMNS, format_graph_table, format_table
+from cdgcnet.evaluation.report import COLUMNS, MATRICES, format_graph_table, format_table
 from cdgcnet.modeling.predictions import PredictionKind
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.utils.progress import progress
 
-# Name of a count -> file name, title, label of the columns and color map of its picture.
-_MATRICES = {
-    "refined": ("confusion_refined", "Confusion, refined", "predicted", "Blues"),
-    "coarse": ("confusion_coarse", "Confusion, coarse", "predicted", "Blues"),
-    "oracle": ("confusion_oracle", "Confusion, oracle", "predicted", "Blues"),
-    "fixed": ("fixed", "Fixed by the graph", "coarse prediction, wrong", "Greens"),
-    "broken": ("broken", "Broken by the graph", "refined prediction, wrong", "Reds"),
-}
 _MAX_NAME = 100  # of an image's file name in that of its picture; file systems allow 255 bytes
 
 
@@ -86,10 +78,10 @@ def write_files(evaluator: CDGCEvaluator, folder: Path) -> dict[str, dict[str, f
     Returns:
         File name -> :func:`~cdgcnet.evaluation.image_result.image_scores`.
     """
-    for name, (file_name, *_) in _MATRICES.items():
+    for name, texts in MATRICES.items():
         matrix = evaluator.total(name)
         if matrix is not None:
-            with atomic_write(folder / f"{file_name}.npy") as tmp_path:
+            with atomic_write(folder / f"{texts.file_name}.npy") as tmp_path:
                 np.save(tmp_path, matrix)
     if evaluator.save_rle:
         entries = [entry for record in evaluator.records for entry in record.rle]
@@ -113,10 +105,10 @@ def draw_matrices(evaluator: CDGCEvaluator, folder: Path) -> None:
     if confusion is None:
         return
     truth = confusion.sum(axis=1, keepdims=True).astype(float)
-    matrices = {name: evaluator.total(name) for name in _MATRICES}
+    matrices = {name: evaluator.total(name) for name in MATRICES}
     for name, matrix in progress(matrices.items(), "drawing matrices", "matrix"):
         if matrix is not None:
-            file_name, title, columns, colors = _MATRICES[name]
+            file_name, title, columns, colors = MATRICES[name]
             percent = np.divide(100 * matrix, truth, out=np.zeros(matrix.shape), where=truth > 0)
             path = folder / f"{file_name}.png"
             draw_confusion_matrix(path, percent, evaluator.names, title, columns, colors)

@@ -11,8 +11,7 @@ from pycocotools import mask as mask_util
 
 from cdgcnet.evaluation.inference import arrays_of, label_prediction_of
 from cdgcnet.modeling.predictions import PredictionKind
-from cdgcnet.utils.io import atomic_write
-from cdgcnet.visualization.colors import class_colors, label_image
+from cdgcnet.visualization.encoding import write_label_png
 
 
 def label_paths(folder: Path, file_names: Sequence[str]) -> dict[str, Path]:
@@ -36,12 +35,6 @@ def label_paths(folder: Path, file_names: Sequence[str]) -> dict[str, Path]:
             )
         taken[path] = name
     return {name: path for path, name in taken.items()}
-
-
-def write_label_png(path: Path, labels: np.ndarray, metadata: Metadata) -> None:
-    """A palette PNG whose pixel values are the classes (H, W)."""
-    with atomic_write(path) as tmp_path:
-        label_image(labels, class_colors(metadata)).save(tmp_path)
 
 
 def rle_entries(labels: np.ndarray, file_name: str, metadata: Metadata) -> list[dict]:

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from cdgcnet.checkpoint.reading import name_of
 from cdgcnet.checkpoint.strict_checkpointer import read_provenance
 from cdgcnet.config.validation import FROM_SCRATCH
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, is_unfinished
 
 _METRICS = ("mIoU", "mIoU_union", "mBIoU", "mACC", "pACC", "fwIoU")
 
@@ -109,7 +109,9 @@ def load_records(folder: Path) -> dict[tuple[str, int], Record]:
         ValueError: if a file is not a valid record, or if the records started from different
             weights, which must not share a table.
     """
-    records = [load_record(p) for p in sorted(folder.glob("*-seed*.json"))]
+    # Another process or thread may be writing one, or was killed while it was.
+    paths = sorted(p for p in folder.glob("*-seed*.json") if not is_unfinished(p))
+    records = [load_record(path) for path in paths]
     started = sorted({r.weights for r in records})
     if len({weights_identity(name) for name in started}) > 1:
         raise ValueError(

@@ -5,10 +5,10 @@ measured there: by the run's own evaluation, or by ``--eval-only`` into ``eval-H
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from cdgcnet.engine.run_folder import RunFolder
 from cdgcnet.experiments.model_cost import read_metrics
 from cdgcnet.experiments.record import name_weights, select_scores
 from cdgcnet.experiments.rows import config_hash, flat_text
@@ -23,13 +23,9 @@ def trained_iterations(folder: Path) -> int:
 
 
 def resumed_iteration(folder: Path) -> int:
-    """The iteration at which a training run would resume; 0 without a checkpoint."""
-    last = folder / "last_checkpoint"
-    if not last.is_file():
-        return 0
-    name = last.read_text(encoding="utf-8").strip()
-    found = re.fullmatch(r"model_(\d+)\.pth", name)
-    return int(found[1]) + 1 if found else trained_iterations(folder)
+    """The iteration at which a training run would resume; 0 without an intact checkpoint."""
+    newest = RunFolder(folder).newest_checkpoint()
+    return newest.iterations if newest else 0
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:
@@ -47,12 +43,11 @@ def starting_weights(config: dict[str, Any]) -> str:
 
 
 def has_final_weights(folder: Path) -> bool:
-    """Whether a training run finished and left ``model_final.pth``."""
-    last = folder / "last_checkpoint"
-    if not last.is_file() or not (folder / "config.yaml").is_file():
+    """Whether a training run finished and left an intact ``model_final.pth``."""
+    if not (folder / "config.yaml").is_file():
         return False
-    final = last.read_text(encoding="utf-8").strip() == "model_final.pth"
-    return final and (folder / "model_final.pth").is_file()
+    newest = RunFolder(folder).newest_checkpoint()
+    return newest is not None and newest.path.name == "model_final.pth"
 
 
 def measured_scores(folder: Path) -> dict[str, Scores]:

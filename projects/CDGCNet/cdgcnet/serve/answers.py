@@ -3,19 +3,16 @@
 Shape shorthand: images (H, W, 3) uint8, label maps (H, W) uint8.
 """
 
-import base64
-import io
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from cdgcnet.data.image_io import decode_image
-from cdgcnet.visualization.colors import class_colors, color_map, label_image, overlay
+from cdgcnet.visualization.colors import class_colors, color_map, overlay
+from cdgcnet.visualization.encoding import data_url, jpeg, label_png
 
 if TYPE_CHECKING:
     from detectron2.data import Metadata
@@ -26,6 +23,7 @@ FORMATS = {
     "json": "application/json",
     "comparison": "application/json",
 }
+_QUALITY = 90  # of JPEGs
 
 
 class LabelModel(Protocol):
@@ -62,12 +60,9 @@ def answer(
     refined, coarse = maps["refined"], maps.get("coarse")
     rgb = image[:, :, ::-1]
     if format == "labels":
-        file = io.BytesIO()
-        drawn = label_image(refined, class_colors(metadata))
-        drawn.save(file, "PNG", compress_type=zlib.Z_RLE)
-        body = file.getvalue()
+        body = label_png(refined, metadata)
     elif format == "overlay":
-        body = _jpeg(overlay(rgb, refined, metadata))
+        body = jpeg(overlay(rgb, refined, metadata), _QUALITY)
     else:
         content = summary(refined, coarse, metadata)
         if format == "comparison":
@@ -118,8 +113,7 @@ def pictures(
         drawn["coarse"] = overlay(rgb, coarse, metadata)
         drawn["changed"] = changed_pixels(small, refined, coarse, metadata)
     return {
-        name: "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture)).decode()
-        for name, picture in drawn.items()
+        name: data_url(jpeg(picture, _QUALITY), "image/jpeg") for name, picture in drawn.items()
     }
 
 
@@ -136,9 +130,3 @@ def changed_pixels(
     changed = refined != coarse
     picture[changed] = color_map(refined, class_colors(metadata))[changed]
     return picture
-
-
-def _jpeg(rgb: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "JPEG", quality=90)
-    return file.getvalue()

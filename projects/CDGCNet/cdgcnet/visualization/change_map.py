@@ -13,7 +13,42 @@ from cdgcnet.visualization.colors import BROKEN, FIXED, class_colors, color_map
 from cdgcnet.visualization.grid import LegendEntry, PanelGrid, class_legend
 
 WRONG = (240, 228, 66)
+# By the values of change_labels: fixed, broken, and wrong before and after.
+CHANGE_COLORS = (FIXED, BROKEN, WRONG)
+UNCHANGED = 255
 _ORDER = ("oracle", "coarse", "refined")
+
+
+def change_labels(
+    truth: np.ndarray | None,
+    coarse: np.ndarray | None,
+    refined: np.ndarray,
+    ignore_label: int,
+) -> np.ndarray:
+    """What the refinement did to every pixel.
+
+    Args:
+        truth: (H, W). None if there is no ground truth; then all changed pixels count as fixed.
+        coarse: (H, W). None if there is no refinement; then no pixel is fixed or broken.
+        refined: (H, W).
+        ignore_label: value of ignored pixels in the ground truth; they count as right.
+
+    Returns:
+        (H, W) uint8: 0 where it fixed a pixel, 1 where it broke one, 2 where the prediction is
+        wrong and was wrong before, and UNCHANGED elsewhere.
+    """
+    changes = np.full(refined.shape, UNCHANGED, np.uint8)
+    if truth is None:
+        if coarse is not None:
+            changes[coarse != refined] = 0
+        return changes
+    counted = truth != ignore_label
+    wrong = counted & (refined != truth)
+    before = wrong if coarse is None else counted & (coarse != truth)
+    changes[before & ~wrong] = 0
+    changes[wrong & ~before] = 1
+    changes[wrong & before] = 2
+    return changes
 
 
 def change_map(
@@ -38,19 +73,9 @@ def change_map(
     """
     gray = 110 + 0.55 * image.mean(axis=2, keepdims=True)
     picture = np.repeat(gray, 3, axis=2).clip(0, 255).astype(np.uint8)
-    if truth is None:
-        if coarse is not None:
-            picture[coarse != refined] = FIXED
-        return picture
-    counted = truth != ignore_label
-    wrong = counted & (refined != truth)
-    if coarse is None:
-        picture[wrong] = WRONG
-        return picture
-    before = counted & (coarse != truth)
-    picture[before & wrong] = WRONG
-    picture[before & ~wrong] = FIXED
-    picture[wrong & ~before] = BROKEN
+    changes = change_labels(truth, coarse, refined, ignore_label)
+    for label, color in enumerate(CHANGE_COLORS):
+        picture[changes == label] = color
     return picture
 
 

@@ -16,7 +16,6 @@ from matplotlib.patches import Patch
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.visualization.colors import IGNORED, class_colors, unit_color
 
-FORMATS = (".png", ".pdf", ".svg")
 PAGE_WIDTH = 7.0  # inches, the text width of a paper
 MAX_LEGEND = 24  # entries
 _GAP, _TITLE, _LINE = 0.03, 0.2, 0.16  # inches

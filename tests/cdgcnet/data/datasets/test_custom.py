@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -200,10 +201,12 @@ def test_bad_class_lists_are_named(root, lines, words):
 
 def test_unreadable_class_lists_are_named(root):
     (root / "latin.txt").write_bytes("stra\xdfe".encode("latin-1"))
+    os.mkfifo(root / "pipe")
     for value, error, words in (
         ("gone.txt", FileNotFoundError, f"there is no file {root / 'gone.txt'}; relative paths"),
         ("latin.txt", ValueError, f"{root / 'latin.txt'} is not a readable UTF-8"),
         ("my", ValueError, f"{root / 'my'} is not a readable"),
+        ("pipe", ValueError, f"{root / 'pipe'} is not a readable"),  # it would be waited for
         ([True, "car"], ValueError, "quote yes, no and numbers"),  # YAML reads yes as True
         (3, ValueError, "a text file or a list of names"),
     ):

@@ -3,15 +3,12 @@
 Shape shorthand: image (H, W, 3) RGB, labels (H, W).
 """
 
-import base64
-import io
 import random
 from html import escape
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from cdgcnet.data.audit.issues import Report, Sample
 from cdgcnet.data.decoding import NO_LIMIT
@@ -20,6 +17,7 @@ from cdgcnet.data.label_io import read_labels
 from cdgcnet.data.label_spec import LabelSpec
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.visualization.colors import color_map
+from cdgcnet.visualization.encoding import data_url, jpeg
 
 _SIDE = 400  # pixels; larger pictures are scaled down
 _PICTURES = 12
@@ -84,12 +82,6 @@ def choose(report: Report, number: int = _PICTURES, seed: int = 0) -> list[tuple
     return list(chosen.values())
 
 
-def _jpeg(rgb: np.ndarray) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, "JPEG", quality=85)
-    return base64.b64encode(stream.getvalue()).decode("ascii")
-
-
 def _figure(report: Report, sample: Sample, reason: str) -> str:
     image = read_image(sample.image, max_pixels=NO_LIMIT)
     scale = min(1.0, _SIDE / max(image.shape[:2]))
@@ -106,10 +98,8 @@ def _figure(report: Report, sample: Sample, reason: str) -> str:
         names = [report.classes[c] for c in present if sample.counts[c]]
         shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         caption += f"<br>{100 * sample.ignored_share:.1f} % ignored; {escape(shown)}"
-    return (
-        f'<figure><img alt="" src="data:image/jpeg;base64,{_jpeg(picture)}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+    url = data_url(jpeg(picture, quality=85), "image/jpeg")
+    return f'<figure><img alt="" src="{url}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _issue_list(report: Report, *, errors: bool) -> str:

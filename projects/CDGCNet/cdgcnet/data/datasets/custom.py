@@ -22,6 +22,7 @@ from cdgcnet.data.datasets.catalog import (
     register,
 )
 from cdgcnet.data.datasets.pairing import PairingRule, read_split, shown
+from cdgcnet.data.decoding import open_file
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -47,7 +48,8 @@ def read_lines(path: Path) -> list[str]:
         FileNotFoundError, ValueError: naming a file that is missing or not UTF-8 text.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors write a mark at the start
+        with open_file(path) as file:
+            text = file.read().decode("utf-8-sig")  # Windows editors write a mark at the start
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file {path}") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -1,11 +1,11 @@
 """Training curves as SVG pictures."""
 
-import base64
 import io
 from collections.abc import Mapping
 from typing import Any
 
 from cdgcnet.evaluation.html_report.run_data import Curve
+from cdgcnet.visualization.encoding import data_url
 
 _GRAY = "#808080"  # readable on a light and on a dark page
 
@@ -45,4 +45,4 @@ def draw_curves(title: str, curves: Mapping[str, Curve]) -> str:
             text.set_parse_math(False)  # names may contain "$"
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return data_url(stream.getvalue(), "image/svg+xml")

@@ -43,18 +43,10 @@ from cdgcnet.evaluation.html_report.tables import (
 )
 from cdgcnet.evaluation.image_result import image_scores
 from cdgcnet.evaluation.notable_images import choose_images
-from cdgcnet.evaluation.report import COLUMNS
+from cdgcnet.evaluation.report import COLUMNS, MATRICES
 from cdgcnet.utils.io import atomic_write
 from cdgcnet.utils.numbers import fixed, signed
 from cdgcnet.visualization.colors import class_colors
-
-_MATRICES = {
-    "refined": ("Confusion, refined", "predicted class"),
-    "coarse": ("Confusion, coarse", "predicted class"),
-    "oracle": ("Confusion, oracle", "predicted class"),
-    "fixed": ("Fixed by the graph", "coarse prediction, wrong"),
-    "broken": ("Broken by the graph", "refined prediction, wrong"),
-}
 
 
 def write_evaluation_page(cfg: CfgNode, evaluator: CDGCEvaluator, results: dict) -> None:
@@ -86,7 +78,7 @@ def evaluation_content(cfg: CfgNode, evaluator: CDGCEvaluator, results: dict) ->
     """What the template needs for one evaluation."""
     names = evaluator.names
     tasks = _all_tasks(cfg, evaluator, results)
-    totals = {name: evaluator.total(name) for name in _MATRICES}
+    totals = {name: evaluator.total(name) for name in MATRICES}
     refined = totals["refined"]
     assert refined is not None
     truth = refined.sum(axis=1)
@@ -108,11 +100,11 @@ def evaluation_content(cfg: CfgNode, evaluator: CDGCEvaluator, results: dict) ->
         "graph": graph_table(results["graph"]) if "fixed" in results.get("graph", {}) else None,
         "curves": _curve_pictures({"": curves}),
         "matrices": [
-            percent_matrix(*_MATRICES[name], counts, truth, names)
+            percent_matrix(MATRICES[name].title, MATRICES[name].columns, counts, truth, names)
             for name, counts in counted.items()
         ],
         "pairs": {
-            _MATRICES[name][0]: largest_pairs(counts, truth, names)
+            MATRICES[name].title: largest_pairs(counts, truth, names)
             for name, counts in counted.items()
             if name in ("refined", "fixed", "broken")
         },

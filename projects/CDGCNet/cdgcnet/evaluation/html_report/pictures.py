@@ -3,7 +3,6 @@
 Shape shorthand: image (H, W, 3) uint8 RGB, label maps (H, W) uint8.
 """
 
-import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
-from PIL import Image
 
 from cdgcnet.data.decoding import NO_LIMIT
 from cdgcnet.data.image_io import read_image
@@ -20,12 +18,13 @@ from cdgcnet.evaluation.evaluator import CDGCEvaluator
 from cdgcnet.evaluation.image_result import ImageRecord
 from cdgcnet.evaluation.notable_images import decode
 from cdgcnet.utils.progress import progress
-from cdgcnet.visualization.change_map import WRONG
-from cdgcnet.visualization.colors import BROKEN, FIXED, class_colors, palette_of
+from cdgcnet.visualization.change_map import CHANGE_COLORS, UNCHANGED, change_labels
+from cdgcnet.visualization.colors import class_colors, label_image
+from cdgcnet.visualization.encoding import data_url, jpeg
 
 _SIDE = 640  # pixels of the longer side; larger pictures are scaled down
 _BYTES = 7_000_000  # of all pictures of a page, so that it stays below 10 MB
-_NOTHING = 255  # a transparent pixel of a layer
+_NOTHING = UNCHANGED  # a transparent pixel of a layer
 
 
 class Picture(NamedTuple):
@@ -84,44 +83,23 @@ def _draw(
     image = read_image(record.file_name, max_pixels=NO_LIMIT)
     scale = min(1.0, _SIDE / max(height, width))
     size = (max(1, round(scale * width)), max(1, round(scale * height)))
-    change = _changes(truth, coarse, refined, evaluator.ignore_label)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    changes = change_labels(truth, coarse, refined, evaluator.ignore_label)
     shown = np.where(truth == evaluator.ignore_label, _NOTHING, truth)
     return Picture(
         Path(record.file_name).name,
         reasons,
         *size,
-        _jpeg(cv2.resize(image, size, interpolation=cv2.INTER_AREA)),
+        data_url(jpeg(small, quality=80), "image/jpeg"),
         _layer(shown, size, colors),
         None if coarse is None else _layer(coarse, size, colors),
         _layer(refined, size, colors),
-        _layer(change, size, (FIXED, BROKEN, WRONG)),
+        _layer(changes, size, CHANGE_COLORS),
     )
-
-
-def _changes(
-    truth: np.ndarray, coarse: np.ndarray | None, refined: np.ndarray, ignore_label: int
-) -> np.ndarray:
-    """0 where the graph fixed a pixel, 1 where it broke one, 2 where both predictions are wrong."""
-    counted = truth != ignore_label
-    wrong = counted & (refined != truth)
-    before = wrong if coarse is None else counted & (coarse != truth)
-    change = np.full(truth.shape, _NOTHING, np.uint8)
-    change[before & ~wrong] = 0
-    change[wrong & ~before] = 1
-    change[wrong & before] = 2
-    return change
 
 
 def _layer(labels: np.ndarray, size: tuple[int, int], colors: Sequence[Sequence[int]]) -> str:
     small = cv2.resize(labels.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    image = Image.fromarray(small)
-    image.putpalette(palette_of(colors))
     stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True, transparency=_NOTHING)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-def _jpeg(rgb: np.ndarray) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    label_image(small, colors).save(stream, "PNG", optimize=True, transparency=_NOTHING)
+    return data_url(stream.getvalue(), "image/png")

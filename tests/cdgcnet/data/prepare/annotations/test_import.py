@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,26 @@ def test_bad_labelme_files(tmp_path, run, content, words):
     path = write(tmp_path / "json" / "b.json", content)
     code, printed = run("labelme", tmp_path / "json")
     assert code == 1 and f"{path}: " in printed and words in printed
+
+
+@pytest.mark.parametrize(
+    ("file_format", "name", "words"),
+    [
+        ("coco-json", "i.json", "not a readable JSON file (not a regular file)"),
+        ("cvat", "a.xml", "not a readable CVAT file (not a regular file)"),
+        ("labelme", "json/b.json", "not a readable JSON file (not a regular file)"),
+        # No annotation by its name, but the import's record covers the whole folder.
+        ("labelme", "json/notes", "not a readable annotation file (not a regular file)"),
+    ],
+)
+def test_a_pipe_among_the_annotations_is_named(tmp_path, run, file_format, name, words):
+    # Without the check, reading it would wait for a writer forever.
+    path = tmp_path / name
+    shapes = [{"label": "road", "points": SQUARE}]
+    write(tmp_path / "json" / "x" / "a.json", {"shapes": shapes})
+    os.mkfifo(path)
+    code, printed = run(file_format, tmp_path / "json" if "/" in name else path)
+    assert code == 1 and f"{path}: {words}" in printed
 
 
 def test_annotations_without_an_image_are_said(tmp_path, run):

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from cdgcnet.data.datasets.pairing import PairingRule, shown
-from cdgcnet.data.decoding import open_image
+from cdgcnet.data.decoding import open_file, open_image
 from cdgcnet.data.image_folder import files_in, images_in
 from cdgcnet.data.prepare.annotations.shapes import (
     AnnotatedImage,
@@ -35,7 +35,8 @@ CROWD_LAYER = -1  # a crowd is a rough outline: single objects cover it
 
 def _load_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        with open_file(path) as file:
+            return json.loads(file.read().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: there is no such file") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -121,7 +122,7 @@ def _id(category: dict) -> int:
 def _per_file(
     annotations: Path,
     rule: PairingRule,
-    read: Callable[[dict, Path], tuple[list[Shape], tuple[int, int] | None]],
+    read: Callable[[dict], tuple[list[Shape], tuple[int, int] | None]],
 ) -> tuple[list[AnnotatedImage], list[str]]:
     """Formats with one JSON file for each image; images without a file are left out."""
     if not annotations.is_dir():
@@ -142,7 +143,7 @@ def _per_file(
             continue
         path = annotations / label
         try:
-            shapes, size = read(_load_json(path), path)
+            shapes, size = read(_load_json(path))
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}: not a file of this format ({error!r})") from error
         except ValueError as error:
@@ -188,7 +189,7 @@ def read_labelme(annotations: Path, rule: PairingRule) -> tuple[list[AnnotatedIm
         FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
 
-    def read(data: dict, path: Path) -> tuple[list[Shape], tuple[int, int] | None]:
+    def read(data: dict) -> tuple[list[Shape], tuple[int, int] | None]:
         shapes = [Shape(str(s["label"]), _labelme_region(s)) for s in data["shapes"]]
         height, width = data.get("imageHeight"), data.get("imageWidth")
         return shapes, (int(height), int(width)) if height and width else None
@@ -203,7 +204,7 @@ def read_cityscapes(annotations: Path, rule: PairingRule) -> tuple[list[Annotate
         FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
 
-    def read(data: dict, path: Path) -> tuple[list[Shape], tuple[int, int] | None]:
+    def read(data: dict) -> tuple[list[Shape], tuple[int, int] | None]:
         shapes = [
             Shape(str(o["label"]), Polygon(_points(o["polygon"]), outline=False))
             for o in data["objects"]
@@ -241,7 +242,8 @@ def read_cvat(annotations: Path, images: Path) -> tuple[list[AnnotatedImage], li
         FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
     try:
-        data = annotations.read_bytes()
+        with open_file(annotations) as file:
+            data = file.read()
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data:  # as UTF-16
             raise ValueError("it defines entities or is not UTF-8; CVAT writes neither")
         root = ElementTree.fromstring(data)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cdgcnet.data.datasets.catalog import IGNORE_LABEL
 from cdgcnet.data.datasets.pairing import PairingRule
-from cdgcnet.data.decoding import image_size
+from cdgcnet.data.decoding import image_size, read_bytes
 from cdgcnet.data.prepare.annotations import formats
 from cdgcnet.data.prepare.annotations.class_table import IGNORE, ClassTable, build_class_table
 from cdgcnet.data.prepare.annotations.color_masks import color_table, count_colors, labels_of_mask
@@ -148,7 +148,8 @@ def _check_record(args: argparse.Namespace, table: ClassTable, options: dict[str
     """
     digest = hashlib.sha256()
     for path in formats.annotation_files(args.annotations):
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        content = read_bytes(path, "annotation file")
+        digest.update(path.name.encode() + hashlib.sha256(content).digest())
     wanted = {
         "format": args.format,
         "classes": table.names,

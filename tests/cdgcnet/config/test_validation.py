@@ -1,18 +1,22 @@
 """Defaults, and an error that names key, value and choices for every wrong value."""
 
+import itertools
 import logging
 import re
+from collections import Counter
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 
+from cdgc import EDGES, MESSAGE_WEIGHTS, NODE_MODES, RECEIVERS, SOFTMAX
 from cdgcnet import check_cfg
 from cdgcnet.config.adaptation import adapt_cfg, warn_of_schedule
 from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.rules import RULES
 from cdgcnet.config.unused import unused_keys
 from cdgcnet.config.validation import check_starting_weights, check_training
+from cdgcnet.modeling.cdgc_head import build_graph
 
 
 @pytest.fixture
@@ -416,6 +420,36 @@ def test_rules_of_the_graph_count_where_there_is_one(cfg, changes):
     check_cfg(cfg)
     cfg.MODEL.CDGC.CONTEXT_MODULE, cfg.MODEL.CDGC.ENABLED = "graph", False
     check_cfg(cfg)
+
+
+GRAPHS = {
+    "NODES": NODE_MODES,
+    "EDGES": EDGES,
+    "RECEIVERS": RECEIVERS,
+    "MESSAGE_WEIGHTS": MESSAGE_WEIGHTS,
+    "SOFTMAX": SOFTMAX,
+    "SHARED_PHI": (True, False),
+    "HEADS": (4, 3),  # three do not divide the channels
+}
+
+
+def test_configs_of_the_graph_are_refused_where_the_graph_is(cfg):
+    # Both have these rules, in words of their own: a config names keys and may leave out options.
+    results = Counter()
+    for values in itertools.product(*GRAPHS.values()):
+        for key, value in zip(GRAPHS, values, strict=True):
+            cfg.MODEL.CDGC[key] = value
+        accepted = []
+        for check in (check_cfg, build_graph):
+            try:
+                with torch.device("meta"):
+                    check(cfg)
+                accepted.append(True)
+            except ValueError:
+                accepted.append(False)
+        assert accepted[0] == accepted[1], dict(zip(GRAPHS, values, strict=True))
+        results[accepted[0]] += 1
+    assert results[True] > 20 and results[False] > 20
 
 
 def test_a_cosine_schedule_falls(cfg):

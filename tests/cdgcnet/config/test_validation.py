@@ -1,15 +1,22 @@
 """Defaults, and an error that names key, value and choices for every wrong value."""
 
+import itertools
 import logging
 import re
+from collections import Counter
 
 import pytest
+import torch
+from detectron2.modeling import build_model
 
+from cdgc import EDGES, MESSAGE_WEIGHTS, NODE_MODES, RECEIVERS, SOFTMAX
 from cdgcnet import check_cfg
-from cdgcnet.config.adaptation import adapt_cfg, unused_keys, warn_of_schedule
+from cdgcnet.config.adaptation import adapt_cfg, warn_of_schedule
 from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.rules import RULES
+from cdgcnet.config.unused import unused_keys
 from cdgcnet.config.validation import check_starting_weights, check_training
+from cdgcnet.modeling.cdgc_head import build_graph
 
 
 @pytest.fixture
@@ -248,6 +255,14 @@ COMBINATIONS = {
         },
         "MODEL.RESNETS.NORM",
     ),
+    "groups that do not divide the bottleneck": (
+        {
+            "MODEL.RESNETS.NORM": "GN",
+            "MODEL.RESNETS.NUM_GROUPS": 5,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+        },
+        "MODEL.RESNETS.NORM",
+    ),
     "a feature that the dilated ResNet does not compute": (
         {"MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res3", "res5"]},
         "MODEL.RESNETS.OUT_FEATURES",
@@ -269,6 +284,76 @@ def test_values_that_do_not_fit_each_other(cfg, changes, key):
         put(cfg, name, value)
     with pytest.raises(ValueError, match=rf"^{re.escape(key)}.* is .*; expected "):
         check_cfg(cfg)
+
+
+GROUP_NORMS = {
+    "ResNeXt 32x4d, whose bottleneck has 128 channels": {
+        "MODEL.RESNETS.NORM": "GN",
+        "MODEL.RESNETS.NUM_GROUPS": 32,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    },
+    "a ResNet-18, which has no bottlenecks": {
+        "MODEL.RESNETS.NORM": "GN",
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 5,
+    },
+    "no graph": {
+        "MODEL.CDGC.NORM": "GN",
+        "MODEL.CDGC.ENABLED": False,
+        "MODEL.CDGC.CHANNELS": 100,
+    },
+    "no ASPP": {
+        "MODEL.SEM_SEG_HEAD.NORM": "GN",
+        "MODEL.CDGC.CONTEXT": "none",
+        "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 100,
+    },
+    "no auxiliary head": {
+        "MODEL.SEM_SEG_HEAD.NORM": "GN",
+        "MODEL.CDGC.LOSS.AUX_WEIGHT": 0.0,
+        "MODEL.CDGC.AUX_CHANNELS": 100,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", GROUP_NORMS.values(), ids=GROUP_NORMS)
+def test_group_norm_needs_a_fit_only_where_there_is_such_a_layer(cfg, changes):
+    for name, value in changes.items():
+        put(cfg, name, value)
+    check_cfg(cfg)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        build_model(cfg)
+
+
+OTHER_PARTS = {
+    "a block without a norm": {
+        "MODEL.CDGC.CONTEXT_MODULE": "non_local",
+        "MODEL.CDGC.NORM": "GN",
+        "MODEL.CDGC.CHANNELS": 100,
+    },
+    "keys of the ResNet with a backbone of timm": {
+        "MODEL.BACKBONE.NAME": "build_timm_backbone",
+        "MODEL.RESNETS.NORM": "GN",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 100,
+    },
+    "another backbone, which may read other keys": {
+        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+        "MODEL.RESNETS.NORM": "GN",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 100,
+    },
+    "another head, which may read other keys": {
+        "MODEL.SEM_SEG_HEAD.NAME": "DeepLabV3PlusHead",
+        "MODEL.SEM_SEG_HEAD.NORM": "GN",
+        "MODEL.CDGC.CHANNELS": 100,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_PARTS.values(), ids=OTHER_PARTS)
+def test_group_norm_of_other_parts_is_not_judged(cfg, changes):
+    for name, value in changes.items():
+        put(cfg, name, value)
+    check_cfg(cfg)
 
 
 PSP = {"MODEL.CDGC.CONTEXT_MODULE": "psp"}
@@ -335,6 +420,36 @@ def test_rules_of_the_graph_count_where_there_is_one(cfg, changes):
     check_cfg(cfg)
     cfg.MODEL.CDGC.CONTEXT_MODULE, cfg.MODEL.CDGC.ENABLED = "graph", False
     check_cfg(cfg)
+
+
+GRAPHS = {
+    "NODES": NODE_MODES,
+    "EDGES": EDGES,
+    "RECEIVERS": RECEIVERS,
+    "MESSAGE_WEIGHTS": MESSAGE_WEIGHTS,
+    "SOFTMAX": SOFTMAX,
+    "SHARED_PHI": (True, False),
+    "HEADS": (4, 3),  # three do not divide the channels
+}
+
+
+def test_configs_of_the_graph_are_refused_where_the_graph_is(cfg):
+    # Both have these rules, in words of their own: a config names keys and may leave out options.
+    results = Counter()
+    for values in itertools.product(*GRAPHS.values()):
+        for key, value in zip(GRAPHS, values, strict=True):
+            cfg.MODEL.CDGC[key] = value
+        accepted = []
+        for check in (check_cfg, build_graph):
+            try:
+                with torch.device("meta"):
+                    check(cfg)
+                accepted.append(True)
+            except ValueError:
+                accepted.append(False)
+        assert accepted[0] == accepted[1], dict(zip(GRAPHS, values, strict=True))
+        results[accepted[0]] += 1
+    assert results[True] > 20 and results[False] > 20
 
 
 def test_a_cosine_schedule_falls(cfg):

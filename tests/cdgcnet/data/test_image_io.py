@@ -69,6 +69,91 @@ def test_header_and_pixels_agree_on_the_size(tmp_path, suffix, orientation):
     assert image_size(path) == read_image(path).shape[:2] == expected
 
 
+XMP = '<rdf:Description tiff:Orientation="%d"/>'
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+
+def orienting_chunk(kind: str, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = exif.tobytes()
+    if kind == "eXIf":
+        return chunk(b"eXIf", data.removeprefix(b"Exif\0\0"))
+    if kind == "XMP":
+        text = (XMP % orientation).encode()
+        return chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + text)
+    text = f"\nexif\n{len(data):8}\n{data.hex()}\n".encode()
+    return chunk(b"zTXt", b"Raw profile type exif" + bytes(2) + zlib.compress(text))
+
+
+def save_with_chunks(path: Path, before: bytes, after: bytes, mode: str = "RGB") -> None:
+    """A PNG of 4 rows x 8 columns with chunks before and after its pixels."""
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 4)).save(buffer, "PNG")
+    png = buffer.getvalue()
+    path.write_bytes(png[:33] + before + png[33:-12] + after + png[-12:])
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("kind", ["eXIf", "XMP", "raw profile"])
+def test_header_and_pixels_agree_wherever_a_png_has_its_orientation(
+    tmp_path, kind, place, orientation
+):
+    path = tmp_path / "photo.png"
+    chunks = {"before": b"", "after": b"", place: orienting_chunk(kind, orientation)}
+    save_with_chunks(path, **chunks)
+    expected = (8, 4) if orientation == 6 else (4, 8)
+    assert image_size(path) == read_image(path).shape[:2] == expected
+    save_with_chunks(path, **chunks, mode="L")
+    if orientation == 1:
+        assert read_labels(path).shape == (4, 8)
+    else:
+        with pytest.raises(ValueError, match=rf"photo\.png: .*orientation {orientation}"):
+            read_labels(path)
+
+
+@pytest.mark.parametrize("first", [1, 6])
+@pytest.mark.parametrize("second", [1, 6])
+@pytest.mark.parametrize("kind", ["eXIf", "XMP"])
+def test_header_and_pixels_agree_on_two_orientations(tmp_path, kind, first, second):
+    path = tmp_path / "photo.png"
+    save_with_chunks(path, orienting_chunk("eXIf", first), orienting_chunk(kind, second))
+    assert image_size(path) == read_image(path).shape[:2]
+
+
+@pytest.mark.parametrize("exif", [None, 1, 3, 6])
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "webp"])
+def test_header_and_pixels_agree_on_the_orientation_of_xmp(tmp_path, suffix, exif):
+    path = tmp_path / f"photo.{suffix}"
+    xmp = (XMP % 6).encode()
+    metadata = Image.Exif()
+    if exif is not None:
+        metadata[0x0112] = exif
+    if suffix == "tif":
+        metadata[700] = xmp
+        Image.new("RGB", (8, 4)).save(path, exif=metadata)
+    else:
+        Image.new("RGB", (8, 4)).save(path, exif=metadata, xmp=xmp)
+    expected = (8, 4) if exif in (None, 6) else (4, 8)
+    assert image_size(path) == read_image(path).shape[:2] == expected
+
+
+@pytest.mark.parametrize("after", [b"", orienting_chunk("XMP", 6)], ids=["plain", "XMP"])
+def test_the_size_is_known_without_the_pixels(tmp_path, monkeypatch, after):
+    path = tmp_path / "photo.png"
+    save_with_chunks(path, b"", after)
+
+    def load(image):
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    assert image_size(path) == ((8, 4) if after else (4, 8))
+
+
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_every_suffix_is_a_format_that_is_read(tmp_path, suffix):
     image = Image.new("L" if suffix == ".pgm" else "RGB", (5, 3), "white")
@@ -231,6 +316,6 @@ def test_damaged_png_gives_pixels_or_a_named_error(scratch, place, value):
     png, position = place
     path = scratch / "damaged.png"
     path.write_bytes(png[:position] + bytes([value]) + png[position + 1 :])
-    for read in (read_labels, read_image):
+    for read in (read_labels, read_image, image_size):
         found = pixels_or_message(read, path)
         assert not isinstance(found, str) or "damaged.png" in found

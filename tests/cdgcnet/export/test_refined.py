@@ -27,15 +27,31 @@ def small_net(**options):
 
 @torch.no_grad()
 def test_the_copy_computes_the_same_and_leaves_the_network_alone():
-    net = small_net()
+    net = small_net().double()  # in float32, rounding makes 1e-5 of a difference
     before = copy.deepcopy(net.state_dict())
     exportable = exportable_copy(net)
     for size in ((1, 1), (9, 40), (64, 48)):
-        images = torch.randn(2, 3, *size)
-        torch.testing.assert_close(exportable(images), net(images), rtol=1e-5, atol=1e-5)
+        images = torch.randn(2, 3, *size, dtype=torch.float64)
+        torch.testing.assert_close(exportable(images), net(images), rtol=1e-10, atol=1e-10)
     assert isinstance(net[2].graph, cdgc.CDGCModule)
     assert all(parameter.requires_grad for parameter in net.parameters())
     torch.testing.assert_close(net.state_dict(), before)
+
+
+@torch.no_grad()
+def test_a_classifier_or_a_graph_may_be_the_whole_network():
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 9, 7, dtype=torch.float64)
+    coarse_logits = torch.randn(2, 5, 9, 7, dtype=torch.float64)
+    classifier = small_net()[2].double()
+    exportable = exportable_copy(classifier)
+    torch.testing.assert_close(exportable(x), classifier(x), rtol=1e-10, atol=1e-10)
+    graph = cdgc.CDGCModule(16, 5, **cdgc.DEFAULT_GRAPH).double().eval()
+    exportable = exportable_copy(graph)
+    assert not exportable.training
+    assert not any(parameter.requires_grad for parameter in exportable.parameters())
+    expected = graph(x, coarse_logits)
+    torch.testing.assert_close(exportable(x, coarse_logits), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_wrong_use_is_refused():
@@ -45,8 +61,10 @@ def test_wrong_use_is_refused():
     with pytest.raises(ValueError, match="no class graph"):
         exportable_copy(nn.Conv2d(3, 4, 1).eval())
     net[2].max_nodes = 100
-    with pytest.raises(ValueError, match=r"2 pools feature maps of more than max_nodes=100"):
+    with pytest.raises(ValueError, match=r"^2 pools feature maps of more than max_nodes=100"):
         exportable_copy(net.eval())
+    with pytest.raises(ValueError, match=r"^RefinedClassifier pools feature maps"):
+        exportable_copy(net[2])
 
 
 @pytest.mark.slow

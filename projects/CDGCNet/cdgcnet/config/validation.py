@@ -1,6 +1,7 @@
 """Checks a config before anything else is done."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from detectron2.utils import comm
 
 from cdgcnet.config.rule_types import show
 from cdgcnet.config.rules import DILATED_RESNET, FEATURES, RULES, TIMM
+from cdgcnet.config.unused import keys_without_effect
 
 FROM_SCRATCH = "from_scratch"  # the MODEL.WEIGHTS of a training run from random weights
 
@@ -40,40 +42,53 @@ def suggest(key: str, known: list[str]) -> str:
 
 
 # ---- rules that involve several keys or the machine ----
-# Norm keys and the channels that they normalize.
-_NORMALIZED = {
+# Norm keys and the numbers of channels that they normalize, each the product of some keys.
+_NORMALIZED_BY_RESNET = {
     "MODEL.RESNETS.NORM": (
-        "MODEL.RESNETS.STEM_OUT_CHANNELS",
-        "MODEL.RESNETS.RES2_OUT_CHANNELS",
-        "MODEL.RESNETS.WIDTH_PER_GROUP",
+        ("MODEL.RESNETS.STEM_OUT_CHANNELS",),
+        ("MODEL.RESNETS.RES2_OUT_CHANNELS",),
+        ("MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"),
     ),
+}
+_NORMALIZED_BY_HEAD = {
     "MODEL.SEM_SEG_HEAD.NORM": (
-        "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS",
-        "MODEL.CDGC.CHANNELS",
-        "MODEL.CDGC.AUX_CHANNELS",
+        ("MODEL.SEM_SEG_HEAD.ASPP_CHANNELS",),
+        ("MODEL.CDGC.CHANNELS",),
+        ("MODEL.CDGC.AUX_CHANNELS",),
     ),
-    "MODEL.CDGC.NORM": ("MODEL.CDGC.CHANNELS",),
+    "MODEL.CDGC.NORM": (("MODEL.CDGC.CHANNELS",),),
 }
 
 
 def _group_norm_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:
-    """Norm keys that are GN over channels that Detectron2's 32 groups do not divide."""
-    cdgc = cfg.MODEL.CDGC
+    """Norm keys that are GN over channels that Detectron2's 32 groups do not divide.
+
+    Another backbone or head finds out for itself when it is built.
+    """
+    normalized: dict[str, tuple[tuple[str, ...], ...]] = {}
+    if cfg.MODEL.BACKBONE.NAME == DILATED_RESNET:
+        normalized |= _NORMALIZED_BY_RESNET
+    if cfg.MODEL.SEM_SEG_HEAD.NAME == "CDGCNetHead":
+        normalized |= _NORMALIZED_BY_HEAD
     # Some layers have a share of the channels.
     shares = {
         ("MODEL.RESNETS.NORM", "MODEL.RESNETS.STEM_OUT_CHANNELS"): (
             2 if cfg.MODEL.RESNETS.STEM_TYPE == "deeplab" else 1
         ),
         ("MODEL.CDGC.NORM", "MODEL.CDGC.CHANNELS"): (
-            {"ocr": 2, "psp": 4}.get(cdgc.CONTEXT_MODULE, 1) if cdgc.ENABLED else 1
+            {"ocr": 2, "psp": 4}.get(cfg.MODEL.CDGC.CONTEXT_MODULE, 1)
         ),
     }
-    for norm, channels in _NORMALIZED.items():
-        for key in channels:
-            multiple = 32 * shares.get((norm, key), 1)
-            if value_of(cfg, norm) == "GN" and value_of(cfg, key) % multiple:
-                found = value_of(cfg, key)
-                yield norm, f"another norm, or {key} {found} as a multiple of {multiple}"
+    unused = keys_without_effect(cfg)
+    for norm, layers in normalized.items():
+        if value_of(cfg, norm) != "GN" or norm in unused:
+            continue
+        for keys in layers:
+            channels = math.prod(value_of(cfg, key) for key in keys)
+            multiple = 32 * shares.get((norm, keys[0]), 1)
+            if channels % multiple and not unused.keys() & keys:
+                found = f"{' x '.join(keys)} {channels}"
+                yield norm, f"another norm, or {found} as a multiple of {multiple}"
 
 
 def _backbone_problems(cfg: CfgNode) -> Iterator[tuple[str, str]]:

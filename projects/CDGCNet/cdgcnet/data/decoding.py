@@ -5,13 +5,15 @@ below are ever tried, so no file can start another program, such as Ghostscript 
 """
 
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from PIL import (
     BmpImagePlugin,
+    Image,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
@@ -42,6 +44,9 @@ _PLUGINS = (
 _FORMATS = "PNG, JPEG, TIFF, BMP, WebP, PPM or PGM"
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # values of it that swap height and width
+_PNG_SIGNATURE_SIZE, _PNG_CHECKSUM_SIZE = 8, 4
+_PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks
+_ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp")  # Pillow's names
 
 
 class UnusableImageError(ValueError):
@@ -129,17 +134,48 @@ def open_image(
 
 
 def orientation_of(image: ImageFile.ImageFile) -> int:
-    """EXIF orientation, 1 to 8; 1 is upright."""
+    """Orientation, 1 to 8, of EXIF or else XMP metadata; 1 is upright. Pixels are not decoded."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image.tag_v2.get(_ORIENTATION, 1)
-    # Pillow would decode a PNG without EXIF data in its header in search of some.
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1
+        if _ORIENTATION in image.tag_v2:
+            return image.tag_v2[_ORIENTATION]
+        return _orientation_in({"xmp": image.info.get("xmp")})
+    if isinstance(image, PngImagePlugin.PngImageFile) and image.tile and image.fp:
+        # Pillow would decode the pixels, because metadata may follow them.
+        return _orientation_in(_png_metadata(image.fp))
     return image.getexif().get(_ORIENTATION, 1)
 
 
+def _orientation_in(info: dict[str, Any]) -> int:
+    """The orientation that Pillow finds in the metadata of an image."""
+    image = Image.Image()
+    image.info.update(info)
+    return image.getexif().get(_ORIENTATION, 1)
+
+
+def _png_metadata(file: IO[bytes]) -> dict[str, Any]:
+    """The metadata of a PNG file that may hold an orientation, with Pillow's names for it.
+
+    Only the metadata is read, so this takes time for every chunk of pixels, but not for every
+    pixel.
+    """
+    start = file.tell()
+    stream = PngImagePlugin.PngStream(file)
+    file.seek(_PNG_SIGNATURE_SIZE)
+    try:
+        while (chunk := stream.read())[0] != b"IEND":
+            name, position, length = chunk
+            if name in _PNG_METADATA:
+                stream.call(name, position, length)
+            file.seek(position + length + _PNG_CHECKSUM_SIZE)
+    except (struct.error, SyntaxError, UnicodeDecodeError):
+        pass  # Pillow ignores metadata from here on, too
+    finally:
+        file.seek(start)
+    return {key: stream.im_info[key] for key in _ORIENTED if key in stream.im_info}
+
+
 def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(H, W) of an image when it is upright, from its header.
+    """(H, W) of an image when it is upright, without decoding it.
 
     Raises:
         FileNotFoundError, UnusableImageError: naming a file that is missing or unusable.
@@ -147,8 +183,9 @@ def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     try:
         with open_file(path) as file, open_image(file, path, max_pixels=max_pixels) as image:
             width, height = image.size
-            # Pillow turns TIFF files by itself.
-            sideways = image.format != "TIFF" and orientation_of(image) in _SIDEWAYS
+            sideways = orientation_of(image) in _SIDEWAYS
+            if isinstance(image, TiffImagePlugin.TiffImageFile) and _ORIENTATION in image.tag_v2:
+                sideways = False  # Pillow has swapped height and width already
             return (width, height) if sideways else (height, width)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such image") from error

@@ -46,9 +46,8 @@ def write_export(export: Export, path: Path, file_format: str) -> float:
         The largest difference of logits or features that was found.
 
     Raises:
-        ModuleNotFoundError: without the packages of the extra ``export``.
-        ValueError: if PyTorch cannot export the model, or the file does not compute what the eager
-            model does.
+        ValueError: if PyTorch cannot export the model, the file does not compute what the eager
+            model does, or the packages of the extra ``export`` are missing.
         OSError: if it cannot be written.
     """
     check_choice("the format", file_format, FORMATS)

@@ -18,7 +18,7 @@ def exportable_copy(net: nn.Module) -> nn.Module:
 
     Args:
         net: in evaluation mode, with any number of :class:`cdgc.RefinedClassifier` or
-            :class:`cdgc.CDGCModule`.
+            :class:`cdgc.CDGCModule`, or one of these itself.
 
     Returns:
         The copy; it computes what ``net`` does, up to rounding, and cannot be trained.
@@ -30,13 +30,15 @@ def exportable_copy(net: nn.Module) -> nn.Module:
     if net.training:
         raise ValueError("the network is in training mode; call net.eval() before exporting it")
     found = copy.deepcopy(net).requires_grad_(False)  # loops are exported for inference only
+    if isinstance(found, CDGCModule):
+        return ExportableGraph(found).eval()
     graphs = 0
     for name, parent in list(found.named_modules()):
         if isinstance(parent, RefinedClassifier) and parent.max_nodes is not None:
             raise ValueError(
-                f"{name} pools feature maps of more than max_nodes={parent.max_nodes} nodes, which "
-                "an exported network cannot do; set max_nodes of it to None, and the graph "
-                "computes every node"
+                f"{name or type(parent).__name__} pools feature maps of more than "
+                f"max_nodes={parent.max_nodes} nodes, which an exported network cannot do; set "
+                "max_nodes of it to None, and the graph computes every node"
             )
         for child_name, child in list(parent.named_children()):
             if isinstance(child, CDGCModule):

@@ -219,8 +219,10 @@ class CDGCNetHead(nn.Module):
         if cdgc.ENABLED and cdgc.CONTEXT_MODULE == "graph":
             graph = build_graph(cfg)
         elif cdgc.ENABLED:
-            with torch.device("meta"):  # its parameters are only counted
-                parameters = sum(p.numel() for p in build_graph(cfg).parameters())
+            parameters = 0
+            if cdgc.CONTEXT_MODULE == "pixelwise":  # it has as many parameters as the graph
+                with torch.device("meta"):  # they are only counted
+                    parameters = sum(p.numel() for p in build_graph(cfg).parameters())
             context_module = build_context_module(
                 cdgc.CONTEXT_MODULE, cdgc.CHANNELS, norm=cdgc.NORM, parameters=parameters
             )

@@ -5,6 +5,7 @@ The toy set has 3 classes; its images are 4 x 6 noise, its labels hold 0, 1, 2 a
 
 import html
 import json
+import os
 import re
 from base64 import b64decode
 from io import BytesIO
@@ -378,6 +379,20 @@ def test_unreadable_images_are_no_twins(toy, tmp_path):
         for i in (0, 1):
             toy_set.dicts[i]["file_name"] += ".gone"
     assert types(audit(toy.name)) == [IssueType.UNREADABLE_IMAGE, IssueType.UNREADABLE_IMAGE]
+
+
+def test_pipes_and_devices_are_reported_and_not_read(toy, tmp_path):
+    # A pipe would block and /dev/zero never ends. Both sets have some, of the same size 0, so the
+    # comparison of the sets comes across them too.
+    val = Toy(tmp_path, "val")
+    for toy_set in (toy, val):
+        for i in (0, 1):
+            Path(toy_set.image(i)).unlink()
+        os.mkfifo(toy_set.image(0))
+        Path(toy_set.image(1)).symlink_to("/dev/zero")
+    issues = audit(toy.name).issues
+    assert [issue.type for issue in issues] == [IssueType.UNREADABLE_IMAGE] * 2
+    assert all("not a regular file" in issue.details for issue in issues)
 
 
 def test_only_files_of_equal_size_are_read_in_the_other_set(toy, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def _digest_if_sized(dataset_dict: dict, sizes: Collection[int | None]) -> str:
     """The digest of an image that has as many bytes as one that is audited; "" for others."""
     try:
         return digest_of(dataset_dict) if size_of(dataset_dict) in sizes else ""
-    except OSError:
+    except (ValueError, OSError):
         return ""  # an audit of its own dataset reports it
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cdgcnet.data.audit.issues import Issue, IssueType, Sample
-from cdgcnet.data.decoding import MAX_PIXELS, open_file, open_image
+from cdgcnet.data.decoding import MAX_PIXELS, open_file, open_image, read_bytes
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import VALUE_MODES, read_labels
 from cdgcnet.data.label_spec import LabelSpec
@@ -109,8 +109,13 @@ def inspect(dataset_dict: dict, rules: Rules) -> Sample:
 
 
 def digest_of(dataset_dict: dict) -> str:
-    """SHA-1 of the bytes of the image file: equal files, whatever their names."""
-    return hashlib.sha1(Path(dataset_dict["file_name"]).read_bytes()).hexdigest()
+    """SHA-1 of the bytes of the image file: equal files, whatever their names.
+
+    Raises:
+        FileNotFoundError, UnusableImageError: naming a file that is missing, unreadable or no
+            regular file.
+    """
+    return hashlib.sha1(read_bytes(dataset_dict["file_name"], "image")).hexdigest()
 
 
 def size_of(dataset_dict: dict) -> int | None:

@@ -1,6 +1,7 @@
 """Regions as pixels: equal to the tools that they come from, cut at the image's edge, in order."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from cdgcnet.data.prepare.annotations.shapes import (
+    OVERLAPS,
     Bitmap,
     CocoSegmentation,
     Polygon,
@@ -133,7 +135,47 @@ def test_overlaps(overlaps, expected):
     assert labels.tolist() == [expected] and labels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("overlaps", ["later", "earlier", "smaller", "larger"])
+@pytest.mark.parametrize("overlaps", OVERLAPS)
 def test_layers_come_before_every_order(overlaps):
     above = Shape("l", LARGE.region, layer=1)
     assert draw_labels([(2, above), (1, SMALL)], 1, 4, 9, overlaps).tolist() == [[2, 2, 2, 9]]
+
+
+placed = st.tuples(*(st.integers(*bounds) for bounds in ((0, 5), (0, 5), (1, 4), (1, 4), (0, 1))))
+
+
+@given(st.lists(placed, max_size=8), st.sampled_from(OVERLAPS))
+def test_every_pixel_shows_the_shape_that_comes_first_there(boxes, overlaps):
+    shapes = [
+        Shape("s", Bitmap(np.ones((height, width), bool), left, top), layer)
+        for left, top, height, width, layer in boxes
+    ]
+    expected = np.full((6, 6), 99)
+    areas = [int(shape.region.mask(6, 6).sum()) for shape in shapes]
+    # The last one of this order is on top. Of two shapes of one area it is the later one.
+    key = {
+        "later": lambda i: i,
+        "earlier": lambda i: -i,
+        "smaller": lambda i: (-areas[i], i),
+        "larger": lambda i: (areas[i], i),
+    }[overlaps]
+    for y in range(6):
+        for x in range(6):
+            there = [i for i, shape in enumerate(shapes) if shape.region.mask(6, 6)[y, x]]
+            if there:
+                expected[y, x] = max(there, key=lambda i: (shapes[i].layer, key(i)))
+    found = draw_labels(list(enumerate(shapes)), 6, 6, 99, overlaps)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("overlaps", OVERLAPS)
+def test_masks_of_many_shapes_are_not_in_memory_at_once(overlaps):
+    square = Polygon([(0, 0), (300, 0), (300, 300), (0, 300)])
+    shapes = [(i % 20, Shape("s", square)) for i in range(100)]
+    tracemalloc.start()
+    try:
+        draw_labels(shapes, 400, 400, 99, overlaps)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * 400 * 400  # ten masks; each takes a byte for a pixel

@@ -229,16 +229,17 @@ def draw_labels(
     Returns:
         (height, width) uint8.
     """
-    labels = np.full((height, width), unlabeled, np.uint8)
-    drawn = [(label, shape.layer, shape.region.mask(height, width)) for label, shape in shapes]
-    order = list(range(len(drawn)))
+    order = list(shapes)
     if overlaps == "earlier":
         order.reverse()
     elif overlaps in ("smaller", "larger"):
+        # An image may have hundreds of shapes. Their masks are drawn once more below, because all
+        # of them together would take too much memory.
+        areas = [int(np.count_nonzero(s.region.mask(height, width))) for _, s in shapes]
         sign = -1 if overlaps == "smaller" else 1
-        order.sort(key=lambda i: sign * int(np.count_nonzero(drawn[i][2])))
-    order.sort(key=lambda i: drawn[i][1])  # stable: the order above holds within a layer
-    for i in order:
-        label, _, mask = drawn[i]
-        labels[mask] = label
+        order = [shapes[i] for i in sorted(range(len(shapes)), key=lambda i: sign * areas[i])]
+    order.sort(key=lambda labeled: labeled[1].layer)  # stable: the order holds within a layer
+    labels = np.full((height, width), unlabeled, np.uint8)
+    for label, shape in order:
+        labels[shape.region.mask(height, width)] = label
     return labels

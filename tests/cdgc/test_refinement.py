@@ -145,6 +145,30 @@ def test_an_incomplete_checkpoint_of_the_refined_network_is_refused():
         net.load_state_dict(state)
 
 
+def test_all_but_five_entries_load_for_another_number_of_classes():
+    # docs/refine.md lists them.
+    class More(Small):
+        def __init__(self):
+            super().__init__()
+            self.head[1] = nn.Conv2d(8, CLASSES + 3, 1)
+
+    saved, larger = Small(), More()
+    cdgc.refine(saved, "head.1")
+    cdgc.refine(larger, "head.1")
+    of_classes = ("coarse.", "fused.", "from_graph.weight", "graph.graph_weight")
+    of_classes += ("graph.merge_weight",)
+    state = {
+        key: value
+        for key, value in saved.state_dict().items()
+        if not key.removeprefix("head.1.").startswith(of_classes)
+    }
+    assert any("graph." in key for key in state)
+    missing, unexpected = larger.load_state_dict(state, strict=False)
+    assert not unexpected and all(
+        key.removeprefix("head.1.").startswith(of_classes) for key in missing
+    )
+
+
 def test_its_own_checkpoint_and_a_deep_copy_are_the_same_function(images):
     net = cdgc.refine(Small().eval(), "head.1")
     excite(net.get_submodule("head.1"))

@@ -109,7 +109,8 @@ def check_not_tracing() -> None:
         raise RuntimeError(
             "CDGCModule cannot be traced or exported: its node lists depend on the input, and the "
             "recording would repeat those of the example for every other image. Use "
-            "`cdgcnet export` instead, which writes ONNX and torch.export files"
+            "`cdgcnet export` instead, which writes ONNX and torch.export files; export networks "
+            "of cdgc.refine as cdgcnet.export.refined.exportable_copy(net)"
         )
 
 

@@ -92,10 +92,11 @@ def test_classes_travel_in_the_checkpoint(tiny_cfg, build, tmp_path):
 def test_without_classes_nothing_is_stored_or_compared(tiny_cfg):
     assert class_metadata(tiny_cfg()) == {}
     assert stored_classes({}) == ([], [])
-    check_same_classes([], ["a"])
-    check_same_classes(["a"], [])
-    with pytest.raises(ValueError, match="the file has 1 classes, the config 2"):
-        check_same_classes(["a"], ["a", "b"])
+    check_same_classes([], ["a"], training=True)
+    check_same_classes(["a"], [], training=True)
+    for training, advice in ((True, "MODEL.WEIGHTS_PARTIAL True"), (False, "config.yaml beside")):
+        with pytest.raises(ValueError, match=rf"the file has 1 classes, the config 2.*{advice}"):
+            check_same_classes(["a"], ["a", "b"], training=training)
 
 
 @pytest.mark.parametrize(

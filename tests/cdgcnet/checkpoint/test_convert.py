@@ -360,3 +360,40 @@ def test_arguments_of_convert_file(tmp_path):
     torch.save(Theirs(18).state("torchvision"), tmp_path / "a.pth")
     _, found = convert_file(tmp_path / "a.pth", mean=[1.0, 2.0, 3.0])
     assert found.mean == (1.0, 2.0, 3.0) and found.std == (58.395, 57.12, 57.375)
+
+
+def test_a_file_that_is_converted_again_keeps_what_it_states(tmp_path, convert, capsys):
+    source = Theirs(50).state("torchvision")
+    first, _ = convert(source, "--grow", "--stride-in-1x1", "--std", "1", "1", "1")
+    stated = read_provenance(str(first))
+    assert stated.grown_from == 50 and stated.stride_in == "1x1"
+    again = tmp_path / "again.pth"
+    assert main(["convert", str(first), str(again)]) == 0
+    assert read_provenance(str(again)) == stated
+    assert main(["convert", str(first), str(tmp_path / "b.pth"), "--stride-in-1x1"]) == 0
+    capsys.readouterr()
+    for option in (["--channel-order", "BGR"], ["--std", "2", "2", "2"]):
+        assert main(["convert", str(first), str(tmp_path / "c.pth"), *option]) == 1
+        assert "leave them out" in capsys.readouterr().err
+    assert not (tmp_path / "c.pth").exists()
+
+
+def test_a_converted_file_grows(tmp_path, convert):
+    first, _ = convert(Theirs(50).state("torchvision"))
+    assert main(["convert", str(first), str(tmp_path / "grown.pth"), "--grow"]) == 0
+    found = read_provenance(str(tmp_path / "grown.pth"))
+    assert (found.depth, found.grown_from) == (101, 50)
+    assert found.source == read_provenance(str(first)).source
+
+
+def test_a_provenance_that_cannot_be_read_is_named(refused):
+    content = {"model": Theirs(18).state("torchvision"), "provenance": {"author": "me"}}
+    assert "its provenance is not readable" in refused(content)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.onnx", "a"])
+def test_only_torchs_format_is_written(tmp_path, capsys, name):
+    torch.save(Theirs(18).state("torchvision"), tmp_path / "theirs.pth")
+    assert main(["convert", str(tmp_path / "theirs.pth"), str(tmp_path / name)]) == 1
+    assert "expected a name with .pth or .pt" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()

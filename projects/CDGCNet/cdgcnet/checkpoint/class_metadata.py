@@ -43,17 +43,20 @@ def class_difference(found: Sequence[str], expected: Sequence[str]) -> str | Non
     return f"class {i} is {found[i]!r} in the file and {expected[i]!r} in the config"
 
 
-def check_same_classes(found: Sequence[str], expected: Sequence[str]) -> None:
+def check_same_classes(found: Sequence[str], expected: Sequence[str], *, training: bool) -> None:
     """Refuse weights of other classes than the config's; unknown classes pass.
 
     Raises:
-        ValueError: naming the first class that differs and the way to fine-tune.
+        ValueError: naming the first class that differs and what to do about it.
     """
     if difference := class_difference(found, expected):
-        raise ValueError(
-            f"the weights were trained on other classes: {difference}. To fine-tune them on the "
-            "config's classes, set MODEL.WEIGHTS_PARTIAL True"
+        advice = (
+            "To fine-tune them on the config's classes, set MODEL.WEIGHTS_PARTIAL True"
+            if training
+            else "Take the config that they were trained with, config.yaml beside them, or weights "
+            "that were trained with this one"
         )
+        raise ValueError(f"the weights were trained on other classes: {difference}. {advice}")
 
 
 def class_dependent_tensors(cfg: CfgNode) -> frozenset[str]:

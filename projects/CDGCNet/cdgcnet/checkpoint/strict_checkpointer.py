@@ -153,7 +153,11 @@ class StrictCheckpointer(DetectionCheckpointer):
                 provenance.check(self.model)
             if has_head and not skipped:
                 names, _ = stored_classes(checkpoint)
-                check_same_classes(names, self.metadata.get("class_names", []))
+                check_same_classes(
+                    names,
+                    self.metadata.get("class_names", []),
+                    training=self.allow_backbone_only,
+                )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from error
         checkpoint["model"] = {key: value for key, value in state.items() if key not in skipped}

@@ -10,7 +10,8 @@ R-103.pkl. A key that does not fit is an error. --grow turns a ResNet-50 into a 
 adding 17 blocks that add zero.
 
 Training reads all of these formats directly (MODEL.WEIGHTS). A converted file also states the
-stem, mean, std and the position of the stride, and a config that contradicts them is refused.
+stem, mean, std and the position of the stride, and a config that contradicts them is refused. A
+file that is converted again keeps what it states.
 """
 
 import argparse
@@ -19,6 +20,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cdgcnet.checkpoint.provenance import Provenance
+
+
+SUFFIXES = (".pth", ".pt")  # of what torch.save writes
 
 
 def convert(source: Path, target: Path, **stated: object) -> "tuple[int, Provenance]":
@@ -40,6 +44,10 @@ def convert(source: Path, target: Path, **stated: object) -> "tuple[int, Provena
     from cdgcnet.checkpoint.convert import convert_file
     from cdgcnet.utils.io import atomic_write
 
+    if target.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{target}: expected a name with {' or '.join(SUFFIXES)}; torch's format is written"
+        )
     if target.exists():
         raise FileExistsError(f"{target} exists; nothing was written")
     if not target.parent.is_dir():
@@ -60,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the stride is in the 1x1 convolution (MSRA, Caffe); default: in the 3x3",
     )
-    parser.add_argument("--channel-order", choices=("RGB", "BGR"), default="RGB")
+    parser.add_argument("--channel-order", choices=("RGB", "BGR"), help="default: RGB")
     for name in ("mean", "std"):
         parser.add_argument(
             f"--{name}", type=float, nargs=3, metavar="V", help="per channel, 0 to 255"

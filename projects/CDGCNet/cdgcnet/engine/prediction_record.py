@@ -78,6 +78,7 @@ class PredictionRecord:
         """
         intact = not self._overwrite and self._read()  # other commands may have added to it
         if self.identity is not None and (different := differences(self.identity, identity)):
+            different.sort(key=lambda line: line[0].isupper())  # keys of a config come last
             raise ValueError(
                 f"{self.path.parent} holds predictions of another network or config; nothing was "
                 "changed:\n  " + "\n  ".join(different[:10]) + "\nChoose another --output, or add "

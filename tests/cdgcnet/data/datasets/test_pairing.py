@@ -100,6 +100,15 @@ def test_a_near_miss_gets_a_hint(tmp_path, images, labels, hint):
     assert hint in text and (hint or not text)
 
 
+def test_a_label_of_another_image_is_no_hint(tmp_path):
+    # Frames of a video, of which one has no label yet: no suffixes fit, and no label is free.
+    frames = [f"0001TP_007{n}.jpg" for n in (110, 560, 590)]
+    labels = [name.replace("jpg", "png") for name in frames[1:]]
+    found = rule(tmp_path, frames, labels)
+    assert found.hint(frames[0], frames, labels) == ""
+    assert found.hint(frames[0], frames, labels[1:]) == f"is it {labels[0]}?"
+
+
 def test_an_empty_folder_points_at_images_that_other_keys_would_find(tmp_path):
     with pytest.raises(ValueError, match=r"1 images are in subfolders, which RECURSIVE: True"):
         rule(tmp_path, ["x/a.jpg"], []).image_names()

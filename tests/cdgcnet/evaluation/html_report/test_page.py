@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import EventStorage
 
 from cdgcnet import Trainer
 from cdgcnet.engine.defaults import run
@@ -94,6 +95,7 @@ def test_numbers_are_those_of_the_results(run_data, run_cfg, clean_logging):
         results = json.load(file)
     with open(f"{folder}/inference/{SET}_TTA/report.html", encoding="utf-8") as file:
         text = file.read()
+    assert "Images to look at" in text and "Drag the handle" not in text  # there is no coarse one
     scores = Tables(text).tables["sortable scores"]
     columns = ["sem_seg_coarse", "sem_seg", "sem_seg_oracle", "sem_seg_TTA"]
     columns += [t for t in results if t.startswith("sem_seg") and t not in columns]
@@ -107,9 +109,28 @@ def test_numbers_are_those_of_the_results(run_data, run_cfg, clean_logging):
     assert not [key for key in scores if str(key).startswith("IoU-")]
 
     with open(f"{folder}/inference/{SET}/report.html", encoding="utf-8") as file:
-        graph = Tables(file.read()).tables["sortable graph"]
+        text = file.read()
+    assert "Drag the handle" in text and "mIoU in percent over the iterations" in text
+    graph = Tables(text).tables["sortable graph"]
     assert graph["all"][:3] == [results["graph"][key] for key in ("fixed", "broken", "net")]
     assert graph["road"][0] == results["graph"]["fixed-road"]
+
+
+def test_the_curves_hold_the_scores_of_the_evaluation_itself(hostile_set, run_cfg, tmp_path):
+    # Within a training the page is written before its scores are in metrics.json.
+    evaluator, results = finished_evaluator(hostile_set(["a", "b", "c"]), tmp_path)
+    expected = {f"{task}/mIoU": results[task]["mIoU"] for task in ("sem_seg", "sem_seg_coarse")}
+    run_cfg.DATASETS.TEST = ("mine",)
+    found = page_module._with_these_scores({}, run_cfg, evaluator, results)
+    assert found == {}  # no training is running
+    with EventStorage(29):
+        earlier = {"sem_seg/mIoU": [(14, 5.0), (29, 6.0)]}
+        found = page_module._with_these_scores(earlier, run_cfg, evaluator, results)
+        assert found["sem_seg/mIoU"] == [(14, 5.0), (29, expected["sem_seg/mIoU"])]
+        assert found["sem_seg_coarse/mIoU"] == [(29, expected["sem_seg_coarse/mIoU"])]
+        run_cfg.DATASETS.TEST = ("mine", "other")
+        found = page_module._with_these_scores({}, run_cfg, evaluator, results)
+        assert f"{evaluator.dataset_name}/sem_seg/mIoU" in found
 
 
 def test_table_of_images_is_the_csv(run_data, run_cfg):

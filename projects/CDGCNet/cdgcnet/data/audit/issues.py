@@ -25,7 +25,10 @@ class IssueType(Enum):
     """
 
     UNREADABLE_IMAGE = "unreadable image", "download or export these files again"
-    UNREADABLE_LABEL = "unreadable label", "download or export these files again"
+    UNREADABLE_LABEL = (
+        "unreadable label",
+        "download or export these files again, with values from 0 to 255",
+    )
     MISSING_LABEL = "image without a label", "label it, or take it out of the list"
     COLOR_LABEL = (
         "label with color or alpha channels",
@@ -56,7 +59,8 @@ class IssueType(Enum):
     )
     SINGLE_CLASS = (
         "only one class occurs",
-        "every prediction of it is right: give the rest of the images a class, such as background",
+        "every prediction of it is right: give the rest of the images a class, such as background; "
+        "if 255 is a class and not the ignored rest, say so (own data: IDS and IGNORE: [])",
     )
     ALL_IGNORED = "all pixels ignored", "nothing can be learned from it: take it out", False
     ABSENT_CLASS = (

@@ -156,7 +156,8 @@ class FolderSet:
         rule = self.rule
         missing = [image for image, label in pairs if label is None]
         if missing:
-            hint = rule.hint(missing[0], missing)
+            taken = {label for _, label in pairs if label is not None}
+            hint = rule.hint(missing[0], [image for image, _ in pairs], taken)
             raise FileNotFoundError(
                 f"{self.where}: {len(missing)} of {len(pairs)} images have no label in "
                 f"{rule.labels}: {shown([rule.stem(i) + rule.label_suffix for i in missing])} "

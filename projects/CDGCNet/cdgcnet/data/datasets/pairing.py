@@ -6,7 +6,7 @@ Names are paths below the folder of the images or of the labels, with "/".
 import difflib
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,12 +123,13 @@ class PairingRule:
             found[image] = name if name in exact else similar[0] if len(similar) == 1 else None
         return found
 
-    def hint(self, missing: str, images: Sequence[str]) -> str:
+    def hint(self, missing: str, images: Sequence[str], used: Collection[str] = ()) -> str:
         """What may be wrong, for an image without a label; "" if nothing comes to mind.
 
         Args:
             missing: the image.
-            images: all images that need a label.
+            images: all images that need a label, those that have one too.
+            used: the labels of other images.
         """
         assert self.labels is not None
         names = (
@@ -144,7 +145,8 @@ class PairingRule:
         for name in everything:
             if "/" in name and Path(name).name == wanted and not self.recursive:
                 return f"there is {name}; RECURSIVE: True searches subfolders"
-        stems = {Path(name).with_suffix("").as_posix(): name for name in everything}
+        free = (name for name in everything if name not in used)
+        stems = {Path(name).with_suffix("").as_posix(): name for name in free}
         close = difflib.get_close_matches(self.stem(missing), stems, n=1)
         return f"is it {stems[close[0]]}?" if close else ""
 

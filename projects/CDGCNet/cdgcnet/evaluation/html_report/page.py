@@ -19,6 +19,7 @@ from typing import Any
 import jinja2
 from detectron2.config import CfgNode
 from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.events import get_event_storage
 
 from cdgcnet.config.defaults import default_cfg
 from cdgcnet.config.identity import flat_config
@@ -91,7 +92,7 @@ def evaluation_content(cfg: CfgNode, evaluator: CDGCEvaluator, results: dict) ->
     chosen = choose_images(scores, evaluator.worst_images) if evaluator.draw else {}
     pictures, left_out = draw_pictures(evaluator, chosen)
     worst = sorted(scores.items(), key=lambda item: _nan_last(item[1]["mIoU"]))
-    curves = read_curves(_metrics_file(cfg))
+    curves = _with_these_scores(read_curves(_metrics_file(cfg)), cfg, evaluator, results)
     flat, defaults = flat_config(cfg), flat_config(default_cfg())
     return {
         "title": f"Evaluation on {evaluator.dataset_name}",
@@ -122,6 +123,23 @@ def evaluation_content(cfg: CfgNode, evaluator: CDGCEvaluator, results: dict) ->
         ],
         "config": cfg.dump(),
     }
+
+
+def _with_these_scores(
+    curves: dict[str, Curve], cfg: CfgNode, evaluator: CDGCEvaluator, results: dict
+) -> dict[str, Curve]:
+    """Curves with the scores of an evaluation within a training, which are not in its file yet."""
+    try:
+        iteration = get_event_storage().iter
+    except AssertionError:  # how Detectron2 reports that no training loop is running
+        return curves
+    prefix = f"{evaluator.dataset_name}/" if len(cfg.DATASETS.TEST) > 1 else ""
+    for task, metrics in results.items():
+        value = metrics.get("mIoU", math.nan)
+        if math.isfinite(value):
+            curve = curves.setdefault(f"{prefix}{task}/mIoU", [])
+            curve[:] = [*(point for point in curve if point[0] != iteration), (iteration, value)]
+    return curves
 
 
 def comparison_content(runs: Sequence[RunData], links: Mapping[str, str]) -> dict[str, Any]:

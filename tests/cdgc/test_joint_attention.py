@@ -66,7 +66,7 @@ def test_distance_bias_by_hand():
         bias.offset.copy_(torch.tensor([[1.0, 0.0]]))
     places = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
     nothing = torch.zeros(1, 3, 1, dtype=torch.float64)
-    q, k = bias.extend(nothing, nothing, places, places)
+    q, k = bias.extend(nothing, nothing, places, torch.arange(3))
     product = (q @ k.transpose(1, 2))[0, 0]
     torch.testing.assert_close(product[1] - product[2], torch.tensor(1.0, dtype=torch.float64))
 

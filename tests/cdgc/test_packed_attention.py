@@ -185,7 +185,7 @@ def test_half_precision_holds_the_distance_bias(dtype):
     nothing = torch.zeros(5, 40, 1)
     products, gradients = [], []
     for kind, like in ((torch.float64, copy.deepcopy(bias).double()), (dtype, bias)):
-        q, k = like.extend(nothing.to(kind), nothing.to(kind), places.to(kind).to(places), places)
+        q, k = like.extend(nothing.to(kind), nothing.to(kind), places, torch.arange(40))
         assert q.shape[2] == 1 + like.channels(kind)
         logits = q.double() @ k.double().transpose(1, 2)
         loss = (logits * torch.linspace(-1, 1, 40).double()).sum()
@@ -203,12 +203,13 @@ def test_tf32_does_not_blur_the_distance_bias(on_gpu, monkeypatch):
     torch.manual_seed(0)
     bias = DistanceBias(5, narrowest=0.5)
     places = torch.randint(-48, 49, (40, 2)).float()
-    q, k = bias.extend(*[torch.zeros(5, 40, 1)] * 2, places, places)
+    nodes = torch.arange(40)
+    q, k = bias.extend(*[torch.zeros(5, 40, 1)] * 2, places, nodes)
     exact = [
         t.double()
         for t in copy.deepcopy(bias)
         .double()
-        .extend(*[torch.zeros(5, 40, 1, dtype=torch.float64)] * 2, places.double(), places.double())
+        .extend(*[torch.zeros(5, 40, 1, dtype=torch.float64)] * 2, places.double(), nodes)
     ]
     rounded = [
         torch.ldexp((m * 2**11).round() / 2**11, e) for m, e in (t.double().frexp() for t in (q, k))
@@ -228,7 +229,7 @@ def test_narrow_heads_stay_finite_in_half_precision(dtype):
     rows = torch.arange(253, 257).float()
     places = torch.cartesian_prod(rows, -rows)
     nothing = torch.zeros(2, 16, 1, dtype=dtype)
-    q, k = bias.extend(nothing, nothing, places, places)
+    q, k = bias.extend(nothing, nothing, places, torch.arange(16))
     attention = (q.double() @ k.double().transpose(1, 2)).softmax(2)
     torch.testing.assert_close(attention, torch.eye(16).double().expand(2, 16, 16))
     attention.sum().backward()

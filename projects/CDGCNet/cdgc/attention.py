@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdgc.kernels import KernelChoice, segment_ends
+from cdgc.kernels import KernelChoice, in_autocast_dtype, segment_ends
 from cdgc.validation import check_choice
 
 TOPK_WEIGHTS = ("softmax", "equal")
@@ -55,9 +55,7 @@ def segment_attention(
         return _empty(q, k, v)
     if log_weight is not None:
         return _attention_loop(q, k, v, lengths, scale, log_weight)
-    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(q.device.type)  # not all kernels know autocast
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = in_autocast_dtype(q, k, v)
     return _segment_kernel(q, k, v)(q, k, v, lengths, scale)
 
 
@@ -154,7 +152,7 @@ def _varlen_attention(
     q, k, v = (t[:, None].contiguous() for t in (q, k, v))  # one head
     out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale)
     assert isinstance(out, Tensor)  # a tuple only where more is asked for
-    return out[:, 0]
+    return out.squeeze(1)  # the backward of an index would fill memory first
 
 
 def _jagged_attention(
@@ -174,7 +172,7 @@ def _jagged_attention(
         ).transpose(1, 2)
 
     out = F.scaled_dot_product_attention(nested(q), nested(k), nested(v), scale=scale)
-    return out.transpose(1, 2).values()[:, 0]
+    return out.transpose(1, 2).values().squeeze(1)
 
 
 def _example_rows(lengths: Sequence[int], channels: Sequence[int]) -> list[Tensor]:

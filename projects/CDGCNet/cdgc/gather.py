@@ -5,6 +5,7 @@ image), C channels. A pixel has at most two nodes, so both the sum over the node
 all gradients are gathers: there are no atomic additions, and every run gives the same result.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,18 +67,18 @@ def _channels_first(rows: Tensor, shape: Sequence[int]) -> Tensor:
     return out.view(batch, channels, height, width)
 
 
-def _sum_over_nodes(rows: Tensor, node_index: Tensor, is_permutation: bool = False) -> Tensor:
+def _sum_over_nodes(rows: Tensor, node_index: Tensor, complete: bool) -> Tensor:
     """Add up the nodes of each pixel.
 
     Args:
         rows: (K, C).
         node_index: (P, 1 or 2), -1 for no node.
-        is_permutation: whether no entry is -1.
+        complete: whether no entry is -1.
 
     Returns:
         (P, C).
     """
-    if not is_permutation:
+    if not complete:
         rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # read by index -1
         node_index = torch.where(node_index < 0, len(rows) - 1, node_index)
     # index_select takes two thirds of the time of indexing.
@@ -116,15 +117,17 @@ class UniformGraphs:
                 f"lengths must be positive and sum to the {len(nodes.pixel)} nodes, got {lengths}"
             )
         device = nodes.pixel.device
-        size = to_device(lengths, device)
-        segment = torch.arange(len(lengths), device=device).repeat_interleave(
-            size, output_size=len(nodes.pixel)
-        )
+        ends = list(itertools.accumulate(lengths))
+        sent = to_device([*lengths, *(e - n for e, n in zip(ends, lengths, strict=True)), *ends],
+                         device)  # fmt: skip
+        size, self.offsets, bounds = sent.view(3, -1)
+        rows = torch.arange(len(nodes.pixel), device=device)
+        segment = torch.searchsorted(bounds, rows, right=True)
         self.pixel = nodes.pixel
         self.size = size[:, None]
-        self.offsets = size.cumsum(0) - size
         node_index = _node_index(nodes)
-        if _is_permutation(nodes):
+        self.complete = _is_permutation(nodes)
+        if self.complete:
             self.index = segment[node_index]
         else:  # index -1, no node, reads the last entry: no segment
             self.index = torch.cat([segment, segment.new_full((1,), -1)])[node_index]
@@ -134,12 +137,14 @@ class UniformGraphs:
 
     def mean(self, pixels: Tensor) -> Tensor:
         """A X for uniform edges A = 1/n, once per segment: (P, C) -> (S, C)."""
-        return _PixelsToSegments.apply(pixels, self.pixel, self.offsets, self.size, self.index)
+        return _PixelsToSegments.apply(
+            pixels, self.pixel, self.offsets, self.size, self.index, self.complete
+        )
 
     def to_pixels(self, rows: Tensor) -> Tensor:
         """Sum over the segments that contain a pixel: (S, C) -> (P, C)."""
         return _SegmentsToPixels.apply(
-            rows, self.pixel, self.offsets, self.receiving_index, self.coarse_mask
+            rows, self.pixel, self.offsets, self.receiving_index, self.coarse_mask, self.complete
         )
 
 
@@ -206,9 +211,16 @@ class _NodesToPixels(torch.autograd.Function):
 class _PixelsToSegments(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, pixels: Tensor, pixel: Tensor, offsets: Tensor, size: Tensor, index: Tensor
+        ctx: Any,
+        pixels: Tensor,
+        pixel: Tensor,
+        offsets: Tensor,
+        size: Tensor,
+        index: Tensor,
+        complete: bool,
     ) -> Tensor:
         ctx.save_for_backward(size, index)
+        ctx.complete = complete
         # Detached, because torch would otherwise prepare a backward pass of its own.
         return F.embedding_bag(pixel, pixels.detach(), offsets, mode="sum") / size
 
@@ -216,7 +228,8 @@ class _PixelsToSegments(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         size, index = ctx.saved_tensors
-        return _sum_over_nodes(grad / size, index), None, None, None, None
+        found = _sum_over_nodes(grad / size, index, ctx.complete)
+        return found, None, None, None, None, None
 
 
 class _SegmentsToPixels(torch.autograd.Function):
@@ -228,9 +241,10 @@ class _SegmentsToPixels(torch.autograd.Function):
         offsets: Tensor,
         index: Tensor,
         coarse_mask: Tensor | None,
+        complete: bool,
     ) -> Tensor:
         ctx.save_for_backward(pixel, offsets, coarse_mask)
-        return _sum_over_nodes(rows, index)
+        return _sum_over_nodes(rows, index, complete)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -240,4 +254,4 @@ class _SegmentsToPixels(torch.autograd.Function):
         grad = F.embedding_bag(
             pixel, grad.contiguous(), offsets, mode="sum", per_sample_weights=weights
         )
-        return grad, None, None, None, None
+        return grad, None, None, None, None, None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdgc.kernels import KernelChoice, segment_ends, to_device
+from cdgc.kernels import KernelChoice, Lengths, in_autocast_dtype
 
 
 def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -21,7 +21,7 @@ def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
         x: (K, C), rows sorted by class.
         weight: (M, C, D). Classes without rows get a zero gradient rather than none, so that
             distributed training never waits for them.
-        lengths: M row counts that sum to K.
+        lengths: M row counts that sum to K; as :class:`Lengths` several calls can share them.
 
     Returns:
         (K, D); the rows of class m are ``x_m @ weight[m]``. There is no bias, because in the dense
@@ -40,10 +40,7 @@ def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
             f"lengths must be {weight.shape[0]} row counts that sum to {x.shape[0]}, got "
             f"{len(lengths)} that sum to {sum(lengths)}"
         )
-    # Autocast skips custom Functions; like its own operators they leave float64 as it is.
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
+    x, weight = in_autocast_dtype(x, weight)  # autocast skips custom Functions
     if x.device != weight.device or x.dtype != weight.dtype:
         raise ValueError(
             f"x is {x.dtype} on {x.device}, weight {weight.dtype} on {weight.device}; both must be "
@@ -65,36 +62,31 @@ def _grouped(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
     return _ClassLinear.apply(x, weight, lengths, _GROUPED)
 
 
-def _loop_rows(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
+def _loop_rows(x: Tensor, weight: Tensor, lengths: Lengths) -> Tensor:
     out = x.new_empty(x.shape[0], weight.shape[2])
     for m, rows in _blocks(lengths):
         torch.mm(x[rows], weight[m], out=out[rows])
     return out
 
 
-def _loop_weights(x: Tensor, grad: Tensor, lengths: Sequence[int]) -> Tensor:
-    out = x.new_zeros(len(lengths), x.shape[1], grad.shape[1])
+def _loop_weights(x: Tensor, grad: Tensor, lengths: Lengths) -> Tensor:
+    shape = (len(lengths), x.shape[1], grad.shape[1])
+    out = x.new_empty(shape) if all(lengths) else x.new_zeros(shape)
     for m, rows in _blocks(lengths):
         torch.mm(x[rows].t(), grad[rows], out=out[m])
     return out
 
 
-def _grouped_rows(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
-    present = [m for m, n in enumerate(lengths) if n]
-    if len(present) < len(lengths):
-        weight = weight.index_select(0, to_device(present, x.device))
-    ends = segment_ends([lengths[m] for m in present], x.device)
-    return F.grouped_mm(x, weight, offs=ends)
+def _grouped_rows(x: Tensor, weight: Tensor, lengths: Lengths) -> Tensor:
+    return F.grouped_mm(x, weight, offs=lengths.ends(x.device))
 
 
-def _grouped_weights(x: Tensor, grad: Tensor, lengths: Sequence[int]) -> Tensor:
-    present = [m for m, n in enumerate(lengths) if n]
-    found = F.grouped_mm(x.t(), grad, offs=segment_ends([lengths[m] for m in present], x.device))
-    if len(present) == len(lengths):
+def _grouped_weights(x: Tensor, grad: Tensor, lengths: Lengths) -> Tensor:
+    found = F.grouped_mm(x.t(), grad, offs=lengths.ends(x.device))
+    if all(lengths):
         return found
-    # Absent classes stay out of the product: kernels differ in what they leave in empty groups.
-    out = x.new_zeros(len(lengths), x.shape[1], grad.shape[1])
-    return out.index_copy_(0, to_device(present, x.device), found)
+    # Kernels differ in what they leave in empty groups.
+    return found.index_fill_(0, lengths.empty(x.device), 0)
 
 
 def _blocks(lengths: Sequence[int]) -> list[tuple[int, slice]]:
@@ -116,8 +108,8 @@ def _example(lengths: Sequence[int], channels: Sequence[int]) -> list[Tensor]:
 class _Products(NamedTuple):
     """Rows times the matrix of their class, and the gradient of these matrices."""
 
-    rows: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
-    weights: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    rows: Callable[[Tensor, Tensor, Lengths], Tensor]
+    weights: Callable[[Tensor, Tensor, Lengths], Tensor]
 
 
 class _ClassLinear(torch.autograd.Function):
@@ -131,8 +123,9 @@ class _ClassLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, lengths: Sequence[int], products: _Products
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.lengths, ctx.products = lengths, products
-        return products.rows(x, weight, lengths)
+        ctx.lengths = lengths if isinstance(lengths, Lengths) else Lengths(lengths)
+        ctx.products = products
+        return products.rows(x, weight, ctx.lengths)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

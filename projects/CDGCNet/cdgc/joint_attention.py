@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cdgc.class_sums import can_fuse, class_sums
 from cdgc.grouped_linear import class_linear
-from cdgc.kernels import DEVICES
+from cdgc.kernels import DEVICES, Lengths
 from cdgc.messages import Segment
 from cdgc.packed_attention import PackedKernel, layout_of, packed_kernel, packed_sums
 
@@ -67,7 +67,7 @@ class DistanceBias(nn.Module):
             self.log_precision.copy_(-steps)
             self.offset.normal_().mul_(0.3)
 
-    def extend(self, q: Tensor, k: Tensor, of_pixels: Tensor, of_nodes: Tensor) -> list[Tensor]:
+    def extend(self, q: Tensor, k: Tensor, positions: Tensor, nodes: Tensor) -> list[Tensor]:
         """Extend queries and keys so that their products contain the bias.
 
         ``-½ (g (y_j - y_i) - o)²`` is ``(g² y_i + g o) y_j - ½ g² y_j²`` plus terms of i alone,
@@ -82,9 +82,9 @@ class DistanceBias(nn.Module):
         Args:
             q: (H, N, D) queries, scaled.
             k: (H, n, D) keys.
-            of_pixels: (N, 2) positions of the pixels (y, x), whole numbers in float32 at least; in
+            positions: (N, 2) positions of the pixels (y, x), whole numbers in float32 at least; in
                 half precision up to :data:`_FARTHEST`.
-            of_nodes: (n, 2) positions of the nodes.
+            nodes: (n,) int64, the pixel of each node.
 
         Returns:
             (H, N, D + 3) queries and (H, n, D + 3) keys; D + 12 in half precision and on a GPU.
@@ -92,18 +92,22 @@ class DistanceBias(nn.Module):
         g = self.log_precision.exp()[:, None, None]  # (H, 1, 1)
         if q.dtype.itemsize < 4:
             g = g.clamp(max=1 / _NARROWEST)
-        slope = g * (g * of_pixels + self.offset[:, None])  # (H, N, 2)
-        curvature = (-0.5 * _UNIT * g**2).expand(-1, len(of_pixels), 1)
-        radius = of_nodes.square().sum(1, keepdim=True) / _UNIT
-        exact = _exact_dtype(k)
-        slopes, curvatures, radii = (_parts(x, exact) for x in (slope, curvature, radius))
+        heads, pixels = len(q), len(positions)
+        slope = g * (g * positions + self.offset[:, None])  # (H, N, 2)
+        curvature = (-0.5 * _UNIT * g**2).expand(-1, pixels, 1)
+        radius = positions.square().sum(1, keepdim=True) / _UNIT
+        # Side by side, because on a GPU every operation of the parts costs a launch.
+        parts = _parts(
+            torch.cat([slope, curvature, radius.expand(heads, -1, 1)], 2), _exact_dtype(k)
+        )
+        slopes, curvatures, radii = zip(*(p.split([2, 1, 1], 2) for p in parts), strict=True)
         pairs = [(c, r) for i, c in enumerate(curvatures) for r in radii[: len(radii) - i]]
-        heads = (len(k), -1, -1)
         of_pixel = torch.cat([*slopes, *(c for c, _ in pairs)], 2)
-        of_node = torch.cat([*[of_nodes] * len(slopes), *(r for _, r in pairs)], 1)
+        as_key = torch.cat([*[positions] * len(parts), *(r[0].detach() for _, r in pairs)], 1)
+        of_node = as_key.to(k.dtype).index_select(0, nodes)
         return [
             torch.cat([q, of_pixel.to(q.dtype)], 2),
-            torch.cat([k, of_node.to(k.dtype).expand(*heads)], 2),
+            torch.cat([k, of_node.expand(heads, -1, -1)], 2),
         ]
 
     @staticmethod
@@ -203,10 +207,7 @@ def joint_messages(
         q = _by_head(pixels @ phi, heads) * scale  # (H, P, D)
         k = _by_head(nodes @ phi_prime, heads)
         if distance is not None:
-            position = _positions(size, pixels)
-            q, k = distance.extend(
-                q, k, position.repeat(images, 1), position[node_pixels % len(position)]
-            )
+            q, k = distance.extend(q, k, _positions(size, images, pixels), node_pixels)
         return _packed_messages(q, k, nodes, segments, images, graph, merge, kernel)
     # unbind and split instead of indexing: the backward of an index allocates the full size.
     ws, us = graph.unbind(0), merge.unbind(0)
@@ -229,8 +230,7 @@ def joint_messages(
         q = _by_head(x @ phi, heads) * scale
         k, v = _by_head(values @ phi_prime, heads), _by_head(values, heads)
         if distance is not None:
-            position = _positions(size, x)
-            q, k = distance.extend(q, k, position, position[index])
+            q, k = distance.extend(q, k, _positions(size, 1, x), index)
         classes = [segments[s].class_index for s in own]
         w, u = [ws[m] for m in classes], [us[m] for m in classes]
         out.append(_image_messages(q, k, v, [lengths[s] for s in own], w, u, images))
@@ -258,7 +258,7 @@ def _packed_messages(
 
     def block(q: Tensor, k: Tensor, v: Tensor, graph: Tensor, merge: Tensor) -> Tensor:
         y = packed_sums(q, k, v, layout, kernel)  # (S, n, C)
-        lengths = [n * y.shape[1] for n in of_class]
+        lengths = Lengths(n * y.shape[1] for n in of_class)
         z = class_linear(y.flatten(0, 1), graph, lengths).relu()
         z = class_linear(z, merge, lengths).view_as(y)
         # A product with 0 and 1 adds the classes of each image.
@@ -335,13 +335,12 @@ def _by_head(rows: Tensor, heads: int) -> Tensor:
     return rows.unflatten(1, (heads, -1)).transpose(0, 1)
 
 
-def _positions(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Row and column of every pixel relative to the center of the map: (N, 2), whole numbers.
+def _positions(size: tuple[int, int], images: int, like: Tensor) -> Tensor:
+    """Row and column of every pixel relative to the center of its map: (P, 2), whole numbers.
 
     They have the dtype of ``like``, or float32.
     """
-    height, width = size
-    dtype, device = torch.promote_types(like.dtype, torch.float32), like.device
-    y = torch.arange(height, device=device, dtype=dtype) - height // 2
-    x = torch.arange(width, device=device, dtype=dtype) - width // 2
-    return torch.stack([y.repeat_interleave(width), x.repeat(height)], dim=1)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    y, x = (torch.arange(-(n // 2), n - n // 2, device=like.device, dtype=dtype) for n in size)
+    shape = (images, *size)
+    return torch.stack([y[:, None].expand(shape), x.expand(shape)], dim=-1).view(-1, 2)

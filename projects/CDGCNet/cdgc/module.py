@@ -274,7 +274,7 @@ class CDGCModule(nn.Module):
         if self.scope == "image":
             batch, _, height, width = coarse_logits.shape
             one_class = coarse_logits.new_zeros(batch, height, width, dtype=torch.long)
-            return select_nodes(one_class, num_classes=1, valid=valid)
+            return select_nodes(one_class, num_classes=1, valid=valid, known_classes=True)
         nodes = self._select_class_nodes(coarse_logits, targets, valid, generator)
         if self.message_weights == "probability":
             logits = coarse_logits.detach().movedim(1, -1).flatten(0, 2)
@@ -307,6 +307,7 @@ class CDGCModule(nn.Module):
             ignore_label=self.ignore_label,
             valid=valid,
             generator=generator,
+            known_classes=True,
         )
 
     @graph_break
@@ -339,7 +340,7 @@ class CDGCModule(nn.Module):
         else:
             only = self.hard_positives == "keys_only"
             merged = propagate_to_nodes(map_to_rows(x), nodes, weights, self._edges(), only)
-        merged = merged.add_(self.merge_bias.to(merged.dtype))
+        merged = merged.add_(self.merge_bias)
         return in_layout_of(x, self.relu(self.norm(rows_to_map(merged, x))))
 
     def _joint_options(self, x: Tensor) -> JointOptions | None:

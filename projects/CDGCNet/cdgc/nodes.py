@@ -9,8 +9,9 @@ Node lists are *ragged*: each pixel belongs to at most two classes (its coarse a
 or its two most probable classes), so K <= 2*B*N, and an absent class costs nothing.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -61,39 +62,47 @@ def _flat(valid: Tensor | None) -> Tensor | None:
 
 
 def _usable_pixels(
-    like: Tensor,
     target_map: Tensor | None,
     valid: Tensor | None,
     num_classes: int,
     ignore_label: int,
-) -> tuple[Tensor, list[LabelCheck]]:
+) -> tuple[Tensor | None, list[LabelCheck]]:
     """Find the pixels that may become nodes: neither padding nor ignored.
 
     Returns:
-        A mask of the pixels in the order of ``like``, and the check that the targets still need.
+        A mask of the pixels, None for all of them, and the checks that the targets still need.
     """
-    usable = torch.ones_like(like, dtype=torch.bool) if valid is None else valid
-    usable = usable.reshape(-1)
     if target_map is None:
-        return usable, []
-    target = target_map.reshape(-1).long()
-    check = LabelCheck("target", target, num_classes, ignore_label)
-    return usable & (target != ignore_label) & ~check.wrong, [check]
+        return _flat(valid), []
+    check = LabelCheck("target", target_map.reshape(-1), num_classes, ignore_label)
+    return _both(_flat(valid), check.is_class), [check]
 
 
-def _segment_keys(classes: Tensor, batch: int, keep: Tensor, num_classes: int) -> Tensor:
+def _both(usable: Tensor | None, mask: Tensor) -> Tensor:
+    return mask if usable is None else usable & mask
+
+
+def _segment_keys(classes: Tensor, batch: int, keep: Tensor | None, num_classes: int) -> Tensor:
     """Number the (class, image) pair of each pixel: ``class * batch + image``.
 
     Args:
         classes: (B*N,) or (B*N, 2) int64.
         batch: B.
-        keep: mask of the same shape.
+        keep: mask of the same shape; None for everything.
         num_classes: M; entries outside ``keep`` get the key M * B, which means "no node".
     """
-    pixels = torch.arange(len(classes), device=classes.device)
-    image = pixels // max(1, len(classes) // max(1, batch))
-    image = image if classes.dim() == 1 else image[:, None]
-    return torch.where(keep, classes * batch + image, num_classes * batch)
+    by_image = classes.reshape(batch, classes.numel() // max(1, batch))
+    image = torch.arange(batch, device=classes.device)[:, None]
+    keys = torch.add(image, by_image, alpha=batch).view_as(classes)
+    return keys if keep is None else torch.where(keep, keys, num_classes * batch)
+
+
+def _narrow(keys: Tensor, groups: int) -> Tensor:
+    """Keys up to ``groups`` in the smallest dtype: CUDA sorts them in one pass per byte."""
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if groups <= torch.iinfo(dtype).max:
+            return keys.to(dtype)
+    return keys
 
 
 def _random_subset(
@@ -110,14 +119,15 @@ def _random_subset(
     Returns:
         (T,) bool.
     """
+    keys = _narrow(keys, groups)
     noise = torch.rand(keys.shape, generator=generator, device=keys.device)
     shuffled = noise.argsort()
     order = shuffled[keys[shuffled].argsort(stable=True)]
     sorted_keys = keys[order]
-    bounds = torch.arange(groups + 1, device=keys.device)
+    bounds = torch.arange(groups + 1, device=keys.device, dtype=keys.dtype)
     start = torch.searchsorted(sorted_keys, bounds)
     quota = (ratio * (start[1:] - start[:-1]).double()).round().long()
-    group = sorted_keys.clamp(max=groups - 1)
+    group = sorted_keys.clamp(max=groups - 1).long()
     rank = torch.arange(len(keys), device=keys.device) - start[group]
     chosen = torch.zeros_like(keys, dtype=torch.bool)
     chosen[order] = (rank < quota[group]) & (sorted_keys < groups)
@@ -146,23 +156,21 @@ def _sort_nodes(
     """
     groups, width, device = num_classes * batch, keys.shape[1], keys.device
     # The keys of one pixel are adjacent, so a stable sort keeps the pixels of a segment ascending.
-    flat = keys.reshape(-1)
-    sorted_keys, order = flat.sort(stable=True)
-    start = torch.searchsorted(sorted_keys, torch.arange(groups + 1, device=device))
+    sorted_keys, order = _narrow(keys.reshape(-1), groups).sort(stable=True)
+    every_key = torch.arange(groups + 1, device=device, dtype=sorted_keys.dtype)
+    bounds = torch.searchsorted(sorted_keys, every_key)
     wrong = [check.wrong.sum()[None] for check in checks]
-    numbers = torch.cat([start[1:] - start[:-1], *wrong]).tolist()
-    for check, found in zip(checks, numbers[groups:], strict=True):
+    numbers = (torch.cat([bounds, *wrong]) if wrong else bounds).tolist()
+    for check, found in zip(checks, numbers[groups + 1 :], strict=True):
         if found:
             check.refuse()
-    lengths = numbers[:groups]
-    order = order[: sum(lengths)]
-    node_index = torch.full_like(flat, -1)
-    node_index[order] = torch.arange(len(order), device=device)
-    node_index = node_index.view(-1, width)
-    if width == 1:
-        node_index = torch.cat([node_index, torch.full_like(node_index, -1)], dim=1)
+    lengths = [end - start for start, end in itertools.pairwise(numbers[: groups + 1])]
+    order = order[: numbers[groups]]
+    node_index = torch.full((len(keys), 2), -1, device=device)
+    entries = node_index.view(-1) if width == 2 else node_index[:, 0]
+    entries[order] = torch.arange(len(order), device=device)
     counts = torch.tensor(lengths, dtype=torch.long).view(num_classes, batch)
-    return order // width, counts, node_index, order
+    return order if width == 1 else order // width, counts, node_index, order
 
 
 @dataclass(frozen=True)
@@ -176,26 +184,41 @@ class NodeSet:
         node_index: (B*N, 2) int64, the two nodes of each pixel as indices into ``pixel``: the node
             of its coarse class, and its hard-positive node in its true class (for soft nodes, the
             nodes of its most and second most probable class); -1 for no node.
-        easy_positive, hard_positive, hard_negative: (M, B) int64, the node counts by difficulty;
-            None without ground truth.
         disjoint: True if no pixel has two nodes; the second column of ``node_index`` is then -1.
         log_weight: (K,), the logarithm of each node's membership in its class; None for hard class
             maps, where every membership is 1.
         valid: (B*N,) bool, False for batch padding; None without padding.
         class_weight: (B*N, M), the weight of each class's message to each pixel for
             receivers="all"; None for 1.
+        count_part: counts the nodes of one of :data:`SAMPLES`; None without ground truth.
     """
 
     pixel: Tensor
     counts: Tensor
     node_index: Tensor
-    easy_positive: Tensor | None = None
-    hard_positive: Tensor | None = None
-    hard_negative: Tensor | None = None
     disjoint: bool = False
     log_weight: Tensor | None = None
     valid: Tensor | None = None
     class_weight: Tensor | None = None
+    count_part: Callable[[str], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def easy_positive(self) -> Tensor | None:
+        """The number of easy positives of each class in each image, (M, B) int64 on the device.
+
+        Counted when asked for, as the other two; None without ground truth.
+        """
+        return self.count_part and self.count_part("easy_positive")
+
+    @property
+    def hard_positive(self) -> Tensor | None:
+        """The number of hard positives, see :attr:`easy_positive`."""
+        return self.count_part and self.count_part("hard_positive")
+
+    @property
+    def hard_negative(self) -> Tensor | None:
+        """The number of hard negatives, see :attr:`easy_positive`."""
+        return self.count_part and self.count_part("hard_negative")
 
 
 def select_nodes(
@@ -209,6 +232,7 @@ def select_nodes(
     ignore_label: int = 255,
     valid: Tensor | None = None,
     generator: torch.Generator | None = None,
+    known_classes: bool = False,
 ) -> NodeSet:
     """Choose the nodes S_m of every class graph (Eq. 4).
 
@@ -225,6 +249,8 @@ def select_nodes(
         ignore_label: see ``target_map``.
         valid: (B, h, w) bool, False for batch padding, which is never selected.
         generator: source of the random choice; torch's default generator if None.
+        known_classes: whether ``coarse_map`` is known to hold classes alone, as the result of
+            :func:`class_map` does; it is not checked then.
 
     Raises:
         ValueError: if shapes or devices differ, a mode or sample name is unknown, the ratio is
@@ -239,11 +265,12 @@ def select_nodes(
         raise ValueError("nodes='dynamic' needs targets (Eq. 4); use nodes='coarse' without them")
     batch, groups = coarse_map.shape[0], num_classes * coarse_map.shape[0]
     coarse = coarse_map.reshape(-1).long()
-    usable, checks = _usable_pixels(coarse, target_map, valid, num_classes, ignore_label)
-    checks.insert(0, LabelCheck("coarse_map", coarse, num_classes, None))
-    usable = usable & ~checks[0].wrong
+    usable, checks = _usable_pixels(target_map, valid, num_classes, ignore_label)
+    if not known_classes:
+        checks.insert(0, LabelCheck("coarse_map", coarse, num_classes, None))
+        usable = _both(usable, checks[0].is_class)
 
-    def keys_of(classes: Tensor, mask: Tensor) -> Tensor:
+    def keys_of(classes: Tensor, mask: Tensor | None) -> Tensor:
         return _segment_keys(classes, batch, mask, num_classes)
 
     if target_map is None:
@@ -251,27 +278,36 @@ def select_nodes(
         pixel, counts, node_index, _ = _sort_nodes(keys[:, None], num_classes, batch, checks)
         return NodeSet(pixel, counts, node_index, disjoint=True, valid=_flat(valid))
 
-    target = checks[1].labels
-    easy = usable & (coarse == target)
-    hard_negative = hard_positive = usable & (coarse != target)
-    if nodes == "coarse":
-        hard_positive = torch.zeros_like(usable)
-    else:
-        easy, hard_positive, hard_negative = (
+    assert usable is not None
+    target = checks[-1].labels
+    right = coarse == target
+    easy, others = usable & right, usable & ~right
+    # A misclassified pixel is a hard positive of its true class and a hard negative of its coarse.
+    hard_positive = others if nodes == "dynamic" and "hard_positive" in samples else None
+    if nodes == "dynamic":
+        easy, hard_negative = (
             mask if name in samples else torch.zeros_like(mask)
-            for name, mask in zip(SAMPLES, (easy, hard_positive, hard_negative), strict=True)
+            for name, mask in (("easy_positive", easy), ("hard_negative", others))
         )
         if easy_ratio < 1.0:
             easy = _random_subset(keys_of(coarse, easy), groups, easy_ratio, generator)
-    disjoint = nodes == "coarse" or "hard_positive" not in samples
-    true_keys = keys_of(target, hard_positive)
-    columns = [keys_of(coarse, easy | hard_negative), *([] if disjoint else [true_keys])]
+        columns = [keys_of(coarse, easy | hard_negative)]
+    else:
+        hard_negative = others
+        columns = [keys_of(coarse, usable)]
+    if hard_positive is not None:
+        columns.append(keys_of(target, hard_positive))
     pixel, counts, node_index, _ = _sort_nodes(
         torch.stack(columns, dim=1), num_classes, batch, checks
     )
 
-    def count(keys: Tensor) -> Tensor:
+    def count_part(name: str) -> Tensor:
+        classes = target if name == "hard_positive" else coarse
+        mask = {"easy_positive": easy, "hard_negative": hard_negative}.get(name, hard_positive)
+        if mask is None:
+            return torch.zeros(num_classes, batch, dtype=torch.long, device=coarse.device)
         # bincount would synchronize to find its length; the length is known here.
+        keys = keys_of(classes, mask)
         found = torch.zeros(groups + 1, dtype=torch.long, device=keys.device)
         found.scatter_add_(0, keys, torch.ones_like(keys))
         return found[:groups].view(num_classes, batch)
@@ -280,11 +316,9 @@ def select_nodes(
         pixel,
         counts,
         node_index,
-        easy_positive=count(keys_of(coarse, easy)),
-        hard_positive=count(true_keys),
-        hard_negative=count(keys_of(coarse, hard_negative)),
-        disjoint=disjoint,
+        disjoint=hard_positive is None,
         valid=_flat(valid),
+        count_part=count_part,
     )
 
 
@@ -321,10 +355,12 @@ def soft_nodes(
     _check_maps(best.indices[:, 0], target_map, valid, "the map of logits")
     width = best.indices.shape[1]
     classes = best.indices.permute(0, 2, 3, 1).reshape(-1, width)
-    usable, checks = _usable_pixels(classes[:, 0], target_map, valid, num_classes, ignore_label)
+    usable, checks = _usable_pixels(target_map, valid, num_classes, ignore_label)
     values = best.values if logits.dtype == torch.float64 else best.values.float()
     probability = values.softmax(1).permute(0, 2, 3, 1).reshape(-1, width)
-    keep = (probability > 0) & usable[:, None]
+    keep = probability > 0
+    if usable is not None:
+        keep = keep & usable[:, None]
     keys = _segment_keys(classes, batch, keep, num_classes)
     pixel, counts, node_index, order = _sort_nodes(keys, num_classes, batch, checks)
     log_weight = values.log_softmax(1).permute(0, 2, 3, 1).reshape(-1)[order]

@@ -21,7 +21,7 @@ from cdgc.attention import attend, attend_topk, segment_attention, segment_topk_
 from cdgc.gather import UniformGraphs, is_coarse_node, nodes_to_pixels, pixels_to_nodes
 from cdgc.grouped_linear import class_linear
 from cdgc.joint_attention import DistanceBias, attention_dtype, joint_messages
-from cdgc.kernels import DEVICES
+from cdgc.kernels import DEVICES, Lengths, in_autocast_dtype
 from cdgc.messages import Segment, attention_messages, segment_messages, segments_of
 from cdgc.nodes import NodeSet
 from cdgc.validation import check_choice
@@ -62,13 +62,15 @@ def propagate_to_nodes(
     streams = not torch.is_grad_enabled() and pixels.device.type not in DEVICES
     if streams and len(nodes.pixel):
         return _stream_to_nodes(pixels, nodes, weights, edges, coarse_only)
-    assert weights.phi is not None and weights.phi_prime is not None
-    classes = [sum(per_image) for per_image in counts]
+    query, key = _projections(weights)
+    classes = Lengths(sum(per_image) for per_image in counts)
+    [pixels] = in_autocast_dtype(pixels)
     x = pixels_to_nodes(pixels, nodes)
-    groups = classes if len(weights.phi) > 1 else [len(x)]
-    q, k = class_linear(x, weights.phi, groups), class_linear(x, weights.phi_prime, groups)
+    groups = classes if len(query) > 1 else [len(x)]
+    q = class_linear(x, query, groups)
+    k = x if key is None else class_linear(x, key, groups)
     lengths = [n for per_image in counts for n in per_image]
-    gathered = edges.aggregate(q, k, x.to(q.dtype), lengths, nodes.log_weight)
+    gathered = edges.aggregate(q, k, x, lengths, nodes.log_weight)
     z = class_linear(gathered, weights.graph, classes).relu()
     rows = class_linear(z, weights.merge, classes)
     if nodes.log_weight is not None:
@@ -76,6 +78,19 @@ def propagate_to_nodes(
     elif coarse_only and not nodes.disjoint:
         rows = rows * is_coarse_node(nodes)[:, None]
     return nodes_to_pixels(rows, nodes)
+
+
+def _projections(weights: GraphWeights) -> tuple[Tensor, Tensor | None]:
+    """The matrices of queries and keys, (1 or M, C, C); None where the nodes are the keys.
+
+    The similarity is ``x_iᵀ (φ φ'ᵀ) x_j``, so where all classes share φ and φ', one product of
+    theirs replaces one of every node with φ'.
+    """
+    assert weights.phi is not None and weights.phi_prime is not None
+    if len(weights.phi) > 1:
+        return weights.phi, weights.phi_prime
+    with torch.autocast(weights.phi.device.type, enabled=False):  # rounds once, not three times
+        return weights.phi @ weights.phi_prime.mT, None
 
 
 def _stream_to_nodes(
@@ -87,6 +102,7 @@ def _stream_to_nodes(
     """
     segments = segments_of(nodes.counts.tolist())
     lengths = [s.length for s in segments]
+    projections = _projections(weights)
     factor = None
     if nodes.log_weight is not None:
         factor = nodes.log_weight.exp()
@@ -99,7 +115,7 @@ def _stream_to_nodes(
     for (m, _, n), index, log_weight, own_factor in zip(
         segments, nodes.pixel.split(lengths), log_weights, factors, strict=True
     ):
-        y = _gathered(pixels.index_select(0, index), weights, edges, m, log_weight)
+        y = _gathered(pixels.index_select(0, index), projections, edges, m, log_weight)
         y = class_linear(y, weights.graph[m, None], [n]).relu_()
         y = class_linear(y, weights.merge[m, None], [n])
         if own_factor is not None:
@@ -114,14 +130,18 @@ def _stream_to_nodes(
 
 
 def _gathered(
-    x: Tensor, weights: GraphWeights, edges: Edges, m: int, log_weight: Tensor | None
+    x: Tensor,
+    projections: tuple[Tensor, Tensor | None],
+    edges: Edges,
+    m: int,
+    log_weight: Tensor | None,
 ) -> Tensor:
     """A_m X of one segment of class m, (n, C) -> (n, C)."""
-    assert weights.phi is not None and weights.phi_prime is not None
-    own = m if len(weights.phi) > 1 else 0
-    q = class_linear(x, weights.phi[own, None], [len(x)])
-    k = class_linear(x, weights.phi_prime[own, None], [len(x)])
-    return edges.attend(q, k, x.to(q.dtype), log_weight)
+    query, key = projections
+    [x] = in_autocast_dtype(x)
+    q = class_linear(x, query[m if len(query) > 1 else 0, None], [len(x)])
+    k = x if key is None else class_linear(x, key[m, None], [len(x)])
+    return edges.attend(q, k, x, log_weight)
 
 
 def propagate_to_all(
@@ -162,7 +182,7 @@ def propagate_to_all(
         )
     else:
         assert weights.phi is not None and weights.phi_prime is not None
-        classes = [sum(lengths) for lengths in counts]
+        classes = Lengths(sum(lengths) for lengths in counts)
         x = pixels_to_nodes(pixels, nodes)
         merged = attention_messages(
             pixels,
@@ -190,7 +210,7 @@ def _segment_rows(
 
     All rows of A_m are equal, so the matrices multiply one row per segment.
     """
-    classes = [sum(n > 0 for n in per_image) for per_image in counts]
+    classes = Lengths(sum(n > 0 for n in per_image) for per_image in counts)
     # Means in full precision, because features may be half under autocast.
     mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)
     z = class_linear(mean.to(weights.graph.dtype), weights.graph, classes).relu()
@@ -217,7 +237,9 @@ def _joint_messages(
     dtype = attention_dtype(pixels, joint.size, joint.heads, joint.distance)
     with torch.autocast(pixels.device.type, enabled=False):
         rows = pixels.to(dtype)
-        matrices = (weights.phi[0], weights.phi_prime[0], weights.graph, weights.merge)
+        # All classes share φ and φ'. The backward of an index would fill memory first.
+        phi, phi_prime = weights.phi.squeeze(0), weights.phi_prime.squeeze(0)
+        matrices = (phi, phi_prime, weights.graph, weights.merge)
         messages = joint_messages(
             rows,
             pixels_to_nodes(rows, nodes),

@@ -148,10 +148,16 @@ class LabelCheck:
         self.labels = labels
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-        #: Mask of the labels that are neither a class nor the ignore label.
-        self.wrong = (labels < 0) | (labels >= num_classes)
+        #: Mask of the labels that are a class and not ignored.
+        self.is_class = (labels >= 0) & (labels < num_classes)
+        allowed = self.is_class
         if ignore_label is not None:
-            self.wrong = self.wrong & (labels != ignore_label)
+            ignored = labels == ignore_label
+            allowed = allowed | ignored
+            if 0 <= ignore_label < num_classes:
+                self.is_class = self.is_class & ~ignored
+        #: Mask of the labels that are neither a class nor the ignore label.
+        self.wrong = ~allowed
 
     def refuse(self) -> NoReturn:
         """Raise a ValueError that names the first wrong label."""

@@ -8,6 +8,7 @@ The resize is a product of matrices, in which one infinite logit would reach oth
 that keeps its size has none.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +18,29 @@ from cdgc.interpolation import resize_matrix
 
 # Values per row band, sized to fit a CPU core's cache. A GPU prefers fewer, larger launches.
 _BAND_VALUES = {"cpu": 1 << 19, "gpu": 1 << 26}
+
+
+@lru_cache(maxsize=8)
+def _kept_matrix(
+    in_size: int, out_size: int, align_corners: bool, dtype: torch.dtype, pinned: bool
+) -> Tensor:
+    """:func:`resize_matrix` on the CPU; not to be written to."""
+    with torch.inference_mode(False):
+        like = torch.empty(0, dtype=dtype, device="cpu")
+        matrix = resize_matrix(in_size, out_size, align_corners, like)
+        return matrix.pin_memory() if pinned else matrix
+
+
+def _sent_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:
+    """:func:`resize_matrix` on the device of ``like``.
+
+    A GPU would take fifteen launches to make it and takes one to get it.
+    """
+    if torch.compiler.is_compiling():  # which ignores caches
+        return resize_matrix(in_size, out_size, align_corners, like)
+    pinned = like.device.type == "cuda"
+    kept = _kept_matrix(in_size, out_size, align_corners, like.dtype, pinned)
+    return kept.to(like.device, non_blocking=True)
 
 
 def _source_rows(rows: slice, in_size: int, out_size: int, align_corners: bool) -> tuple[int, int]:
@@ -47,38 +71,45 @@ def _scan(
     classes, h, w = logits.shape[1:]
     height, width = targets.shape[1:]
     weight = None if weight is None else weight.to(logits.dtype)
-    vertical = resize_matrix(h, height, align_corners, logits)
-    horizontal = resize_matrix(w, width, align_corners, logits)
+    vertical, horizontal = (
+        _sent_matrix(*sizes, align_corners, logits) for sizes in ((h, height), (w, width))
+    )
     values = _BAND_VALUES["cpu" if logits.device.type == "cpu" else "gpu"]
-    band = max(1, values // (classes * width))
+    together = max(1, values // (classes * height * width))  # whole images
+    band = height if together > 1 else max(1, values // (classes * width))
     nll = logits.new_empty(targets.shape)
     grad = None if weight is None else torch.empty_like(logits)
-    for image, x in enumerate(logits):
-        wide = x @ horizontal.t() if w != width else x  # (M, h, W)
+    for start in range(0, len(logits), together):
+        images = slice(start, start + together)
+        x = logits[images].flatten(0, 1)
+        wide = x @ horizontal.t() if w != width else x  # (images * M, h, W)
         wide_grad = torch.zeros_like(wide if weight is not None else wide[:0])
         for begin in range(0, height, band):
             rows = slice(begin, min(begin + band, height))
             if h != height:
                 first, last = _source_rows(rows, h, height, align_corners)
                 taps = vertical[rows, first:last]
-                x = taps @ wide[:, first:last]  # (M, rows, W): the resized logits
+                x = taps @ wide[:, first:last]  # the resized logits
             else:
                 x = wide[:, rows].clone()
-            target = targets[image, rows][None]
-            x -= x.amax(dim=0, keepdim=True)
-            at_target = x.gather(0, target)[0]
-            total = x.exp_().sum(dim=0, keepdim=True)
-            torch.sub(total[0].log(), at_target, out=nll[image, rows])
+            x = x.unflatten(0, (-1, classes))  # (images, M, rows, W)
+            target = targets[images, None, rows]
+            x -= x.amax(dim=1, keepdim=True)
+            at_target = x.gather(1, target)[:, 0]
+            total = x.exp_().sum(dim=1, keepdim=True)
+            torch.sub(total[:, 0].log(), at_target, out=nll[images, rows])
             if weight is not None:
-                band_weight = weight[image, rows][None]
+                band_weight = weight[images, None, rows]
                 x *= band_weight / total  # weight * p
-                x.scatter_add_(0, target, -band_weight)
+                x.scatter_add_(1, target, -band_weight)
+                x = x.flatten(0, 1)
                 if h != height:
-                    wide_grad[:, first:last] += taps.t() @ x
+                    wide_grad[:, first:last].add_(taps.t() @ x)
                 else:
                     wide_grad[:, rows] = x
         if grad is not None:
-            grad[image] = wide_grad @ horizontal if w != width else wide_grad
+            found = wide_grad @ horizontal if w != width else wide_grad
+            grad[images] = found.unflatten(0, (-1, classes))
     return nll, grad
 
 

@@ -47,6 +47,7 @@ from protocol import (
     claim,
     exit_code,
     host_syncs,
+    kernels,
     measure,
     mebibytes,
     no_tf32,
@@ -70,6 +71,11 @@ LOOP = "similarity graph, segment loop"
 STORED = "default graph, stored weights"
 # Memory that the literal form holds at once, in copies of its M x N x N adjacency (measured).
 DENSE_COPIES = 5
+KERNEL_COLUMNS = [
+    *(f"{name}: kernels alone" for name in (*GRAPHS, DEFAULT)),
+    "kernels, ms",
+    "launches",
+]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -233,25 +239,24 @@ def against_peers(rounds: int, setting: Setting) -> tuple[list[list[str]], list[
     forms = (LOOP, STORED) if setting.device == "cuda" else ()
     names = [*GRAPHS, DEFAULT, *forms, *peer_names()]
     cells = {name: Cell(name) for name in names}
-    times = measure(
-        {name: prepare(cell, setting) for name, cell in cells.items()},
-        rounds=rounds,
-        device=setting.device,
-    )
+    runs = {name: prepare(cell, setting) for name, cell in cells.items()}
+    times = measure(runs, rounds=rounds, device=setting.device)
+    launched = {n: kernels(run) for n, run in runs.items()} if setting.device == "cuda" else {}
     memory = {name: peak(prepare, cell, setting) for name, cell in cells.items()}
     similarity, uniform = GRAPHS
-    rows = [
-        [
-            name,
-            f"{times.ratio(similarity, name):.3f}",
-            f"{times.ratio(uniform, name):.3f}",
-            f"{times.ratio(DEFAULT, name):.3f}",
-            mebibytes(memory[name]),
-            f"{memory[similarity] / memory[name]:.3f}",
-            f"{memory[DEFAULT] / memory[name]:.3f}",
-        ]
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        row = [f"{times.ratio(form, name):.3f}" for form in (*GRAPHS, DEFAULT)]
+        row.append(mebibytes(memory[name]))
+        row += [f"{memory[form] / memory[name]:.3f}" for form in (similarity, DEFAULT)]
+        if launched:
+            own = launched[name]
+            row += [
+                f"{launched[form].milliseconds / own.milliseconds:.3f}"
+                for form in (*GRAPHS, DEFAULT)
+            ]
+            row += [f"{own.milliseconds:.2f}", str(own.launches)]
+        rows.append([name, *row])
     claims = []
     for name in names:
         if "OCR" in name:
@@ -625,7 +630,8 @@ def main() -> None:
         f"bench_graph_peers{suffix}",
         f"Graph relative to context modules, {Cell('').title()}, Σn²/N² = {share:.2f} ({beside})",
         ["module", "similarity graph: time", "uniform graph: time", "default graph: time",
-         "extra memory of the module", "similarity graph: memory", "default graph: memory"],
+         "extra memory of the module", "similarity graph: memory", "default graph: memory",
+         *(KERNEL_COLUMNS if args.device == "cuda" else [])],
         rows,
         args.output,
     )  # fmt: skip

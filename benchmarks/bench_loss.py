@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Resizing logits to the targets + loss, forward and backward, beside the plain formulation.
 
-    python benchmarks/bench_loss.py [--output benchmarks/results]
+    python benchmarks/bench_loss.py [--device cuda] [--output benchmarks/results]
 
 Plain: ``F.interpolate`` to the size of the targets, then ``F.cross_entropy`` (OHEM: losses per
 pixel, the threshold form that CCNet and openseg use, mean over the kept). Values and gradients
@@ -11,11 +11,22 @@ are compared first.
 import math
 import sys
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
-from protocol import Unsteady, arguments, measure, mebibytes, one_thread, peak_memory, report
+from protocol import (
+    Unsteady,
+    arguments,
+    kernels,
+    measure,
+    mebibytes,
+    no_tf32,
+    one_thread,
+    peak_device_memory,
+    peak_memory,
+    report,
+    shrunk,
+)
 from torch import Tensor
 
 from cdgc import cross_entropy, ohem_cross_entropy
@@ -54,7 +65,9 @@ def our_cross_entropy(logits: Tensor, targets: Tensor, align_corners: bool) -> T
 LOSSES = {"CE": (plain_cross_entropy, our_cross_entropy), "OHEM": (plain_ohem, our_ohem)}
 
 
-def step(loss: Callable, case: tuple[int, int, int, bool]) -> Callable[[], tuple[Tensor, Tensor]]:
+def step(
+    loss: Callable, case: tuple[int, int, int, bool], device: str
+) -> Callable[[], tuple[Tensor, Tensor]]:
     """A forward and backward pass on logits that are right at two pixels of three."""
     low, high, classes, align_corners = case
     g = torch.Generator().manual_seed(0)
@@ -66,6 +79,7 @@ def step(loss: Callable, case: tuple[int, int, int, bool]) -> Callable[[], tuple
     logits = torch.randn(1, classes, low, low, generator=g)
     logits += 8 * F.one_hot(near, classes).movedim(-1, 1)
     targets[:, : high // 20] = 255
+    logits, targets = logits.to(device), targets.to(device)
 
     def run() -> tuple[Tensor, Tensor]:
         x = logits.clone().requires_grad_()
@@ -77,28 +91,50 @@ def step(loss: Callable, case: tuple[int, int, int, bool]) -> Callable[[], tuple
     return run
 
 
-def prepare(name: str, which: int, case: tuple[int, int, int, bool]) -> Callable:
-    return step(LOSSES[name][which], case)
+def prepare(name: str, which: int, case: tuple[int, int, int, bool], device: str) -> Callable:
+    return step(LOSSES[name][which], case, device)
+
+
+def peak(name: str, which: int, case: tuple[int, int, int, bool], device: str) -> int:
+    if device == "cuda":
+        return peak_device_memory(prepare(name, which, case, device))
+    return peak_memory(prepare, name, which, case, device)
+
+
+def on_device(plain: Callable, ours: Callable, device: str) -> list[str]:
+    """On a GPU the time of the kernels alone, ours over the plain one's, and the launches."""
+    if device != "cuda":
+        return []
+    theirs, own = kernels(plain), kernels(ours)
+    ratio = f"{own.milliseconds / theirs.milliseconds:.2f}"
+    return [ratio, f"{own.launches} / {theirs.launches}"]
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("bench_loss.py: error: --device cuda: this machine has no CUDA device")
     one_thread()
+    no_tf32()
     rows = []
     for case in CASES:
+        case = (shrunk(case[0]), shrunk(case[1]), *case[2:])
         low, high, classes, _ = case
         for name in LOSSES:
-            plain, ours = (prepare(name, which, case) for which in (0, 1))
+            plain, ours = (prepare(name, which, case, args.device) for which in (0, 1))
             (a, grad_a), (b, grad_b) = plain(), ours()
             error = float((grad_a - grad_b).norm() / grad_a.norm())
             if error > 1e-5 or abs(a - b) > 1e-5 * abs(a):
                 sys.exit(f"bench_loss.py: error: {name} {case}: gradients differ by {error:.1e}")
             try:
-                times = measure({"plain": plain, "ours": ours}, rounds=args.rounds)
+                runs = {"plain": plain, "ours": ours}
+                times = measure(runs, rounds=args.rounds, device=args.device)
                 ratio = f"{times.ratio('ours', 'plain'):.2f}"
             except Unsteady as reason:
                 ratio = f"unsteady ({reason})"
-            memory = [peak_memory(partial(prepare, name, which), case) for which in (0, 1)]
+            memory = [peak(name, which, case, args.device) for which in (0, 1)]
             rows.append(
                 [
                     f"{low} → {high}, M={classes}",
@@ -106,12 +142,21 @@ def main() -> None:
                     ratio,
                     f"{mebibytes(memory[1])} / {mebibytes(memory[0])}",
                     f"{error:.0e}",
+                    *on_device(plain, ours, args.device),
                 ]
             )
+    on_cuda = args.device == "cuda"
     report(
-        "bench_loss",
+        "bench_loss_cuda" if on_cuda else "bench_loss",
         "Resize + loss, forward and backward, relative to F.interpolate + the plain loss",
-        ["logits → targets", "loss", "CPU time", "extra memory, ours / plain", "gradient error"],
+        [
+            "logits → targets",
+            "loss",
+            "time" if on_cuda else "CPU time",
+            "extra memory, ours / plain",
+            "gradient error",
+            *(["kernels alone", "launches, ours / plain"] if on_cuda else []),
+        ],
         rows,
         args.output,
     )

@@ -44,6 +44,7 @@ from protocol import (
     attempt,
     claim,
     exit_code,
+    kernels,
     measure,
     mebibytes,
     no_tf32,
@@ -334,6 +335,8 @@ def compare(setting: Setting, rounds: int) -> dict:
         if setting.device == "cuda":
             middle = sorted(times.seconds[name])[len(times.seconds[name]) // 2]
             row[1] += f" ({setting.batch / middle:.1f} images/s)"
+            own = kernels(runs[name])
+            row += [f"{own.milliseconds:.1f} ms", str(own.launches)]
         rows.append(row)
     if MMSEG not in names:
         rows.append([cell, MMSEG, NO_MMSEG, "", ""])
@@ -413,7 +416,14 @@ def main() -> None:
             save(
                 f"bench_model{suffix}",
                 f"Whole networks, output stride 8 ({beside}); “ours” is {SIMILARITY}",
-                ["cell", "network", f"time / {BASE}", "ours / it: time", "extra memory"],
+                [
+                    "cell",
+                    "network",
+                    f"time / {BASE}",
+                    "ours / it: time",
+                    "extra memory",
+                    *(["kernels alone", "launches"] if args.device == "cuda" else []),
+                ],
                 rows,
                 args.output,
             ),

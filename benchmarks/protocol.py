@@ -8,6 +8,7 @@ second half of rounds differ by more than 20 % makes the comparison void.
 import argparse
 import gc
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -30,9 +31,10 @@ import torch
 from cdgcnet.engine.run_metadata import commit, hardware
 from cdgcnet.engine.subnormals import flush_subnormals
 
-MAX_DRIFT = 0.2
 # Divides the sides of maps and images: a rehearsal, whose numbers mean nothing.
 SHRINK = int(os.environ.get("CDGC_BENCH_SHRINK", "1"))
+MAX_DRIFT = 0.2
+_SAMPLE = 0.02 / SHRINK  # seconds of one sample on a GPU, at least
 ROOT = Path(__file__).resolve().parent.parent
 FAILED: list[str] = []  # parts of this process that failed
 
@@ -63,13 +65,15 @@ def no_tf32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def _seconds(function: Callable[[], Any], device: str) -> float:
+def _seconds(function: Callable[[], Any], device: str, calls: int = 1) -> float:
+    """Seconds per call."""
     if device == "cuda":
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        function()
+        for _ in range(calls):
+            function()
         torch.cuda.synchronize()
-        return time.perf_counter() - begin
+        return (time.perf_counter() - begin) / calls
     begin = time.process_time()
     function()
     return time.process_time() - begin
@@ -103,12 +107,16 @@ def measure(
     if not warm:
         for function in contestants.values():
             function()
+    calls = dict.fromkeys(contestants, 1)
+    if device == "cuda":  # a call of milliseconds alone would show the host's hiccups
+        for name, function in contestants.items():
+            calls[name] = max(1, math.ceil(_SAMPLE / _seconds(function, device)))
     for _ in range(attempts):
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
         gc.collect()
         for _ in range(rounds):
             for name, function in contestants.items():
-                seconds[name].append(_seconds(function, device))
+                seconds[name].append(_seconds(function, device, calls[name]))
         drift = {}
         for name, values in seconds.items():
             first, second = (
@@ -174,6 +182,27 @@ def peak_device_memory(function: Callable[[], Any]) -> int:
     function()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What one call runs on the CUDA device."""
+
+    milliseconds: float  # of the kernels and copies alone, whatever the host takes to launch them
+    launches: int
+
+
+def kernels(function: Callable[[], Any], calls: int = 3) -> Kernels:
+    """What a call that has been warmed up runs on the CUDA device, by torch's profiler."""
+    function()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(calls):
+            function()
+        torch.cuda.synchronize()
+    on_device = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    total = sum(e.time_range.elapsed_us() for e in on_device)
+    return Kernels(total / 1000 / calls, round(len(on_device) / calls))
 
 
 def host_syncs(function: Callable[[], Any]) -> int:

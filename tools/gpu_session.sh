@@ -187,6 +187,7 @@ exactness() {
 claims() {
     local options=(--device "$device" --output "$session/benchmarks" "${graph[@]}")
     once "bench_graph bf16" python3 benchmarks/bench_graph.py "${options[@]}" --dtype bf16
+    once bench_loss python3 benchmarks/bench_loss.py "${options[@]}"
     once "bench_model bf16" python3 benchmarks/bench_model.py "${options[@]}" --dtype bf16
     once "bench_graph fp32" python3 benchmarks/bench_graph.py "${options[@]}"
 }
@@ -213,7 +214,8 @@ evidence() {
             cp --recursive --no-clobber results/voc_animals "$session/results/"
     } || exit
     rows default_01 control_03 default_04 default_05 --opts "${training[@]}"
-    rows baseline_01 baseline_02 baseline_03 baseline_04 control_01 default_02 default_03 table3_07 \
+    rows control_02 baseline_01 baseline_02 baseline_03 baseline_04 control_01 default_02 \
+        default_03 table3_07 \
         --opts "${training[@]}"
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
     step python3 -m cdgcnet compare --heads "$heads" --context none,aspp \

@@ -196,10 +196,12 @@ def kernels(function: Callable[[], Any], calls: int = 3) -> Kernels:
     """What a call that has been warmed up runs on the CUDA device, by torch's profiler."""
     function()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(calls):
-            function()
-        torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the profiler's remark on cycles, of which this has one
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(calls):
+                function()
+            torch.cuda.synchronize()
     on_device = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     total = sum(e.time_range.elapsed_us() for e in on_device)
     return Kernels(total / 1000 / calls, round(len(on_device) / calls))

@@ -47,7 +47,8 @@ def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
             "of one dtype on one device"
         )
     x = x.contiguous()
-    if sum(n > 0 for n in lengths) < 2:  # one product already
+    lengths = lengths if isinstance(lengths, Lengths) else Lengths(lengths)
+    if lengths.filled < 2:  # one product already
         return _loop(x, weight, lengths)
     return _kernel(x, weight)(x, weight, lengths)
 
@@ -83,7 +84,7 @@ def _grouped_rows(x: Tensor, weight: Tensor, lengths: Lengths) -> Tensor:
 
 def _grouped_weights(x: Tensor, grad: Tensor, lengths: Lengths) -> Tensor:
     found = F.grouped_mm(x.t(), grad, offs=lengths.ends(x.device))
-    if all(lengths):
+    if lengths.filled == len(lengths):
         return found
     # Kernels differ in what they leave in empty groups.
     return found.index_fill_(0, lengths.empty(x.device), 0)

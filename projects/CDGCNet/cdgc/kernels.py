@@ -71,6 +71,7 @@ class Lengths(tuple[int, ...]):
         Args:
             lengths: what the tuple is made of.
         """
+        self.filled = len(self) - self.count(0)  # segments that have rows
         self._sent: dict[tuple[str, torch.device], Tensor] = {}
 
     def ends(self, device: torch.device) -> Tensor:

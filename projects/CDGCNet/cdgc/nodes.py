@@ -9,7 +9,6 @@ Node lists are *ragged*: each pixel belongs to at most two classes (its coarse a
 or its two most probable classes), so K <= 2*B*N, and an absent class costs nothing.
 """
 
-import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -160,16 +159,17 @@ def _sort_nodes(
     every_key = torch.arange(groups + 1, device=device, dtype=sorted_keys.dtype)
     bounds = torch.searchsorted(sorted_keys, every_key)
     wrong = [check.wrong.sum()[None] for check in checks]
-    numbers = (torch.cat([bounds, *wrong]) if wrong else bounds).tolist()
-    for check, found in zip(checks, numbers[groups + 1 :], strict=True):
-        if found:
+    bounds, found = (
+        (torch.cat([bounds, *wrong]) if wrong else bounds).cpu().tensor_split([groups + 1])
+    )
+    for check, labels in zip(checks, found.tolist(), strict=True):
+        if labels:
             check.refuse()
-    lengths = [end - start for start, end in itertools.pairwise(numbers[: groups + 1])]
-    order = order[: numbers[groups]]
+    counts = bounds.diff().view(num_classes, batch)
+    order = order[: int(bounds[groups])]
     node_index = torch.full((len(keys), 2), -1, device=device)
     entries = node_index.view(-1) if width == 2 else node_index[:, 0]
     entries[order] = torch.arange(len(order), device=device)
-    counts = torch.tensor(lengths, dtype=torch.long).view(num_classes, batch)
     return order if width == 1 else order // width, counts, node_index, order
 
 

@@ -53,23 +53,22 @@ def propagate_to_nodes(
     Returns:
         (P, C), zero for pixels that are no nodes.
     """
-    counts = nodes.counts.tolist()
     if edges.kind == "uniform":
-        lengths = [n for per_image in counts for n in per_image if n]
-        segments = UniformGraphs(nodes, lengths, coarse_only)
+        counts = nodes.counts
+        segments = UniformGraphs(nodes, counts[counts > 0].tolist(), coarse_only)
         return segments.to_pixels(_segment_rows(pixels, segments, counts, weights))
     # On a GPU one launch for all segments saves more than the memory is worth.
     streams = not torch.is_grad_enabled() and pixels.device.type not in DEVICES
     if streams and len(nodes.pixel):
         return _stream_to_nodes(pixels, nodes, weights, edges, coarse_only)
     query, key = _projections(weights)
-    classes = Lengths(sum(per_image) for per_image in counts)
+    classes = Lengths(nodes.counts.sum(1).tolist())
     [pixels] = in_autocast_dtype(pixels)
     x = pixels_to_nodes(pixels, nodes)
     groups = classes if len(query) > 1 else [len(x)]
     q = class_linear(x, query, groups)
     k = x if key is None else class_linear(x, key, groups)
-    lengths = [n for per_image in counts for n in per_image]
+    lengths = nodes.counts.flatten().tolist()
     gathered = edges.aggregate(q, k, x, lengths, nodes.log_weight)
     z = class_linear(gathered, weights.graph, classes).relu()
     rows = class_linear(z, weights.merge, classes)
@@ -169,20 +168,19 @@ def propagate_to_all(
     if nodes.valid is not None:
         # Padding pixels are queries too, although their results are dropped, and may hold NaN.
         pixels = torch.where(nodes.valid[:, None], pixels, 0)
-    counts = nodes.counts.tolist()
-    segments = segments_of(counts)
+    segments = segments_of(nodes.counts.tolist())
     if joint is not None:
         assert weights.phi is not None and weights.phi_prime is not None
         merged = _joint_messages(pixels, nodes, weights, edges.scale, segments, images, joint)
     elif edges.kind == "uniform":
         means = UniformGraphs(nodes, [s.length for s in segments])
-        rows = _segment_rows(pixels, means, counts, weights)
+        rows = _segment_rows(pixels, means, nodes.counts, weights)
         merged = segment_messages(
             rows, segments, images=images, pixels=per_image, class_weight=nodes.class_weight
         )
     else:
         assert weights.phi is not None and weights.phi_prime is not None
-        classes = Lengths(sum(lengths) for lengths in counts)
+        classes = Lengths(nodes.counts.sum(1).tolist())
         x = pixels_to_nodes(pixels, nodes)
         merged = attention_messages(
             pixels,
@@ -204,13 +202,13 @@ def propagate_to_all(
 
 
 def _segment_rows(
-    pixels: Tensor, segments: UniformGraphs, counts: list[list[int]], weights: GraphWeights
+    pixels: Tensor, segments: UniformGraphs, counts: Tensor, weights: GraphWeights
 ) -> Tensor:
     """U_m ReLU(A_m X W_m) for uniform edges: (P, C) -> (S, C).
 
     All rows of A_m are equal, so the matrices multiply one row per segment.
     """
-    classes = Lengths(sum(n > 0 for n in per_image) for per_image in counts)
+    classes = Lengths((counts > 0).sum(1).tolist())
     # Means in full precision, because features may be half under autocast.
     mean = segments.mean(pixels.float() if pixels.dtype.itemsize < 4 else pixels)
     z = class_linear(mean.to(weights.graph.dtype), weights.graph, classes).relu()

@@ -83,7 +83,9 @@ def _scan(
         images = slice(start, start + together)
         x = logits[images].flatten(0, 1)
         wide = x @ horizontal.t() if w != width else x  # (images * M, h, W)
-        wide_grad = torch.zeros_like(wide if weight is not None else wide[:0])
+        # One band alone fills it, several add to it.
+        empty = torch.empty_like if band >= height else torch.zeros_like
+        wide_grad = empty(wide if weight is not None else wide[:0])
         for begin in range(0, height, band):
             rows = slice(begin, min(begin + band, height))
             if h != height:
@@ -103,7 +105,9 @@ def _scan(
                 x *= band_weight / total  # weight * p
                 x.scatter_add_(1, target, -band_weight)
                 x = x.flatten(0, 1)
-                if h != height:
+                if band >= height and h != height:
+                    torch.matmul(vertical.t(), x, out=wide_grad)
+                elif h != height:
                     wide_grad[:, first:last].add_(taps.t() @ x)
                 else:
                     wide_grad[:, rows] = x

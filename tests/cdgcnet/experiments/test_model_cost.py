@@ -32,13 +32,14 @@ def test_parameters_of_the_graph_by_hand(cost_of):
 
 
 def test_the_graph_costs_the_squares_of_its_classes(cost_of):
-    # 8 x 12 nodes, all of one class, 8 channels. Similarity: φ x and φ' x, then q kᵀ and A x; W and
-    # U work on 96 rows. Edges of equal weight need W and U for one row, the class's mean.
+    # 8 x 12 nodes, all of one class, 8 channels. Similarity: φ φ'ᵀ once and its product with x, then
+    # q xᵀ and A x; W and U work on 96 rows. Edges of equal weight need W and U for one row, the
+    # class's mean.
     similarity = cost_of(favoured=2)["gflops"] * 1e9
     uniform = cost_of({"MODEL.CDGC.EDGES": "uniform"}, favoured=2)["gflops"] * 1e9
     square = 8 * 8
     assert similarity - uniform == pytest.approx(
-        2 * 96 * square + 2 * 96 * 96 * 8 + 2 * 96 * square - 2 * 1 * square
+        8 * square + 96 * square + 2 * 96 * 96 * 8 + 2 * 96 * square - 2 * 1 * square
     )
 
 

@@ -32,9 +32,9 @@ def test_parameters_of_the_graph_by_hand(cost_of):
 
 
 def test_the_graph_costs_the_squares_of_its_classes(cost_of):
-    # 8 x 12 nodes, all of one class, 8 channels. Similarity: φ φ'ᵀ once and its product with x, then
-    # q xᵀ and A x; W and U work on 96 rows. Edges of equal weight need W and U for one row, the
-    # class's mean.
+    # 8 x 12 nodes, all of one class, 8 channels. Similarity: φ φ'ᵀ once and its product with x,
+    # then q xᵀ and A x; W and U work on 96 rows. Edges of equal weight need W and U for one row,
+    # the class's mean.
     similarity = cost_of(favoured=2)["gflops"] * 1e9
     uniform = cost_of({"MODEL.CDGC.EDGES": "uniform"}, favoured=2)["gflops"] * 1e9
     square = 8 * 8

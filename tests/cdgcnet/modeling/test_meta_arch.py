@@ -436,18 +436,18 @@ def test_training_does_not_take_the_precision_of_inference(tiny_cfg, make_batch)
 
 def test_channels_last_is_the_same_function(tiny_cfg, build, make_batch):
     plain = build(tiny_cfg({"MODEL.CHANNELS_LAST": False}))
-    packed = build(tiny_cfg())
-    packed.load_state_dict(plain.state_dict())
-    convolution = next(m for m in packed.modules() if isinstance(m, torch.nn.Conv2d))
+    last = build(tiny_cfg())
+    last.load_state_dict(plain.state_dict())
+    convolution = next(m for m in last.modules() if isinstance(m, torch.nn.Conv2d))
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     batch = make_batch((65, 97))
     with torch.no_grad():
-        expected, found = plain(batch)[0]["sem_seg"], packed(batch)[0]["sem_seg"]
+        expected, found = plain(batch)[0]["sem_seg"], last(batch)[0]["sem_seg"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     # In training too: losses and the gradient of the first convolution.
     batch = make_batch((33, 49), (33, 49))
     results = []
-    for model in (plain.train(), packed.train()):
+    for model in (plain.train(), last.train()):
         torch.manual_seed(0)
         losses = model(batch)
         sum(losses.values()).backward()

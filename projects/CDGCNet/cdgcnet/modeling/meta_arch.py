@@ -9,7 +9,6 @@ Shape shorthand: B images, M classes, h x w scores, H x W pixels.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 from cdgc import resize_targets, valid_nodes
 from cdgcnet.modeling.cdgc_head import log_node_fractions
 from cdgcnet.modeling.image_validation import check_image_tensor
-from cdgcnet.modeling.packed_convolutions import PackedConvolutions, can_pack
 from cdgcnet.modeling.postprocessing import ResizeGeometry, full_size_logits, label_map
 from cdgcnet.modeling.precision import autocast_to, training_precision
 from cdgcnet.modeling.predictions import LabelPrediction, PredictionKind, ScorePrediction
@@ -99,7 +97,6 @@ class CDGCSegmentor(nn.Module):
         self.accumulate = accumulate or AccumulatorOptions()
         # Is given the windows of an image and returns them; may show a progress bar.
         self.window_progress: Callable[[list[Window]], Iterable[Window]] = iter
-        self._packed = PackedConvolutions()
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
@@ -121,10 +118,6 @@ class CDGCSegmentor(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
-
-    def train(self, mode: bool = True) -> "CDGCSegmentor":
-        self._packed.clear()
-        return super().train(mode)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """The losses in training, otherwise the same as :meth:`inference`.
@@ -241,10 +234,6 @@ class CDGCSegmentor(nn.Module):
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def _packed_convolutions(self) -> AbstractContextManager:
-        packs = self.channels_last and can_pack(self, self.device)
-        return self._packed.use(self) if packs else nullcontext()
-
     def _valid(self, images: ImageList, features: dict[str, Tensor]) -> Tensor | None:
         """Which nodes are not batch padding, (B, h, w); None if all of them are valid."""
         padded = images.tensor.shape[-2:]
@@ -268,7 +257,7 @@ class CDGCSegmentor(nn.Module):
         if oracle is not None:
             padding = (0, tensor.shape[3] - oracle.shape[2], 0, tensor.shape[2] - oracle.shape[1])
             oracle = F.pad(oracle, padding, value=head.ignore_value)
-        with autocast_to(self.precision, self.device), self._packed_convolutions():
+        with autocast_to(self.precision, self.device):
             features = self.backbone(tensor)
             out = head.predict_logits(features, valid=self._valid(images, features), oracle=oracle)
         logits = {PredictionKind.REFINED: out.refined}

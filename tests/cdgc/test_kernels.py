@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reference import build, make_scene, relative
 
 from cdgc import attention, class_linear, grouped_linear, kernels, segment_attention
-from cdgc.kernels import KernelChoice, loop_only, segment_ends
+from cdgc.kernels import KernelChoice, Lengths, loop_only, segment_ends
 
 LENGTHS = st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(any)
 # torch's remark on the layout that its own CPU path for nested tensors uses
@@ -103,6 +103,23 @@ def test_the_grouped_product_equals_the_loop(lengths, seed):
     absent = [m for m, n in enumerate(lengths) if not n]
     (grad,) = torch.autograd.grad(grouped_linear._grouped(x, weight, lengths).sum(), weight)
     assert not grad[absent].any()
+
+
+def test_lengths_are_sent_once_for_all_products(monkeypatch, kernels_on_cpu):
+    sent = []
+
+    def to_device(numbers, *rest):
+        sent.append(list(numbers))
+        return original(numbers, *rest)
+
+    original = kernels.to_device
+    x, weight = torch.randn(6, 8).requires_grad_(), torch.randn(4, 8, 8).requires_grad_()
+    class_linear(x, weight, [2, 0, 3, 1])  # the kernel is chosen
+    monkeypatch.setattr(kernels, "to_device", to_device)
+    lengths = Lengths([2, 0, 3, 1])
+    class_linear(class_linear(x, weight, lengths), weight, lengths).sum().backward()
+    assert sent == [[2, 2, 5, 6], [1]]  # the ends of the segments, and those without rows
+    assert not weight.grad[1].any()
 
 
 # ---------------------------------------------------------------- the choice

@@ -118,9 +118,8 @@ class UniformGraphs:
             )
         device = nodes.pixel.device
         ends = list(itertools.accumulate(lengths))
-        sent = to_device([*lengths, *(e - n for e, n in zip(ends, lengths, strict=True)), *ends],
-                         device)  # fmt: skip
-        size, self.offsets, bounds = sent.view(3, -1)
+        starts = [end - n for end, n in zip(ends, lengths, strict=True)]
+        size, self.offsets, bounds = to_device([*lengths, *starts, *ends], device).view(3, -1)
         rows = torch.arange(len(nodes.pixel), device=device)
         segment = torch.searchsorted(bounds, rows, right=True)
         self.pixel = nodes.pixel

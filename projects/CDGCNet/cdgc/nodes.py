@@ -104,6 +104,13 @@ def _narrow(keys: Tensor, groups: int) -> Tensor:
     return keys
 
 
+def _count_keys(keys: Tensor, groups: int) -> Tensor:
+    """How often each key below ``groups`` occurs: (groups,) int64."""
+    # bincount would synchronize to find its length; the length is known here.
+    found = torch.zeros(groups + 1, dtype=torch.long, device=keys.device)
+    return found.scatter_add_(0, keys, torch.ones_like(keys))[:groups]
+
+
 def _random_subset(
     keys: Tensor, groups: int, ratio: float, generator: torch.Generator | None
 ) -> Tensor:
@@ -278,45 +285,40 @@ def select_nodes(
         pixel, counts, node_index, _ = _sort_nodes(keys[:, None], num_classes, batch, checks)
         return NodeSet(pixel, counts, node_index, disjoint=True, valid=_flat(valid))
 
-    assert usable is not None
     target = checks[-1].labels
-    right = coarse == target
-    easy, others = usable & right, usable & ~right
-    # A misclassified pixel is a hard positive of its true class and a hard negative of its coarse.
-    hard_positive = others if nodes == "dynamic" and "hard_positive" in samples else None
-    if nodes == "dynamic":
-        easy, hard_negative = (
-            mask if name in samples else torch.zeros_like(mask)
-            for name, mask in (("easy_positive", easy), ("hard_negative", others))
-        )
-        if easy_ratio < 1.0:
-            easy = _random_subset(keys_of(coarse, easy), groups, easy_ratio, generator)
-        columns = [keys_of(coarse, easy | hard_negative)]
-    else:
-        hard_negative = others
+    used = samples if nodes == "dynamic" else ("easy_positive", "hard_negative")
+
+    def split() -> dict[str, Tensor]:
+        right = _both(usable, coarse == target)
+        wrong = _both(usable, coarse != target)
+        # A wrong pixel is a hard positive of its true class and a hard negative of its coarse one.
+        parts = dict(zip(SAMPLES, (right, wrong, wrong), strict=True))
+        return {name: m if name in used else torch.zeros_like(m) for name, m in parts.items()}
+
+    parts = split() if nodes == "dynamic" else None  # coarse nodes are split for counting only
+    if parts is None:
         columns = [keys_of(coarse, usable)]
-    if hard_positive is not None:
-        columns.append(keys_of(target, hard_positive))
+    else:
+        if easy_ratio < 1.0:
+            keys = keys_of(coarse, parts["easy_positive"])
+            parts["easy_positive"] = _random_subset(keys, groups, easy_ratio, generator)
+        columns = [keys_of(coarse, parts["easy_positive"] | parts["hard_negative"])]
+        if "hard_positive" in samples:
+            columns.append(keys_of(target, parts["hard_positive"]))
     pixel, counts, node_index, _ = _sort_nodes(
         torch.stack(columns, dim=1), num_classes, batch, checks
     )
 
     def count_part(name: str) -> Tensor:
-        classes = target if name == "hard_positive" else coarse
-        mask = {"easy_positive": easy, "hard_negative": hard_negative}.get(name, hard_positive)
-        if mask is None:
-            return torch.zeros(num_classes, batch, dtype=torch.long, device=coarse.device)
-        # bincount would synchronize to find its length; the length is known here.
-        keys = keys_of(classes, mask)
-        found = torch.zeros(groups + 1, dtype=torch.long, device=keys.device)
-        found.scatter_add_(0, keys, torch.ones_like(keys))
-        return found[:groups].view(num_classes, batch)
+        mask = (split() if parts is None else parts)[name]
+        keys = keys_of(target if name == "hard_positive" else coarse, mask)
+        return _count_keys(keys, groups).view(num_classes, batch)
 
     return NodeSet(
         pixel,
         counts,
         node_index,
-        disjoint=hard_positive is None,
+        disjoint=len(columns) == 1,
         valid=_flat(valid),
         count_part=count_part,
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdgcnet.utils.io import atomic_write, is_unfinished
+from cdgcnet.utils.io import atomic_write, is_unfinished, read_json
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,25 @@ def test_names_that_are_not_utf8_can_be_written(tmp_path):
         with atomic_write(tmp_path / f"{stem}.txt") as path:
             path.write_text("kept")
         assert (tmp_path / f"{stem}.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "no readable JSON"),
+        ('{"a": 1', "no readable JSON"),
+        ("[" * 100_000, "no readable JSON"),
+        (b"\xff\xfe", "no readable JSON"),
+        ("[1]", "a list"),
+        ("null", "a NoneType"),
+    ],
+)
+def test_broken_json_names_its_file(tmp_path, text, found):
+    path = tmp_path / "record.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"record.json: expected a record, found {found}"):
+        read_json(path, "a record")
+    path.write_text('{"a": [1, 2]}')
+    assert read_json(path, "a record") == {"a": [1, 2]}
+    with pytest.raises(ValueError, match="expected a list of runs, found a dict"):
+        read_json(path, "a list of runs", list)

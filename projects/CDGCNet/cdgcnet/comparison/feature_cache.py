@@ -24,7 +24,7 @@ import numpy as np
 from cdgcnet.comparison.features import FeatureExtractor, Projection, grid_size, label_size
 from cdgcnet.data.decoding import image_size
 from cdgcnet.utils.digests import digest, digest_of
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, read_json
 from cdgcnet.utils.progress import progress
 
 PROJECTION_IMAGES = 150  # that the principal components are computed from
@@ -103,7 +103,7 @@ class FeatureStore:
         """
         self.folder = folder
         self.features, self.labels = _open_maps(folder, "r")
-        identity = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
+        identity = read_json(folder / "identity.json", "what a feature cache was made from")
         finished = int((folder / "finished").read_text(encoding="utf-8"))
         self.names: list[str] = [name for name, _, _ in identity["images"]]
         self.nodes: list[tuple[int, int]] = [(h, w) for _, _, (h, w) in identity["images"]]
@@ -252,7 +252,7 @@ class FeatureCache:
     def _begin(self, folder: Path, identity: dict[str, Any], plan: Plan) -> int:
         """Make a cache's files, or check those that are there; returns the finished images."""
         if all((folder / name).is_file() for name in _FILES):
-            kept = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
+            kept = read_json(folder / "identity.json", "what a feature cache was made from")
             if kept != json.loads(json.dumps(identity)):
                 raise ValueError(
                     f"feature cache {folder} was made from something else than its name says; "

@@ -16,7 +16,7 @@ from typing import Any
 
 from cdgcnet.engine.run_metadata import ROOT, UNKNOWN, run_metadata
 from cdgcnet.experiments.record import RunMetadata
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, read_json
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30
@@ -132,7 +132,7 @@ def locked(folder: Path) -> Iterator[int]:
 def read_launches(folder: Path) -> list[dict[str, Any]]:
     """The processes that were started in a work folder, in order."""
     path = folder / LAUNCHES
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return read_json(path, "the processes of a work folder", list) if path.is_file() else []
 
 
 def write_launches(folder: Path, launches: Sequence[dict[str, Any]]) -> None:

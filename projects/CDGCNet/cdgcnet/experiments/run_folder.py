@@ -4,7 +4,6 @@
 measured there: by the run's own evaluation, or by ``--eval-only`` into ``eval-HASH`` inside.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from cdgcnet.engine.run_folder import RunFolder
 from cdgcnet.experiments.model_cost import read_metrics
 from cdgcnet.experiments.record import name_weights, select_scores
 from cdgcnet.experiments.rows import config_hash, flat_text
+from cdgcnet.utils.io import read_json
 
 Scores = dict[str, dict[str, float]]
 
@@ -59,7 +59,7 @@ def measured_scores(folder: Path) -> dict[str, Scores]:
     is_training = (folder / "metrics.json").is_file()
     if is_training and trained_iterations(folder) < config["SOLVER.MAX_ITER"]:
         return {}
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_json(path, "the scores that an evaluation writes")
     found = {}
     for tta in (False, True) if config.get("TEST.AUG.ENABLED") else (False,):
         scores = select_scores(results, tta=tta)

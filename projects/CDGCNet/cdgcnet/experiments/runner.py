@@ -1,6 +1,5 @@
 """Trains and evaluates missing rows and saves one record each; finished rows never run again."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from cdgcnet.experiments.run_folder import (
     starting_weights,
     stored_config,
 )
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, read_json
 
 
 def _portable(overrides: Sequence[str]) -> list[str]:
@@ -285,4 +284,4 @@ class Runner:
                 return logged_cost(folder)
             with atomic_write(path) as tmp_path:
                 tmp_path.write_text(done.stdout.strip().splitlines()[-1], encoding="utf-8")
-        return {**json.loads(path.read_text(encoding="utf-8")), **logged_cost(folder)}
+        return {**read_json(path, "parameters and GFLOPs"), **logged_cost(folder)}

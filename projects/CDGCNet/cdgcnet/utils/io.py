@@ -1,6 +1,7 @@
-"""Writes files so that a kill or a full disk never leaves half of one."""
+"""Writes files so that a kill or a full disk never leaves half of one, and reads JSON files."""
 
 import errno
+import json
 import logging
 import os
 import re
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _UNFINISHED = re.compile(r"\.\d+\.part(\.\w+)?$")
 _MAX_STEM = 150  # bytes; file systems allow 255 for a whole name
@@ -61,6 +63,28 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it would hide the reason
             tmp_path.unlink(missing_ok=True)
+
+
+def read_json(path: Path, what: str, kind: type = dict) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: of the file.
+        what: the file is expected to hold.
+        kind: of the outermost value.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: naming the file, if it is no JSON or another value.
+    """
+    expected = f"{path}: expected {what}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{expected}, found no readable JSON ({error})") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{expected}, found a {type(content).__name__}")
+    return content
 
 
 def is_unfinished(path: Path) -> bool:

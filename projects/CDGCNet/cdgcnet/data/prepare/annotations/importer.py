@@ -25,7 +25,7 @@ from cdgcnet.data.prepare.annotations.shapes import (
 from cdgcnet.data.prepare.archives import Content, File
 from cdgcnet.data.prepare.conversion import Job, Runner
 from cdgcnet.data.prepare.label_formats import save_labels
-from cdgcnet.utils.io import atomic_write
+from cdgcnet.utils.io import atomic_write, read_json
 
 _RECORD = "import.json"
 # By format: the ends of image and annotation names that are no part of their stem, the class of
@@ -159,10 +159,7 @@ def _check_record(args: argparse.Namespace, table: ClassTable, options: dict[str
     }
     path = args.output / _RECORD
     if path.exists() and not args.overwrite:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not a readable record of an import ({error})") from error
+        found = read_json(path, "the record of an import")
         different = [key for key in wanted if found.get(key) != wanted[key]]
         if different:
             raise ValueError(

@@ -60,7 +60,7 @@ chaos: env  ## kill, fill up and attack everything, and count what goes wrong (h
 	$(BENCH) tests/chaos/run.py --output benchmarks/results/chaos.json
 	CDGC_KILLS=20 $(BENCH) -m pytest -m slow tests/cdgcnet/engine/test_distributed.py -k killed
 
-bench: env  ## measure the main claims on this CPU (20 to 25 minutes), tables in benchmarks/results
+bench: env  ## measure the main claims on this CPU (15 minutes), tables in benchmarks/results
 	$(BENCH) benchmarks/bench_graph.py --rounds 2 $(RESULTS)
 	$(BENCH) benchmarks/bench_model.py --rounds 2 $(RESULTS)
 	$(BENCH) benchmarks/bench_loss.py --rounds 3 $(RESULTS)

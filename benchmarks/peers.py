@@ -53,7 +53,7 @@ class FusedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = _rows(x)
-        y = attend(rows @ self.phi, rows @ self.phi_prime, rows)
+        y = attend(rows @ (self.phi @ self.phi_prime.t()), rows, rows)  # as the graph does
         y = torch.relu(y @ self.w) @ self.u
         return torch.relu(y).transpose(1, 2).reshape(x.shape)
 
@@ -71,7 +71,7 @@ class LinearEdges(Edges):
 
 
 class LinearPart(CDGCModule):
-    """The graph without its attention: selection, gathers, φ, φ', W, U, norm.
+    """The graph without its attention: selection, gathers, φ φ'ᵀ, W, U, norm.
 
     With receivers="all" the products with U are N·C² for every class present in the image.
     """

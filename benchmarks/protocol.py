@@ -101,6 +101,8 @@ def measure(
 ) -> Times:
     """Time contestants in turn, after one call of each to warm up (none if they are ``warm``).
 
+    On a GPU a sample is as many calls as take 20 ms, which one more call of each finds out.
+
     Raises:
         Unsteady: if in every attempt some contestant's two halves of rounds differed by > 20 %.
     """
@@ -308,7 +310,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=6, help="timed calls per contestant")
+    parser.add_argument("--rounds", type=int, default=6, help="samples per contestant")
     parser.add_argument("--output", type=Path, help="folder for NAME.md and NAME.json")
     return parser
 
@@ -325,7 +327,8 @@ def save(
 ) -> str:
     """Write a table, whole or as far as it is measured; return its Markdown."""
     facts = circumstances()
-    table = [header, ["---"] * len(header), *rows]
+    whole = [[*row, *[""] * (len(header) - len(row))] for row in rows]
+    table = [header, ["---"] * len(header), *whole]
     lines = [heading(title), ""]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
     lines += ["", *(f"- {key}: {value}" for key, value in facts.items())]

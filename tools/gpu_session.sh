@@ -4,7 +4,7 @@
 #     tools/gpu_session.sh [OPTION ...] PIECE ...
 #
 #     exactness   the tests that need a GPU: every path and every kernel (2 minutes)
-#     claims      the graph and whole networks beside their peers (4 minutes)
+#     claims      the graph, losses and whole networks beside their peers (4 minutes)
 #     recipes     speed, memory and GPU hours of the paper's recipes (3 minutes)
 #     evidence    scores on voc_animals (the rest)
 #
@@ -215,8 +215,7 @@ evidence() {
     } || exit
     rows default_01 control_03 default_04 default_05 --opts "${training[@]}"
     rows control_02 baseline_01 baseline_02 baseline_03 baseline_04 control_01 default_02 \
-        default_03 table3_07 \
-        --opts "${training[@]}"
+        default_03 table3_07 --opts "${training[@]}"
     local heads=plain,aspp,non_local,graph,graph:RECEIVERS=nodes,SOFTMAX=class,NODES=dynamic
     step python3 -m cdgcnet compare --heads "$heads" --context none,aspp \
         --output "$session/compare" --cache "$session/scratch/features" \

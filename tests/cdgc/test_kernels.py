@@ -105,6 +105,23 @@ def test_the_grouped_product_equals_the_loop(lengths, seed):
     assert not grad[absent].any()
 
 
+def test_more_classes_than_a_grouped_product_takes(kernels_on_cpu, monkeypatch):
+    def refuse(x, weight, *, offs):
+        assert len(offs) < 1024, "Can't process more than 1024 groups"  # as on a GPU
+        return original(x, weight, offs=offs)
+
+    original = torch.nn.functional.grouped_mm
+    monkeypatch.setattr("torch.nn.functional.grouped_mm", refuse)
+    x = torch.randn(6, 8)
+    for classes in (1023, 1024, 1203):
+        weight = torch.randn(classes, 8, 8).requires_grad_()
+        lengths = [0] * classes
+        lengths[0], lengths[-1] = 2, 4
+        found = class_linear(x, weight, lengths)
+        expected = torch.cat([x[:2] @ weight[0], x[2:] @ weight[-1]])
+        same(found, expected, [weight])
+
+
 def test_lengths_are_sent_once_for_all_products(monkeypatch, kernels_on_cpu):
     sent = []
 

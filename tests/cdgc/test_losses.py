@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import ohem, relative
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from cdgc import OhemCrossEntropyLoss, cross_entropy, ohem_cross_entropy
@@ -252,7 +253,7 @@ def resizes(draw):
     """Logits (B, M, h, w), targets (B, H, W) with ignored pixels, align_corners, weights."""
     seed = draw(st.integers(0, 999))
     g = torch.Generator().manual_seed(seed)
-    batch, classes = draw(st.integers(1, 2)), draw(st.integers(2, 5))
+    batch, classes = draw(st.integers(1, 3)), draw(st.integers(2, 5))
     h, w, height, width = (draw(st.integers(1, 12)) for _ in range(4))
     factor = draw(st.sampled_from([1, 8]))  # also larger, as in training
     logits = torch.randn(batch, classes, h, w, generator=g, dtype=torch.float64)
@@ -286,6 +287,17 @@ def test_cross_entropy_is_torchs_of_the_resized_logits(case, band):
         (found, torch.autograd.grad(found, logits)[0]),
         (expected, torch.autograd.grad(expected, logits)[0]),
     )
+
+
+def test_tensors_without_numbers_leave_nothing_behind():
+    # As tools that estimate memory use them; the sizes occur in no other test.
+    logits, targets = torch.randn(1, 3, 7, 9), torch.randint(3, (1, 31, 47))
+    expected = cross_entropy(logits, targets)
+    upsampled_module._kept_matrix.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = mode.from_tensor(logits), mode.from_tensor(targets)
+        assert cross_entropy(*fake, check_targets=False).shape == ()
+    assert torch.equal(cross_entropy(logits, targets), expected)
 
 
 @settings(max_examples=25)

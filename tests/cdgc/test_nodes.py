@@ -268,6 +268,32 @@ def test_easy_choice_is_uniform(generator):
     assert all(abs(count / 900 - 1 / 6) < 0.062 for count in seen.values()), seen
 
 
+@pytest.mark.parametrize("num_classes", [127, 128, 255, 256, 16383, 16384, 32767, 32768, 70_000])
+def test_any_number_of_classes(num_classes, generator):
+    # Keys of two images need one byte up to 127 classes, two up to 16383.
+    last = num_classes - 1
+    coarse = torch.tensor([[[last, 0, last, last]], [[0, last, last, 1]]])
+    target = torch.tensor([[[last, last, 255, last]], [[0, last, last, last]]])
+    target[0, 0, 2] = num_classes  # ignored
+    options = {"num_classes": num_classes, "ignore_label": num_classes, "nodes": "dynamic"}
+    found = select_nodes(coarse, target, **options)
+    assert found.pixel.tolist() == [1, 4, 7, 0, 1, 3, 5, 6, 7]
+    assert found.counts[[0, 1, last]].tolist() == [[1, 1], [0, 1], [3, 3]]
+    assert found.counts.sum() == 9
+    assert found.easy_positive[[0, last]].tolist() == [[0, 1], [2, 2]]
+    half = select_nodes(coarse, target, **options, easy_ratio=0.5, generator=generator)
+    assert half.easy_positive[[0, last]].tolist() == [[0, 0], [1, 1]]
+    assert half.counts.sum() == 6
+
+
+@pytest.mark.parametrize("mode", ["coarse", "dynamic"])
+def test_no_images(mode):
+    nothing = torch.zeros(0, 3, 4, dtype=torch.int64)
+    found = select_nodes(nothing, nothing, num_classes=5, nodes=mode, easy_ratio=0.5)
+    assert found.counts.shape == found.easy_positive.shape == (5, 0)
+    assert len(found.pixel) == len(found.node_index) == 0
+
+
 def test_choice_depends_on_the_generator_only():
     coarse = torch.zeros(2, 4, 4, dtype=torch.int64)
 

@@ -29,7 +29,7 @@ def segment_attention(
     """A X with A = softmax over each segment of ``scale * q kᵀ`` (Eqs. 2-3).
 
     Args:
-        q, k: (K, C), φ(x) and φ'(x) of the nodes.
+        q, k: (K, C), queries and keys of the nodes, whose products are the similarities.
         v: (K, D), the node features X.
         lengths: S segment lengths that sum to K; zeros are allowed.
         scale: factor on the similarity; the paper has none (1.0).

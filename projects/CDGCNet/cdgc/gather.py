@@ -41,12 +41,12 @@ def is_coarse_node(nodes: NodeSet) -> Tensor:
 
 def pixels_to_nodes(pixels: Tensor, nodes: NodeSet) -> Tensor:
     """Copy the features of each pixel to its nodes: (P, C) -> (K, C)."""
-    return _PixelsToNodes.apply(pixels, nodes.pixel, _node_index(nodes), _is_permutation(nodes))
+    return _PixelsToNodes.apply(pixels, nodes.pixel, _node_index(nodes), _is_complete(nodes))
 
 
 def nodes_to_pixels(rows: Tensor, nodes: NodeSet) -> Tensor:
     """Sum over the nodes of each pixel, zero where it has none: (K, C) -> (P, C)."""
-    return _NodesToPixels.apply(rows, nodes.pixel, _node_index(nodes), _is_permutation(nodes))
+    return _NodesToPixels.apply(rows, nodes.pixel, _node_index(nodes), _is_complete(nodes))
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -86,7 +86,7 @@ def _sum_over_nodes(rows: Tensor, node_index: Tensor, complete: bool) -> Tensor:
     return out if node_index.shape[1] == 1 else out.add_(rows.index_select(0, node_index[:, 1]))
 
 
-def _is_permutation(nodes: NodeSet) -> bool:
+def _is_complete(nodes: NodeSet) -> bool:
     """Whether every pixel has exactly one node, so that both gathers are permutations."""
     return nodes.disjoint and len(nodes.pixel) == len(nodes.node_index)
 
@@ -125,7 +125,7 @@ class UniformGraphs:
         self.pixel = nodes.pixel
         self.size = size[:, None]
         node_index = _node_index(nodes)
-        self.complete = _is_permutation(nodes)
+        self.complete = _is_complete(nodes)
         if self.complete:
             self.index = segment[node_index]
         else:  # index -1, no node, reads the last entry: no segment
@@ -179,26 +179,26 @@ class _ChannelsFirst(torch.autograd.Function):
 class _PixelsToNodes(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, pixels: Tensor, pixel: Tensor, node_index: Tensor, is_permutation: bool
+        ctx: Any, pixels: Tensor, pixel: Tensor, node_index: Tensor, complete: bool
     ) -> Tensor:
         ctx.save_for_backward(node_index)
-        ctx.is_permutation = is_permutation
+        ctx.complete = complete
         return pixels.index_select(0, pixel)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (node_index,) = ctx.saved_tensors
-        return _sum_over_nodes(grad, node_index, ctx.is_permutation), None, None, None
+        return _sum_over_nodes(grad, node_index, ctx.complete), None, None, None
 
 
 class _NodesToPixels(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, pixel: Tensor, node_index: Tensor, is_permutation: bool
+        ctx: Any, rows: Tensor, pixel: Tensor, node_index: Tensor, complete: bool
     ) -> Tensor:
         ctx.save_for_backward(pixel)
-        return _sum_over_nodes(rows, node_index, is_permutation)
+        return _sum_over_nodes(rows, node_index, complete)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

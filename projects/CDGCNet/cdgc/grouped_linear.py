@@ -13,6 +13,9 @@ from torch import Tensor
 
 from cdgc.kernels import KernelChoice, Lengths, in_autocast_dtype
 
+# torch's grouped product takes fewer than 1024 groups.
+_MOST_GROUPS = 1023
+
 
 def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
     """Multiply the rows of each class by that class's matrix.
@@ -47,8 +50,8 @@ def class_linear(x: Tensor, weight: Tensor, lengths: Sequence[int]) -> Tensor:
             "of one dtype on one device"
         )
     x = x.contiguous()
-    lengths = lengths if isinstance(lengths, Lengths) else Lengths(lengths)
-    if lengths.filled < 2:  # one product already
+    lengths = Lengths.of(lengths)
+    if lengths.filled < 2 or len(lengths) > _MOST_GROUPS:  # of one it is a product already
         return _loop(x, weight, lengths)
     return _kernel(x, weight)(x, weight, lengths)
 
@@ -72,7 +75,7 @@ def _loop_rows(x: Tensor, weight: Tensor, lengths: Lengths) -> Tensor:
 
 def _loop_weights(x: Tensor, grad: Tensor, lengths: Lengths) -> Tensor:
     shape = (len(lengths), x.shape[1], grad.shape[1])
-    out = x.new_empty(shape) if all(lengths) else x.new_zeros(shape)
+    out = x.new_empty(shape) if lengths.filled == len(lengths) else x.new_zeros(shape)
     for m, rows in _blocks(lengths):
         torch.mm(x[rows].t(), grad[rows], out=out[m])
     return out
@@ -124,7 +127,7 @@ class _ClassLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, lengths: Sequence[int], products: _Products
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.lengths = lengths if isinstance(lengths, Lengths) else Lengths(lengths)
+        ctx.lengths = Lengths.of(lengths)
         ctx.products = products
         return products.rows(x, weight, ctx.lengths)
 

@@ -74,14 +74,22 @@ class Lengths(tuple[int, ...]):
         self.filled = len(self) - self.count(0)  # segments that have rows
         self._sent: dict[tuple[str, torch.device], Tensor] = {}
 
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Lengths:
+        """The lengths themselves if they are of this class, so that they stay shared."""
+        return lengths if isinstance(lengths, cls) else cls(lengths)
+
     def ends(self, device: torch.device) -> Tensor:
         """The cumulative lengths, int32."""
         return self._once("ends", device, lambda: segment_ends(self, device))
 
     def empty(self, device: torch.device) -> Tensor:
         """The indices of the segments without rows, int64."""
-        indices = [index for index, n in enumerate(self) if not n]
-        return self._once("empty", device, lambda: to_device(indices, device))
+
+        def send() -> Tensor:
+            return to_device([index for index, n in enumerate(self) if not n], device)
+
+        return self._once("empty", device, send)
 
     def _once(self, name: str, device: torch.device, send: Callable[[], Tensor]) -> Tensor:
         if (name, device) not in self._sent:

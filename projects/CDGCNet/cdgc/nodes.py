@@ -9,8 +9,8 @@ Node lists are *ragged*: each pixel belongs to at most two classes (its coarse a
 or its two most probable classes), so K <= 2*B*N, and an absent class costs nothing.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -104,13 +104,6 @@ def _narrow(keys: Tensor, groups: int) -> Tensor:
     return keys
 
 
-def _count_keys(keys: Tensor, groups: int) -> Tensor:
-    """How often each key below ``groups`` occurs: (groups,) int64."""
-    # bincount would synchronize to find its length; the length is known here.
-    found = torch.zeros(groups + 1, dtype=torch.long, device=keys.device)
-    return found.scatter_add_(0, keys, torch.ones_like(keys))[:groups]
-
-
 def _random_subset(
     keys: Tensor, groups: int, ratio: float, generator: torch.Generator | None
 ) -> Tensor:
@@ -133,7 +126,7 @@ def _random_subset(
     bounds = torch.arange(groups + 1, device=keys.device, dtype=keys.dtype)
     start = torch.searchsorted(sorted_keys, bounds)
     quota = (ratio * (start[1:] - start[:-1]).double()).round().long()
-    group = sorted_keys.clamp(max=groups - 1).long()
+    group = sorted_keys.long().clamp(max=groups - 1)
     rank = torch.arange(len(keys), device=keys.device) - start[group]
     chosen = torch.zeros_like(keys, dtype=torch.bool)
     chosen[order] = (rank < quota[group]) & (sorted_keys < groups)
@@ -197,7 +190,9 @@ class NodeSet:
         valid: (B*N,) bool, False for batch padding; None without padding.
         class_weight: (B*N, M), the weight of each class's message to each pixel for
             receivers="all"; None for 1.
-        count_part: counts the nodes of one of :data:`SAMPLES`; None without ground truth.
+        parts: for each of :data:`SAMPLES` the mask of its pixels and the class in whose graph they
+            are nodes, (B*N,) each; None without ground truth. The classes may be views of the
+            selected maps.
     """
 
     pixel: Tensor
@@ -207,25 +202,35 @@ class NodeSet:
     log_weight: Tensor | None = None
     valid: Tensor | None = None
     class_weight: Tensor | None = None
-    count_part: Callable[[str], Tensor] | None = field(default=None, repr=False)
+    parts: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
     @property
     def easy_positive(self) -> Tensor | None:
         """The number of easy positives of each class in each image, (M, B) int64 on the device.
 
-        Counted when asked for, as the other two; None without ground truth.
+        Counted when asked for, like the other two; None without ground truth.
         """
-        return self.count_part and self.count_part("easy_positive")
+        return self._count("easy_positive")
 
     @property
     def hard_positive(self) -> Tensor | None:
         """The number of hard positives, see :attr:`easy_positive`."""
-        return self.count_part and self.count_part("hard_positive")
+        return self._count("hard_positive")
 
     @property
     def hard_negative(self) -> Tensor | None:
         """The number of hard negatives, see :attr:`easy_positive`."""
-        return self.count_part and self.count_part("hard_negative")
+        return self._count("hard_negative")
+
+    def _count(self, part: str) -> Tensor | None:
+        if self.parts is None:
+            return None
+        mask, classes = self.parts[part]
+        num_classes, batch = self.counts.shape
+        keys = _segment_keys(classes, batch, mask, num_classes)
+        # bincount would synchronize to find its length; the length is known here.
+        found = torch.zeros(num_classes * batch + 1, dtype=torch.long, device=keys.device)
+        return found.scatter_add_(0, keys, torch.ones_like(keys))[:-1].view(num_classes, batch)
 
 
 def select_nodes(
@@ -286,41 +291,27 @@ def select_nodes(
         return NodeSet(pixel, counts, node_index, disjoint=True, valid=_flat(valid))
 
     target = checks[-1].labels
+    right, wrong = _both(usable, coarse == target), _both(usable, coarse != target)
+    # A wrong pixel is a hard positive of its true class and a hard negative of its coarse one.
+    masks = dict(zip(SAMPLES, (right, wrong, wrong), strict=True))
     used = samples if nodes == "dynamic" else ("easy_positive", "hard_negative")
-
-    def split() -> dict[str, Tensor]:
-        right = _both(usable, coarse == target)
-        wrong = _both(usable, coarse != target)
-        # A wrong pixel is a hard positive of its true class and a hard negative of its coarse one.
-        parts = dict(zip(SAMPLES, (right, wrong, wrong), strict=True))
-        return {name: m if name in used else torch.zeros_like(m) for name, m in parts.items()}
-
-    parts = split() if nodes == "dynamic" else None  # coarse nodes are split for counting only
-    if parts is None:
-        columns = [keys_of(coarse, usable)]
-    else:
-        if easy_ratio < 1.0:
-            keys = keys_of(coarse, parts["easy_positive"])
-            parts["easy_positive"] = _random_subset(keys, groups, easy_ratio, generator)
-        columns = [keys_of(coarse, parts["easy_positive"] | parts["hard_negative"])]
-        if "hard_positive" in samples:
-            columns.append(keys_of(target, parts["hard_positive"]))
+    masks = {name: m if name in used else torch.zeros_like(m) for name, m in masks.items()}
+    if nodes == "dynamic" and easy_ratio < 1.0:
+        easy = keys_of(coarse, masks["easy_positive"])
+        masks["easy_positive"] = _random_subset(easy, groups, easy_ratio, generator)
+    columns = [keys_of(coarse, masks["easy_positive"] | masks["hard_negative"])]
+    if "hard_positive" in used:
+        columns.append(keys_of(target, masks["hard_positive"]))
     pixel, counts, node_index, _ = _sort_nodes(
         torch.stack(columns, dim=1), num_classes, batch, checks
     )
-
-    def count_part(name: str) -> Tensor:
-        mask = (split() if parts is None else parts)[name]
-        keys = keys_of(target if name == "hard_positive" else coarse, mask)
-        return _count_keys(keys, groups).view(num_classes, batch)
-
     return NodeSet(
         pixel,
         counts,
         node_index,
         disjoint=len(columns) == 1,
         valid=_flat(valid),
-        count_part=count_part,
+        parts={n: (m, target if n == "hard_positive" else coarse) for n, m in masks.items()},
     )
 
 

@@ -63,6 +63,7 @@ def propagate_to_nodes(
         return _stream_to_nodes(pixels, nodes, weights, edges, coarse_only)
     query, key = _projections(weights)
     classes = Lengths(nodes.counts.sum(1).tolist())
+    # Cast before the gather: half of its memory, and gradients add up in the dtype of autocast.
     [pixels] = in_autocast_dtype(pixels)
     x = pixels_to_nodes(pixels, nodes)
     groups = classes if len(query) > 1 else [len(x)]

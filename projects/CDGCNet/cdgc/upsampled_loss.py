@@ -1,8 +1,9 @@
 """Cross entropy of logits resized to the targets, without ever storing the resized logits.
 
 Shape shorthand: logits (B, M, h, w), targets (B, H, W). The plain formulation stores full-size
-logits and gradients of M*H*W values several times over. Here one band of rows at a time is
-processed in the cache, and only tensors of the size of ``logits`` or ``targets`` are kept.
+logits and gradients of M*H*W values several times over. Here one band of rows, or several small
+images, are processed at a time in the cache, and only tensors of the size of ``logits`` or
+``targets`` are kept.
 
 The resize is a product of matrices, in which one infinite logit would reach others as NaN; an axis
 that keeps its size has none.
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cdgc.interpolation import resize_matrix
 
-# Values per row band, sized to fit a CPU core's cache. A GPU prefers fewer, larger launches.
+# Values at a time, sized to fit a CPU core's cache. A GPU prefers fewer, larger launches.
 _BAND_VALUES = {"cpu": 1 << 19, "gpu": 1 << 26}
 
 
@@ -36,7 +37,8 @@ def _sent_matrix(in_size: int, out_size: int, align_corners: bool, like: Tensor)
 
     A GPU would take fifteen launches to make it and takes one to get it.
     """
-    if torch.compiler.is_compiling():  # which ignores caches
+    # Compilers ignore caches, and tensors without numbers must not get into one.
+    if torch.compiler.is_compiling() or type(like) is not Tensor:
         return resize_matrix(in_size, out_size, align_corners, like)
     pinned = like.device.type == "cuda"
     kept = _kept_matrix(in_size, out_size, align_corners, like.dtype, pinned)
@@ -57,7 +59,7 @@ def _source_rows(rows: slice, in_size: int, out_size: int, align_corners: bool) 
 def _scan(
     logits: Tensor, targets: Tensor, align_corners: bool, weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Process the resized logits once, one band of rows at a time.
+    """Process the resized logits once, one band of rows or several whole images at a time.
 
     Args:
         logits: (B, M, h, w) float32 or float64.
@@ -75,7 +77,7 @@ def _scan(
         _sent_matrix(*sizes, align_corners, logits) for sizes in ((h, height), (w, width))
     )
     values = _BAND_VALUES["cpu" if logits.device.type == "cpu" else "gpu"]
-    together = max(1, values // (classes * height * width))  # whole images
+    together = max(1, values // max(1, classes * height * width))  # whole images
     band = height if together > 1 else max(1, values // (classes * width))
     nll = logits.new_empty(targets.shape)
     grad = None if weight is None else torch.empty_like(logits)

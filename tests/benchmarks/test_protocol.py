@@ -53,17 +53,30 @@ def test_claims_say_what_was_missed():
 def test_an_unsteady_machine_is_no_result(monkeypatch):
     # Two halves of two rounds each, the second twice as slow, in both attempts.
     seconds = iter([1.0, 1.0, 2.0, 2.0] * 2)
-    monkeypatch.setattr("protocol._seconds", lambda function, device: next(seconds))
+    monkeypatch.setattr("protocol._seconds", lambda function, device, calls=1: next(seconds))
     with pytest.raises(Unsteady, match="100%"):
         measure({"a": lambda: None}, rounds=4, attempts=2)
 
 
 def test_contestants_take_turns(monkeypatch):
     order = []
-    monkeypatch.setattr("protocol._seconds", lambda function, device: function())
+    monkeypatch.setattr("protocol._seconds", lambda function, device, calls=1: function())
     runs = {name: lambda name=name: order.append(name) or 1.0 for name in "ab"}
     assert measure(runs, rounds=2).ratio("a", "b") == 1.0
     assert order == ["a", "b", "a", "b", "a", "b"]  # the first two warm up
+
+
+def test_a_sample_on_a_gpu_is_as_many_calls_as_take_20_ms(monkeypatch):
+    calls_of = {"slow": [], "fast": []}
+
+    def seconds(name, device, calls=1):
+        assert device == "cuda"
+        calls_of[name].append(calls)
+        return {"slow": 0.1, "fast": 0.003}[name]
+
+    monkeypatch.setattr("protocol._seconds", seconds)
+    measure({name: name for name in calls_of}, rounds=2, device="cuda", warm=True)
+    assert calls_of == {"slow": [1, 1, 1], "fast": [1, 7, 7]}
 
 
 def test_cells_go_on_where_they_stopped(tmp_path):
@@ -99,12 +112,12 @@ def test_a_part_that_fails_leaves_a_row_and_ends_no_other(monkeypatch, capsys):
 
 
 def test_report_has_the_circumstances(tmp_path, capsys):
-    report("x", "Title", ["cell", "found"], [["a", "1"]], tmp_path)
+    report("x", "Title", ["cell", "found"], [["a", "1"], ["b"]], tmp_path)
     text = (tmp_path / "x.md").read_text()
     assert text in capsys.readouterr().out
-    assert "| a | 1 |" in text
+    assert "| a | 1 |\n| b |  |\n" in text
     content = json.loads((tmp_path / "x.json").read_text())
-    assert content["rows"] == [["a", "1"]]
+    assert content["rows"] == [["a", "1"], ["b"]]
     for key in ("command", "commit", "hardware", "versions"):
         assert content[key]
         assert f"- {key}: {content[key]}" in text

@@ -13,8 +13,8 @@
 #     --weights FILE   ImageNet ResNet-50 for "evidence", which also needs voc_animals/ in
 #                      DETECTRON2_DATASETS
 #     --opts "K V"     options for every training run, e.g. "MODEL.RESNETS.STRIDE_IN_1X1 True"
-#     --pack FILE      archive the results in FILE (.tar.gz) after every step; if FILE exists,
-#                      continue from it
+#     --pack FILE      archive the results in FILE (.tar.gz) after every step and every minute;
+#                      if FILE exists, continue from it
 #     --commit NAME    of these files; needed for a copy without its Git repository
 #     --rehearse       run everything on the CPU in tiny sizes; no weights, data or GPU needed
 #     --dry-run        print the commands only
@@ -133,8 +133,14 @@ step() { # COMMAND ...
     fi
     archive # what the steps before have measured, should the machine end this one
     echo "== $(left) s left: $*"
-    local code=0 begin=$SECONDS
+    local code=0 begin=$SECONDS packing
+    # A step may be many runs. Not into the caller's pipe, which the last sleep would keep open.
+    while sleep 60; do archive; done >/dev/null 2>&1 &
+    packing=$!
     timeout --kill-after 10 "$(left)" "$@" || code=$?
+    kill "$packing"
+    wait "$packing" 2>/dev/null
+    [ -z "$pack" ] || rm -f "$pack".*.part # it may have been packing
     echo "== exit code $code after $((SECONDS - begin)) s"
     case $code in
         0) ;;
@@ -155,8 +161,10 @@ once() { # NAME COMMAND ...: left out if it has finished with this commit
 
 archive() { # what this session has measured, without checkpoints and cached features
     [ -n "$pack" ] || return 0
-    tar --create --gzip --file "$pack.part" --directory "$session" --exclude ./scratch . &&
-        mv "$pack.part" "$pack"
+    # Exit code 1: a file changed while it was read, as logs do.
+    local part=$pack.$BASHPID.part
+    tar --create --gzip --file "$part" --directory "$session" --exclude ./scratch \
+        --warning no-file-changed . || [ $? = 1 ] && mv "$part" "$pack"
 }
 
 prepare() { # earlier results, wheels, and what identifies a measurement

@@ -205,6 +205,22 @@ def test_the_archive_has_what_was_measured_and_continues_elsewhere(borrowed, tmp
     assert "bench_model" in borrowed.limits.read_text()
 
 
+def test_the_archive_keeps_what_a_step_has_done_so_far(borrowed, tmp_path, monkeypatch):
+    # The machine ends while bench_graph runs: the archive must not wait for the end of the step.
+    pack, script = tmp_path / "results.tar.gz", borrowed.root / "tools" / SCRIPT.name
+    script.write_text(script.read_text().replace("while sleep 60", "while sleep 0.2"))
+    seen = tmp_path / "seen"
+    python = (tmp_path / "bin" / "python3").read_text()
+    wait = f'sleep 1; tar --list --file {pack} > {seen}; echo later > "$2/later" ;;'
+    (tmp_path / "bin" / "python3").write_text(python.replace(" ;;\nesac", f"; {wait}\nesac"))
+    monkeypatch.setenv("CUT_AT", "bench_loss")
+    borrowed("--pack", str(pack), "claims")
+    assert "./benchmarks/table.md" in seen.read_text().split()
+    with tarfile.open(pack) as tar:
+        assert "./benchmarks/later" in tar.getnames()
+    assert [p.name for p in tmp_path.glob("results*")] == [pack.name]
+
+
 def test_a_broken_archive_is_not_overwritten(borrowed, tmp_path):
     pack = tmp_path / "results.tar.gz"
     pack.write_text("something else")

@@ -68,16 +68,23 @@ def check_model_arguments(args: argparse.Namespace) -> None:
             raise UsageError(
                 "--onnx: the file contains the model; leave out the other model options"
             )
-        _max_pixels(args.opts)
+        image_limit(args.opts, _NO_OVERRIDES)
     elif not (args.config_file and args.weights):
         raise UsageError("expected either --config-file and --weights, or --onnx")
 
 
-def _max_pixels(opts: Sequence[str]) -> int:
-    """INPUT.MAX_PIXELS for --onnx, the only key that an exported file does not decide.
+_NO_OVERRIDES = "--onnx: the file contains the model; leave out the other model options, except"
+
+
+def image_limit(opts: Sequence[str], refusal: str) -> int:
+    """INPUT.MAX_PIXELS for commands without a config, whose only key it is.
 
     It protects the memory of the machine that reads the images. The rules for config keys cannot
     check it, because they need Detectron2.
+
+    Args:
+        opts: KEY VALUE, or nothing for the default.
+        refusal: how the message about other keys begins.
 
     Raises:
         UsageError: for overrides of other keys, or a value that is no positive integer.
@@ -87,10 +94,7 @@ def _max_pixels(opts: Sequence[str]) -> int:
     if not opts:
         return MAX_PIXELS
     if len(opts) != 2 or opts[0] != "INPUT.MAX_PIXELS":
-        raise UsageError(
-            "--onnx: the file contains the model; leave out the other model options, except "
-            "--opts INPUT.MAX_PIXELS N"
-        )
+        raise UsageError(f"{refusal} --opts INPUT.MAX_PIXELS N")
     if not opts[1].isdecimal() or int(opts[1]) < 1:
         raise UsageError(f"INPUT.MAX_PIXELS is {opts[1]}; expected an integer that is at least 1")
     return int(opts[1])
@@ -171,7 +175,7 @@ def load_predictor(
         from cdgcnet.engine.onnx_predictor import OnnxPredictor
 
         exported = OnnxPredictor(args.onnx, args.tta, flush_subnormals=True)
-        exported.max_pixels = _max_pixels(args.opts)
+        exported.max_pixels = image_limit(args.opts, _NO_OVERRIDES)
         if exported.metadata is None:
             raise ValueError(
                 f"{args.onnx} names no classes; set MODEL.CLASS_NAMES and export the model again"

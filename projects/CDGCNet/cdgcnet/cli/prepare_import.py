@@ -12,7 +12,7 @@ import argparse
 import os
 from pathlib import Path
 
-from cdgcnet.cli.options import integer_from
+from cdgcnet.cli.options import image_limit, integer_from
 
 FORMATS = ("coco-json", "labelme", "cvat", "rgb", "cityscapes-json")
 OVERLAPS = ("later", "earlier", "smaller", "larger")
@@ -73,9 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes (0: only this one)",
     )
     parser.add_argument("--overwrite", action="store_true", help="make existing labels again")
+    parser.add_argument(
+        "--opts",
+        nargs="*",
+        default=[],
+        metavar="KEY VALUE",
+        help="INPUT.MAX_PIXELS N, for images of more than 100 million pixels",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    args.max_pixels = image_limit(args.opts, "this command has no config; its only override is")
     try:
         from cdgcnet.data.prepare.annotations.importer import import_annotations
     except ModuleNotFoundError as error:

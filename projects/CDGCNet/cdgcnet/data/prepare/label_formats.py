@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cdgcnet.data.decoding import MAX_PIXELS
 from cdgcnet.data.image_io import read_image
 from cdgcnet.data.label_io import read_labels
 from cdgcnet.data.prepare.archives import Content
@@ -51,22 +52,26 @@ def map_labels(labels: np.ndarray, table: np.ndarray, what: str) -> np.ndarray:
 
 
 def save_labels(
-    labels: np.ndarray, colors: Sequence[Sequence[int]], image: Path, target: Path
+    labels: np.ndarray,
+    colors: Sequence[Sequence[int]],
+    image: Path,
+    target: Path,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Write labels (H, W) as a palette PNG, if their image is sound and has their size.
 
     Raises:
-        ValueError: for an unreadable image, or one of another size.
+        ValueError: for an unreadable image, or one of another size or more than ``max_pixels``.
         FileNotFoundError: for a missing image.
     """
-    require_size(labels, image)
+    require_size(labels, image, max_pixels)
     with atomic_write(target) as tmp_path:
         label_image(labels, colors).save(tmp_path)
 
 
-def require_size(labels: np.ndarray, image: Path) -> None:
+def require_size(labels: np.ndarray, image: Path, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse labels (H, W) whose size is not that of their image; decodes the whole image."""
-    height, width = read_image(image).shape[:2]
+    height, width = read_image(image, max_pixels=max_pixels).shape[:2]
     if labels.shape != (height, width):
         raise ValueError(
             f"the labels are {labels.shape[0]} x {labels.shape[1]}, but the image {image} is "

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cdgcnet.cli.main import main
+from cdgcnet.data.decoding import check_size
 from cdgcnet.data.label_io import read_labels
 
 SQUARE = [[1, 1], [3, 1], [3, 3], [1, 3]]
@@ -349,6 +350,46 @@ def test_color_masks_that_lost_their_colors(tmp_path, run):
     code, printed = run("rgb", folder, *options)
     assert code == 1 and "JPEG format, which does not keep colors" in printed
     assert run("rgb", folder, *options[2:])[1].count("--classes") == 1
+
+
+@pytest.mark.parametrize("file_format", ["coco-json", "rgb"])
+def test_the_limit_of_pixels_can_be_raised(tmp_path, run, images, monkeypatch, file_format):
+    limits = set()
+
+    def record(path, height, width, max_pixels):
+        limits.add(max_pixels)
+        return check_size(path, height, width, max_pixels)
+
+    for module in ("decoding", "image_io"):
+        monkeypatch.setattr(f"cdgcnet.data.{module}.check_size", record)
+    if file_format == "rgb":
+        listed = write(tmp_path / "classes.txt", "other 0 0 0\ncar 9 8 7\n")
+        arguments = ["rgb", write_mask(tmp_path), "--classes", str(listed)]
+    else:
+        arguments = ["coco-json", write(tmp_path / "coco.json", coco())]
+    code, printed = run(*arguments, "--opts", "INPUT.MAX_PIXELS", "47")  # images have 6 x 8
+    assert code == 1
+    assert "raise INPUT.MAX_PIXELS" in printed
+    assert limits == {47}
+    code, printed = run(*arguments, "--opts", "INPUT.MAX_PIXELS", "48", "--overwrite")
+    assert code == 0, printed
+    assert limits == {47, 48}
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["SEED", "1"], "its only override is --opts INPUT.MAX_PIXELS N"),
+        (["INPUT.MAX_PIXELS"], "its only override is --opts INPUT.MAX_PIXELS N"),
+        (["INPUT.MAX_PIXELS", "many"], "INPUT.MAX_PIXELS is many"),
+        (["INPUT.MAX_PIXELS", "0"], "INPUT.MAX_PIXELS is 0"),
+    ],
+)
+def test_other_overrides_are_refused(tmp_path, run, capsys, opts, words):
+    with pytest.raises(SystemExit, match="2"):
+        run("coco-json", write(tmp_path / "coco.json", coco()), "--opts", *opts)
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_workers_give_the_same_labels(tmp_path, run):

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from cdgcnet.data.decoding import UnusableImageError, open_image, orientation_of, read_bytes
+from cdgcnet.data.decoding import (
+    MAX_PIXELS,
+    UnusableImageError,
+    open_image,
+    orientation_of,
+    read_bytes,
+)
 from cdgcnet.data.prepare.annotations.class_table import ClassTable
 
 _FORMATS = ("PNG", "TIFF", "BMP")  # lossless
 
 
-def read_color_mask(path: str | Path) -> np.ndarray:
+def read_color_mask(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Colors of a mask as (H, W) int32, red * 65536 + green * 256 + blue.
 
     Raises:
@@ -20,7 +26,7 @@ def read_color_mask(path: str | Path) -> np.ndarray:
             by EXIF data or partly transparent.
     """
     data = read_bytes(path, "color mask")
-    with open_image(io.BytesIO(data), path, "color mask") as image:
+    with open_image(io.BytesIO(data), path, "color mask", max_pixels) as image:
         if image.format not in _FORMATS:
             raise UnusableImageError(
                 f"{path}: the color mask is in {image.format} format, which does not keep colors; "
@@ -42,9 +48,9 @@ def name_of(color: int) -> str:
     return f"{color >> 16} {color >> 8 & 255} {color & 255}"
 
 
-def count_colors(path: str | Path) -> Counter[str]:
+def count_colors(path: str | Path, max_pixels: int = MAX_PIXELS) -> Counter[str]:
     """Pixels of each color of a mask."""
-    colors, pixels = np.unique(read_color_mask(path), return_counts=True)
+    colors, pixels = np.unique(read_color_mask(path, max_pixels), return_counts=True)
     names = map(name_of, colors.tolist())
     return Counter(dict(zip(names, pixels.tolist(), strict=True)))
 
@@ -61,15 +67,18 @@ def color_table(table: ClassTable) -> ClassTable:
     return ClassTable(table.names, table.colors, names | table.mapping)
 
 
-def labels_of_mask(path: str | Path, table: ClassTable, unlabeled: int) -> np.ndarray:
+def labels_of_mask(
+    path: str | Path, table: ClassTable, unlabeled: int, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Class ids (H, W) uint8 of a color mask.
 
     Args:
         path: the mask.
         table: knows every color; see :func:`color_table`.
         unlabeled: the label of colors that the mapping leaves out.
+        max_pixels: height x width at most.
     """
-    colors, inverse = np.unique(read_color_mask(path), return_inverse=True)
+    colors, inverse = np.unique(read_color_mask(path, max_pixels), return_inverse=True)
     found = [table.label(name_of(color)) for color in colors.tolist()]
     ids = np.array([unlabeled if label is None else label for label in found], np.uint8)
     return ids[inverse].reshape(inverse.shape)

@@ -45,26 +45,28 @@ def convert(
     table: ClassTable,
     unlabeled: int,
     overlaps: Overlaps,
+    max_pixels: int,
     image: Content,
     target: Path,
 ) -> None:
     """Write the label PNG of one image."""
-    height, width = image_size(annotated.image)
+    height, width = image_size(annotated.image, max_pixels)
     if annotated.size not in (None, (height, width)):
         raise ValueError(
             f"{annotated.image}: it is {height} x {width}, but the annotations are for "
             f"{annotated.size[0]} x {annotated.size[1]} (height x width)"
         )
     labels = draw_labels(shapes, height, width, unlabeled, overlaps)
-    save_labels(labels, table.colors, annotated.image, target)
+    save_labels(labels, table.colors, annotated.image, target, max_pixels)
 
 
 def convert_mask(
-    image: Path, table: ClassTable, unlabeled: int, mask: Content, target: Path
+    image: Path, table: ClassTable, unlabeled: int, max_pixels: int, mask: Content, target: Path
 ) -> None:
     """Write the label PNG of one color mask."""
     assert isinstance(mask, Path)  # not from an archive
-    save_labels(labels_of_mask(mask, table, unlabeled), table.colors, image, target)
+    labels = labels_of_mask(mask, table, unlabeled, max_pixels)
+    save_labels(labels, table.colors, image, target, max_pixels)
 
 
 def _rule(args: argparse.Namespace) -> PairingRule:
@@ -102,7 +104,7 @@ def _shape_jobs(
             if label is not None:
                 shapes.append((label, shape))
         bare = AnnotatedImage(one.image, one.stem, (), one.size)
-        work = partial(convert, bare, shapes, table, unlabeled_id, overlaps)
+        work = partial(convert, bare, shapes, table, unlabeled_id, overlaps, args.max_pixels)
         jobs.append(Job(File(str(one.image)), _target(args, one.stem), work))
     return table, {one.stem: one.image for one in annotated}, jobs
 
@@ -127,11 +129,12 @@ def _mask_jobs(
     unlabeled_id = table.label(unlabeled)
     assert unlabeled_id is not None
     with ThreadPool(max(args.workers, 1)) as pool:
-        counts = pool.map(count_colors, [args.annotations / label for label in found.values()])
+        count = partial(count_colors, max_pixels=args.max_pixels)
+        counts = pool.map(count, [args.annotations / label for label in found.values()])
     table.require(sum(counts, Counter()), "pixels")
     jobs = []
     for image, label in found.items():
-        work = partial(convert_mask, rule.images / image, table, unlabeled_id)
+        work = partial(convert_mask, rule.images / image, table, unlabeled_id, args.max_pixels)
         jobs.append(Job(File(str(args.annotations / label)), _target(args, rule.stem(image)), work))
     return table, {rule.stem(image): rule.images / image for image in found}, jobs
 
